@@ -1,0 +1,21 @@
+"""What all tests share: no display, no network look-ups, one thread, and no state left behind."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads() -> None:
+    """Small volumes do not gain from threads, and sums in a fixed order give the same figures on every machine."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
