@@ -1,0 +1,121 @@
+"""Where the patient is in a CT: the body mask that takes the couch, the clothing and the air around away."""
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+TISSUE_HU = -400.0
+"""Above this a voxel may be tissue; foam, mattresses and most clothing lie below."""
+
+_WORK_MM = 2.0
+_OPENING_MM = 5.0
+_SMALL_PART_CM3 = 60.0
+_LUNG_HU = -960.0
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def _opening(mask: BoolArray, radius: float, spacing: tuple[float, ...]) -> BoolArray:
+    """Binary opening with a ball of ``radius`` mm, by two distance transforms (fast for any radius).
+
+    The body goes on beyond the first and the last slice. In-plane the outside is background: a couch cut by the
+    image's lower edge would grow thick otherwise, and a body cut there loses its corners only.
+    """
+    pad = tuple(int(np.ceil(radius / s)) + 1 for s in spacing)
+    padded = np.pad(mask, [(pad[0], pad[0]), (pad[1], pad[1]), (0, 0)])
+    padded = np.pad(padded, [(0, 0), (0, 0), (pad[2], pad[2])], mode="edge")
+    eroded = ndimage.distance_transform_edt(padded, sampling=spacing) > radius
+    if not eroded.any():
+        return np.zeros_like(mask)
+    opened = ndimage.distance_transform_edt(~eroded, sampling=spacing) <= radius
+    return opened[tuple(slice(p, -p) for p in pad)]
+
+
+def _fill_axial(mask: BoolArray) -> BoolArray:
+    """Fill the holes (lungs, bowel gas) of every axial slice; axis 2 is superior."""
+    return np.stack([ndimage.binary_fill_holes(mask[:, :, k]) for k in range(mask.shape[2])], axis=2)
+
+
+def field_of_view(volume_hu: npt.NDArray[np.floating]) -> BoolArray:
+    """(X, Y) mask of what the scanner saw: all but the constant padding outside its reconstruction circle."""
+    padding = (volume_hu <= volume_hu.min() + 1.0).mean(axis=2) > 0.95
+    labelled, _ = ndimage.label(padding)
+    border = np.zeros_like(padding)
+    border[[0, -1], :] = True
+    border[:, [0, -1]] = True
+    outside = np.isin(labelled, np.setdiff1d(np.unique(labelled[border]), [0]))
+    return np.asarray(~outside)
+
+
+def _close_cut_lungs(solid: BoolArray, coarse: npt.NDArray[np.float32]) -> BoolArray:
+    """Wall for lungs which the field of view cuts open, so that they are enclosed and can be filled.
+
+    Along the rim of the field of view everything denser than air (lung) counts as wall; a hole closed in this way is
+    kept only where its content is lung, not air.
+    """
+    view = field_of_view(coarse)
+    rim = view & ~ndimage.binary_erosion(view, border_value=0)
+    calm = ndimage.uniform_filter(coarse, 3)
+    walled = _fill_axial(solid | (rim[:, :, None] & (calm > _LUNG_HU)))
+    gained = walled & ~_fill_axial(solid)
+    return solid | (gained & (calm > _LUNG_HU))
+
+
+def _parts(mask: BoolArray, voxel_cm3: float, minimum_cm3: float) -> BoolArray:
+    """The largest connected part and every other above ``minimum_cm3`` (arms beside the trunk)."""
+    labelled, count = ndimage.label(mask)
+    if count == 0:
+        return mask
+    sizes = np.bincount(labelled.ravel())
+    sizes[0] = 0
+    keep = sizes * voxel_cm3 >= minimum_cm3
+    keep[int(np.argmax(sizes))] = True
+    keep[0] = False
+    return keep[labelled]
+
+
+def body_mask(
+    volume_hu: npt.NDArray[np.floating],
+    spacing_mm: tuple[float, float, float],
+    opening_mm: float = _OPENING_MM,
+) -> BoolArray:
+    """Mask of the patient: trunk, arms and all they enclose, without couch, clothing and air.
+
+    Tissue (> ``TISSUE_HU``) is opened with a ball, which cuts shells of couches, sheets and tubes, thinner than
+    ``2 * opening_mm``, away from the body; what is left in large parts is the patient; its holes are filled slice
+    by slice; a second opening takes off what still bridges. The work runs on a 2 mm grid.
+
+    Args:
+        volume_hu: (X, Y, Z) HU, RAS+ axes.
+        spacing_mm: voxel size along X, Y, Z in mm.
+        opening_mm: ball radius in mm.
+
+    Returns:
+        Boolean (X, Y, Z); all False where there is no body.
+    """
+    steps = [max(1, round(_WORK_MM / s)) for s in spacing_mm]
+    counts = [n // s * s for n, s in zip(volume_hu.shape, steps, strict=True)]
+    if min(counts) == 0:
+        return np.zeros(volume_hu.shape, dtype=bool)
+    blocks = volume_hu[: counts[0], : counts[1], : counts[2]].reshape(
+        counts[0] // steps[0], steps[0], counts[1] // steps[1], steps[1], counts[2] // steps[2], steps[2]
+    )
+    coarse = blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+    spacing = tuple(s * n for s, n in zip(spacing_mm, steps, strict=True))
+    voxel_cm3 = float(np.prod(spacing)) / 1000.0
+
+    tissue = coarse > TISSUE_HU
+    solid = _parts(_opening(tissue, opening_mm, spacing), voxel_cm3, _SMALL_PART_CM3)
+    filled = _fill_axial(_close_cut_lungs(solid, coarse))
+    opened = _opening(filled, 2.0 * opening_mm, spacing)
+    core = _parts(opened, voxel_cm3, _SMALL_PART_CM3)
+    # The openings round corners off (breasts, axillae): give back tissue that lies within the ball of the core.
+    reach = ndimage.distance_transform_edt(~core, sampling=spacing) <= opening_mm if core.any() else core
+    mask = (filled & reach) | core
+
+    zoomed = np.repeat(np.repeat(np.repeat(mask, steps[0], 0), steps[1], 1), steps[2], 2)
+    full = np.pad(zoomed, [(0, n - c) for n, c in zip(volume_hu.shape, counts, strict=True)], mode="edge")
+    smooth = ndimage.gaussian_filter(
+        full.astype(np.float32), [0.5 * s * m for s, m in zip(steps, (1, 1, 1), strict=True)]
+    )
+    return smooth > 0.35
