@@ -22,7 +22,7 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import ensure_tuple_rep
 from scipy.interpolate import PchipInterpolator
 
-__all__ = ["RandThoraxAugment", "RandThoraxAugmentd", "ThoraxWarp"]
+__all__ = ["RandThoraxAugment", "RandThoraxAugmentd", "ThoraxWarp", "largest_gradient", "random_diffeomorphism"]
 
 AIR_HU = -1000.0
 # HU at and below which a voxel counts as air outside the body: neither curve nor noise touches it.
@@ -155,7 +155,9 @@ class RandThoraxAugment(Randomizable, Transform):
         nodes = [max(3, math.ceil(length / LATTICE_SPACING_MM) + 1) for length in span]
         identity = _lattice(span, nodes)
         peak = float(self.R.uniform(0.0, self.warp_mm)) if apply and self.warp_mm > 0 else 0.0
-        displacement = self._draw_displacement(span, nodes, peak) if peak > 0 else torch.zeros_like(identity)
+        displacement = torch.zeros_like(identity)
+        if peak > 0:
+            displacement = random_diffeomorphism(self.R, span, nodes, peak, self.control_spacing_mm, self.max_gradient)
         linear = torch.as_tensor(affine[:, :3], dtype=torch.float32)
         offset = torch.as_tensor(affine[:, 3], dtype=torch.float32)
         positions = torch.einsum("ij,jabc->iabc", linear, identity + displacement) + offset[:, None, None, None]
@@ -237,23 +239,6 @@ class RandThoraxAugment(Randomizable, Transform):
         # The map goes from output to input: a larger person is a map that shrinks.
         linear = rotation @ shear @ np.diag(1.0 / size) @ np.diag([mirror, 1.0, 1.0])
         return np.concatenate([linear, shift[:, None]], axis=1)
-
-    def _draw_displacement(self, span: Sequence[float], nodes: Sequence[int], peak_mm: float) -> torch.Tensor:
-        """Exponential of a random velocity field, with peak speed ``peak_mm`` and bounded gradient."""
-        matrices = []
-        for length, count in zip(span, nodes, strict=True):
-            matrices.append(_spline_matrix(length, count, self.control_spacing_mm, float(self.R.random_sample())))
-        control = self.R.normal(size=(3, *(m.shape[1] for m in matrices)))
-        velocity = torch.as_tensor(np.einsum("kabc,xa,yb,zc->kxyz", control, *matrices, optimize=True))
-        velocity = velocity.float()
-        velocity = velocity * (peak_mm / velocity.square().sum(0).max().sqrt())
-        displacement = _integrate(velocity, span)
-        gradient = largest_gradient(displacement, span)
-        while gradient > self.max_gradient:
-            velocity = velocity * min(0.9, 0.95 * self.max_gradient / gradient)
-            displacement = _integrate(velocity, span)
-            gradient = largest_gradient(displacement, span)
-        return displacement
 
     def _draw_hu_curve(self) -> torch.Tensor | None:
         lung = self.R.uniform(-self.lung_hu, self.lung_hu)
@@ -340,6 +325,43 @@ class RandThoraxAugmentd(Randomizable, MapTransform):
             else:
                 result[key] = self.augment.resample(result[key], mode="nearest")
         return result
+
+
+def random_diffeomorphism(
+    rng: np.random.RandomState,
+    span_mm: Sequence[float],
+    nodes: Sequence[int],
+    peak_mm: float,
+    control_spacing_mm: float = 60.0,
+    max_gradient: float = 0.6,
+) -> torch.Tensor:
+    """Displacement of the exponential of a random velocity field (Arsigny et al. 2006), provably invertible.
+
+    Args:
+        rng: source of randomness.
+        span_mm: extents (x, y, z) of the lattice, from its first to its last node, mm.
+        nodes: number of nodes along each axis.
+        peak_mm: largest speed, mm; smaller where ``max_gradient`` asks for it.
+        control_spacing_mm: distance of the control points of the cubic spline that the velocity is, mm.
+        max_gradient: bound on the Frobenius norm of the displacement's gradient, below 1.
+
+    Returns:
+        float32 (3, *nodes), mm.
+    """
+    matrices = [
+        _spline_matrix(length, count, control_spacing_mm, float(rng.random_sample()))
+        for length, count in zip(span_mm, nodes, strict=True)
+    ]
+    control = rng.normal(size=(3, *(m.shape[1] for m in matrices)))
+    velocity = torch.as_tensor(np.einsum("kabc,xa,yb,zc->kxyz", control, *matrices, optimize=True)).float()
+    velocity = velocity * (peak_mm / velocity.square().sum(0).max().sqrt())
+    displacement = _integrate(velocity, span_mm)
+    gradient = largest_gradient(displacement, span_mm)
+    while gradient > max_gradient:
+        velocity = velocity * min(0.9, 0.95 * max_gradient / gradient)
+        displacement = _integrate(velocity, span_mm)
+        gradient = largest_gradient(displacement, span_mm)
+    return displacement
 
 
 def largest_gradient(displacement_mm: torch.Tensor, span_mm: Sequence[float]) -> float:
