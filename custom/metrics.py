@@ -252,15 +252,27 @@ def evaluate_volume(
 
 
 def evaluate_batch(
-    pred: torch.Tensor, truth: torch.Tensor, hu_window: Sequence[float] = HU_WINDOW, names: Sequence[str] = METRIC_NAMES
+    pred: torch.Tensor,
+    truth: torch.Tensor,
+    hu_window: Sequence[float] = HU_WINDOW,
+    names: Sequence[str] = METRIC_NAMES,
+    in_hu: bool = False,
 ) -> list[dict[str, float]]:
-    """Compares batches in network range: (B, 1, X, Y, Z), -1 at the lower end of the window and 1 at the upper."""
+    """Compares the cases of a batch.
+
+    Args:
+        pred: (B, 1, X, Y, Z) in network range: -1 at the lower end of the window and 1 at the upper.
+        truth: the same shape and range.
+        hu_window: HU at -1 and at 1; both volumes are clipped to it.
+        names: which of ``METRIC_NAMES`` to compute.
+        in_hu: the volumes are in HU already (a postprocessing that scales them back runs before metrics).
+    """
     low, high = _check_window(hu_window)
     if pred.shape != truth.shape or pred.ndim != 5 or pred.shape[1] != 1:
         raise ValueError(f"expected two (B, 1, X, Y, Z) tensors; got {tuple(pred.shape)} and {tuple(truth.shape)}")
 
     def to_hu(volume: torch.Tensor) -> torch.Tensor:
-        return (volume.float() + 1) * ((high - low) / 2) + low
+        return volume if in_hu else (volume.float() + 1) * ((high - low) / 2) + low
 
     return [
         evaluate_volume(to_hu(one_pred[0]), to_hu(one_truth[0]), hu_window, names)
@@ -278,6 +290,7 @@ class VolumeMetric(CumulativeIterationMetric):
         name: one of ``METRIC_NAMES``.
         hu_window: HU at -1 and at 1.
         reduction: MONAI's reduction over the cases; cases without the tissue band (NaN) are left out.
+        in_hu: volumes are in HU already.
 
     Raises:
         ValueError: an unknown name; while running, a prediction with NaN (a mean that skips it would praise a
@@ -289,6 +302,7 @@ class VolumeMetric(CumulativeIterationMetric):
         name: str = "psnr_range",
         hu_window: Sequence[float] = HU_WINDOW,
         reduction: MetricReduction | str = MetricReduction.MEAN,
+        in_hu: bool = False,
     ) -> None:
         super().__init__()
         if name not in METRIC_NAMES:
@@ -296,11 +310,12 @@ class VolumeMetric(CumulativeIterationMetric):
         self.name = name
         self.hu_window = _check_window(hu_window)
         self.reduction = reduction
+        self.in_hu = in_hu
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **_: Any) -> torch.Tensor:
         if y is None:
             raise ValueError(f"{self.name} compares with a true volume; got none")
-        values = [case[self.name] for case in evaluate_batch(y_pred, y, self.hu_window, [self.name])]
+        values = [case[self.name] for case in evaluate_batch(y_pred, y, self.hu_window, [self.name], self.in_hu)]
         return torch.tensor(values, dtype=torch.float32).unsqueeze(1)
 
     def aggregate(self, reduction: MetricReduction | str | None = None) -> torch.Tensor:

@@ -1,0 +1,93 @@
+"""Box plots of metrics by number of views and method, as in figure 2 of the INRR3CT paper."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from custom.metrics import MIN_PATIENTS_FOR_INTERVAL
+from custom.report.figures import save_figure
+from custom.report.tables import metric_label
+
+__all__ = ["metric_boxplots"]
+
+_COLOURS = ("#3b6fb6", "#e07b39", "#4f9d69", "#b6516b", "#7a6bb0", "#8a8f98", "#c9a227", "#3aa6a6")
+
+
+def metric_boxplots(
+    rows: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    metrics: Sequence[str] = ("psnr_range", "ssim", "mae_hu"),
+    group: str = "views",
+    series: str = "method",
+) -> Path:
+    """Draws one panel per metric, a group of boxes per number of views, a colour per method.
+
+    Every case is a dot. A box (quartiles, median, whiskers to 1.5 times the interquartile range) appears only where
+    there are five or more: below that it would claim a distribution that nobody knows.
+
+    Args:
+        rows: a mapping per case with its metrics, ``group`` and ``series``.
+        path: where the PNG goes.
+        metrics: which metrics, a panel each.
+        group: key of the value along the horizontal axis.
+        series: key of the value that gives the colour; rows without it form one series without a name.
+
+    Raises:
+        ValueError: no rows, a metric that no row has.
+    """
+    if not rows:
+        raise ValueError("no case to plot")
+    missing = [name for name in metrics if not any(name in row for row in rows)]
+    if missing:
+        raise ValueError(f"no row has the metric {missing}; there are {sorted(rows[0])}")
+    groups = sorted({row[group] for row in rows}, key=lambda value: (isinstance(value, str), value))
+    methods = list(dict.fromkeys(str(row.get(series, "")) for row in rows))
+    figure = Figure(figsize=(max(3.2, 0.36 * len(groups) * len(methods)) * len(metrics), 3.8), layout="constrained")
+    width = 0.8 / len(methods)
+    for axes, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        for index, method in enumerate(methods):
+            colour = _COLOURS[index % len(_COLOURS)]
+            for position, value in enumerate(groups):
+                cases = [
+                    float(row[name])
+                    for row in rows
+                    if row[group] == value and str(row.get(series, "")) == method and name in row
+                ]
+                cases = [case for case in cases if math.isfinite(case)]
+                centre = position + (index - (len(methods) - 1) / 2) * width
+                if len(cases) >= MIN_PATIENTS_FOR_INTERVAL:
+                    axes.boxplot(
+                        cases,
+                        positions=[centre],
+                        widths=width * 0.8,
+                        showfliers=False,
+                        patch_artist=True,
+                        boxprops={"facecolor": colour + "55", "edgecolor": colour},
+                        medianprops={"color": colour, "linewidth": 2},
+                        whiskerprops={"color": colour},
+                        capprops={"color": colour},
+                    )
+                # A fixed spread instead of a random one: the same cases give the same file.
+                spread = np.linspace(-0.2, 0.2, len(cases)) if len(cases) > 1 else np.zeros(len(cases))
+                axes.plot(centre + spread * width, cases, "o", color=colour, markersize=3.5, alpha=0.8, zorder=3)
+        axes.set_xticks(
+            range(len(groups)), [f"{value:g}" if isinstance(value, float) else str(value) for value in groups]
+        )
+        axes.set_xlim(-0.6, len(groups) - 0.4)
+        axes.set_xlabel(group)
+        axes.set_ylabel(metric_label(name))
+        axes.grid(axis="y", color="#d9dce0", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if methods != [""]:
+        handles = [Patch(color=_COLOURS[index % len(_COLOURS)], label=method) for index, method in enumerate(methods)]
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(methods), 5), frameon=False)
+    return save_figure(figure, path)

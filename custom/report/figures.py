@@ -1,0 +1,259 @@
+"""The picture of a reconstruction: radiographs above, then truth, reconstruction and difference in three planes.
+
+Planes are shown as radiologists expect: the patient's right on the left of the picture, axial slices seen from the
+feet with anterior on top, sagittal slices looking to the patient's right (anterior on the left), superior on top.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+__all__ = ["plane", "reconstruction_figure", "save_figure"]
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+HU_DISPLAY = (-1000.0, 400.0)
+DIFFERENCE_HU = 500.0
+PLANES = {
+    # name: axis cut, axis across, axis down, letters at the left, right, top and bottom edge
+    "axial": (2, 0, 1, "R", "L", "A", "P"),
+    "coronal": (1, 0, 2, "R", "L", "S", "I"),
+    "sagittal": (0, 1, 2, "A", "P", "S", "I"),
+}
+
+_BACKGROUND, _TEXT, _MUTED, _ACCENT = "#0d0f12", "#e8eaed", "#9aa0a6", "#f6c365"
+# Blue where the reconstruction is too thin, orange where too dense; dark at zero, so that only errors catch the eye.
+_DIFFERENCE = LinearSegmentedColormap.from_list(
+    "difference", ["#c3ecff", "#4aa8ff", "#174a8c", "#0a0b0d", "#8c3310", "#ff7a3d", "#ffe0b8"]
+)
+_WIDTH, _MARGIN, _GAP, _RADIOGRAPHS_A_ROW = 10.0, 0.55, 0.12, 4
+
+
+def plane(volume: FloatArray, name: str, index: int | None = None) -> FloatArray:
+    """One slice of a RAS+ volume, turned the way it is shown.
+
+    Args:
+        volume: (X, Y, Z), x to the patient's right, y anterior, z superior.
+        name: axial, coronal or sagittal.
+        index: voxel index along the axis that is cut; None for the middle.
+
+    Returns:
+        (rows, columns): row 0 is anterior (axial) or superior, column 0 the patient's right (sagittal: anterior).
+    """
+    if name not in PLANES:
+        raise ValueError(f"plane must be one of {sorted(PLANES)}; got {name!r}")
+    cut, across, down = PLANES[name][:3]
+    index = volume.shape[cut] // 2 if index is None else index
+    picture = np.take(volume, index, axis=cut)
+    # np.take keeps the order of the other axes, and `across` comes before `down` in all three planes.
+    assert across < down
+    return picture.T[::-1, ::-1]
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> Path:
+    """Writes a PNG beside its target and moves it there, so that a viewer never meets half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(temporary, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+class _Page:
+    """A figure whose panels are placed in inches from the top left corner."""
+
+    def __init__(self, height: float) -> None:
+        self.height = height
+        self.figure = Figure(figsize=(_WIDTH, height), facecolor=_BACKGROUND)
+
+    def panel(self, left: float, top: float, width: float, height: float) -> Axes:
+        axes = self.figure.add_axes(
+            (left / _WIDTH, 1 - (top + height) / self.height, width / _WIDTH, height / self.height)
+        )
+        axes.set_facecolor("black")
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        return axes
+
+    def text(self, left: float, top: float, words: str, **style: Any) -> None:
+        style = {"color": _TEXT, "va": "top", "ha": "left", "fontsize": 10, **style}
+        self.figure.text(left / _WIDTH, 1 - top / self.height, words, **style)
+
+
+def _outlined(axes: Axes, x: float, y: float, words: str, **style: Any) -> None:
+    style = {"color": _ACCENT, "fontsize": 9, "fontweight": "bold", **style}
+    letters = axes.text(x, y, words, transform=axes.transAxes, **style)
+    letters.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
+
+
+def _compass(axes: Axes, left: str, right: str, top: str, bottom: str) -> None:
+    _outlined(axes, 0.015, 0.5, left, va="center", ha="left")
+    _outlined(axes, 0.985, 0.5, right, va="center", ha="right")
+    _outlined(axes, 0.5, 0.985, top, va="top", ha="center")
+    _outlined(axes, 0.5, 0.015, bottom, va="bottom", ha="center")
+
+
+def _scale_bar(axes: Axes, width_mm: float, length_mm: float = 50.0) -> None:
+    share = length_mm / width_mm
+    if share > 0.6:
+        return
+    axes.add_patch(
+        Rectangle((0.04, 0.045), share, 0.008, transform=axes.transAxes, facecolor=_TEXT, edgecolor="none", zorder=3)
+    )
+    _outlined(axes, 0.04, 0.062, f"{length_mm / 10:g} cm", color=_TEXT, fontsize=7.5, va="bottom", fontweight="normal")
+
+
+def _colour_bar(
+    page: _Page, box: tuple[float, float, float], limits: tuple[float, float], cmap: str | Colormap, name: str
+) -> None:
+    left, top, width = box
+    axes = page.panel(left, top, width, 0.1)
+    bar = page.figure.colorbar(
+        ScalarMappable(Normalize(*limits), cmap), cax=axes, orientation="horizontal", extend="both"
+    )
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    bar.ax.tick_params(colors=_MUTED, labelsize=8, length=2)
+    bar.set_label(name, color=_MUTED, fontsize=8.5)
+
+
+def _radiograph_row(
+    page: _Page, top: float, radiographs: FloatArray, labels: Sequence[str], aspect: float, width: float
+) -> None:
+    height = width * aspect
+    count = len(radiographs)
+    per_row = min(count, _RADIOGRAPHS_A_ROW)
+    for index, radiograph in enumerate(radiographs):
+        row, column = divmod(index, per_row)
+        in_row = min(per_row, count - row * per_row)
+        left = (_WIDTH - in_row * width - (in_row - 1) * _GAP) / 2 + column * (width + _GAP)
+        axes = page.panel(left, top + row * (height + 0.35) + 0.22, width, height)
+        low, high = np.percentile(radiograph, (0.5, 99.8))
+        axes.imshow(
+            radiograph, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect="auto", interpolation="bilinear"
+        )
+        if labels:
+            page.text(left + width / 2, top + row * (height + 0.35), labels[index], ha="center", fontsize=9.5)
+
+
+def reconstruction_figure(
+    radiographs: FloatArray,
+    truth_hu: FloatArray | None,
+    pred_hu: FloatArray,
+    spacing_mm: Sequence[float],
+    path: str | os.PathLike[str],
+    title: str = "",
+    caption: str = "",
+    view_labels: Sequence[str] | None = None,
+    pixel_mm: Sequence[float] = (1.0, 1.0),
+    hu_display: Sequence[float] = HU_DISPLAY,
+    difference_hu: float = DIFFERENCE_HU,
+) -> Path:
+    """Draws radiographs, truth, reconstruction and difference into one PNG.
+
+    Args:
+        radiographs: (K, V, U) line integrals, shown bright where the ray met much; row 0 is superior.
+        truth_hu: (X, Y, Z) HU, RAS+; None where the truth is not known (the planes then stand side by side).
+        pred_hu: (X, Y, Z) HU on the same grid.
+        spacing_mm: voxel size along X, Y, Z in mm, so that pictures have the patient's proportions.
+        path: where the PNG goes.
+        title: first line, for example the case and the number of views.
+        caption: line below the title, for example the metrics.
+        view_labels: one text per radiograph.
+        pixel_mm: detector pixel along U and V; only its ratio matters.
+        hu_display: HU shown black and white.
+        difference_hu: HU at the ends of the difference's colours.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: shapes that do not fit together.
+    """
+    radiographs, pred_hu = np.asarray(radiographs), np.asarray(pred_hu)
+    if radiographs.ndim != 3 or len(radiographs) == 0:
+        raise ValueError(f"radiographs must be (K, V, U) with at least one; got shape {radiographs.shape}")
+    if pred_hu.ndim != 3:
+        raise ValueError(f"the reconstruction must be (X, Y, Z); got shape {pred_hu.shape}")
+    if truth_hu is not None and truth_hu.shape != pred_hu.shape:
+        raise ValueError(f"truth and reconstruction differ in shape: {truth_hu.shape} and {pred_hu.shape}")
+    if view_labels is not None and len(view_labels) != len(radiographs):
+        raise ValueError(f"{len(view_labels)} labels for {len(radiographs)} radiographs")
+
+    aspect = radiographs.shape[1] * pixel_mm[1] / (radiographs.shape[2] * pixel_mm[0])
+    per_row = min(len(radiographs), _RADIOGRAPHS_A_ROW)
+    radiograph_width = min((_WIDTH - 2 * _MARGIN - (per_row - 1) * _GAP) / per_row, 2.6 / aspect)
+    radiograph_rows = math.ceil(len(radiographs) / per_row)
+    first_plane = 0.2 + 0.36 * bool(title) + 0.3 * bool(caption) + radiograph_rows * (radiograph_width * aspect + 0.35)
+
+    extent_mm = [size * step for size, step in zip(pred_hu.shape, spacing_mm, strict=True)]
+    width = (_WIDTH - 2 * _MARGIN - 2 * _GAP) / 3
+    heights = {name: width * extent_mm[down] / extent_mm[across] for name, (_, across, down, *_) in PLANES.items()}
+    stacked = sum(heights.values()) + 2 * _GAP if truth_hu is not None else max(heights.values())
+    page = _Page(first_plane + 0.3 + stacked + 0.75)
+
+    if title:
+        page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
+    if caption:
+        page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=10, color=_MUTED)
+    _radiograph_row(
+        page,
+        0.15 + 0.36 * bool(title) + 0.3 * bool(caption),
+        radiographs,
+        list(view_labels or []),
+        aspect,
+        radiograph_width,
+    )
+
+    columns: list[tuple[str, FloatArray, str | Colormap, tuple[float, float]]] = []
+    grey = (float(hu_display[0]), float(hu_display[1]))
+    if truth_hu is not None:
+        truth_hu = np.asarray(truth_hu)
+        difference = pred_hu.astype(np.float32) - truth_hu.astype(np.float32)
+        columns.append(("truth", truth_hu, "gray", grey))
+        columns.append(("reconstruction", pred_hu, "gray", grey))
+        columns.append(("reconstruction − truth", difference, _DIFFERENCE, (-difference_hu, difference_hu)))
+    top = first_plane + 0.3
+    for row, (name, (_, across, _down, *letters)) in enumerate(PLANES.items()):
+        shown = columns or [(name, pred_hu, "gray", grey)]
+        for column, (label, volume, cmap, limits) in enumerate(shown):
+            position = column if truth_hu is not None else row
+            left = _MARGIN + position * (width + _GAP)
+            axes = page.panel(left, top, width, heights[name])
+            axes.imshow(
+                plane(volume, name), cmap=cmap, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="bilinear"
+            )
+            _compass(axes, *letters)
+            if row == 0 or truth_hu is None:
+                page.text(left + width / 2, top - 0.22, label, ha="center", fontsize=10.5)
+            if position == 0:
+                _scale_bar(axes, extent_mm[across])
+        if truth_hu is not None:
+            page.text(_MARGIN - 0.14, top + heights[name] / 2, name, rotation=90, va="center", ha="right")
+            top += heights[name] + _GAP
+    bars = page.height - 0.55
+    grey_left, grey_width = (_MARGIN + 0.5 * width, width + _GAP) if columns else (_MARGIN + width, width)
+    _colour_bar(page, (grey_left, bars, grey_width), grey, "gray", "HU")
+    if columns:
+        box = (_MARGIN + 2 * (width + _GAP) + 0.1 * width, bars, 0.8 * width)
+        _colour_bar(page, box, (-difference_hu, difference_hu), _DIFFERENCE, "difference in HU")
+    return save_figure(page.figure, path)
