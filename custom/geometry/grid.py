@@ -1,0 +1,85 @@
+"""The volume's grid in the isocentre frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["VolumeGrid", "require_positive"]
+
+
+def require_positive(name: str, values: Sequence[float]) -> None:
+    for value in values:
+        if not math.isfinite(value) or value <= 0:
+            raise ValueError(f"{name} must be finite and greater than zero, got {tuple(values)}")
+
+
+@dataclass(frozen=True)
+class VolumeGrid:
+    """A regular grid of voxels in the isocentre frame.
+
+    Args:
+        shape: number of voxels (X, Y, Z).
+        spacing_mm: distance between voxel centres along x, y, z.
+        center_mm: position of the grid's centre in the isocentre frame.
+
+    Raises:
+        ValueError: for a shape or spacing that is not positive and finite.
+    """
+
+    shape: tuple[int, int, int] = (128, 128, 128)
+    spacing_mm: tuple[float, float, float] = (2.5, 2.5, 2.5)
+    center_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        for name, length in (("shape", 3), ("spacing_mm", 3), ("center_mm", 3)):
+            if len(getattr(self, name)) != length:
+                raise ValueError(f"{name} must have {length} numbers, got {getattr(self, name)}")
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "spacing_mm", tuple(float(s) for s in self.spacing_mm))
+        object.__setattr__(self, "center_mm", tuple(float(c) for c in self.center_mm))
+        require_positive("shape", self.shape)
+        require_positive("spacing_mm", self.spacing_mm)
+        if not all(map(math.isfinite, self.center_mm)):
+            raise ValueError(f"center_mm must be finite, got {self.center_mm}")
+
+    @classmethod
+    def cube(cls, size: int, side_mm: float) -> VolumeGrid:
+        """The cube of `size`^3 voxels with the given side, centred at the isocentre."""
+        return cls((size,) * 3, (side_mm / size,) * 3)
+
+    @property
+    def half_extent_mm(self) -> tuple[float, float, float]:
+        """Half the grid's side along x, y, z, voxel borders included."""
+        return tuple(n * s / 2 for n, s in zip(self.shape, self.spacing_mm, strict=True))  # type: ignore[return-value]
+
+    def axis_mm(self, axis: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Voxel centres along one axis [mm], shape (shape[axis],)."""
+        n, step, center = self.shape[axis], self.spacing_mm[axis], self.center_mm[axis]
+        return (torch.arange(n, device=device, dtype=dtype or torch.float32) - (n - 1) / 2) * step + center
+
+    def points(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Every voxel centre [mm], shape (X, Y, Z, 3)."""
+        axes = [self.axis_mm(axis, device, dtype) for axis in range(3)]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+
+    def resized(self, shape: Sequence[int]) -> VolumeGrid:
+        """The same box in space with another number of voxels."""
+        spacing = [n * s / m for n, s, m in zip(self.shape, self.spacing_mm, shape, strict=True)]
+        return replace(self, shape=tuple(shape), spacing_mm=tuple(spacing))
+
+    def padded(self, voxels: Sequence[int]) -> VolumeGrid:
+        """The grid with `voxels` more on both sides of each axis."""
+        return replace(self, shape=tuple(n + 2 * p for n, p in zip(self.shape, voxels, strict=True)))
+
+    def affine(self, isocenter_mm: Sequence[float] | None = None) -> np.ndarray:
+        """Voxel index to millimetres, shape (4, 4): the CT's frame if its isocentre is given, else the isocentre's."""
+        affine = np.diag([*self.spacing_mm, 1.0])
+        first = np.array(self.center_mm) - (np.array(self.shape) - 1) / 2 * np.array(self.spacing_mm)
+        affine[:3, 3] = first + (np.zeros(3) if isocenter_mm is None else np.asarray(isocenter_mm, float))
+        return affine
