@@ -1,0 +1,8 @@
+"""Networks that reconstruct volumes from radiographs."""
+
+from custom.networks.features import FeatureUNet
+from custom.networks.implicit import FourierFeatures, PointMLP
+from custom.networks.reconstructor import ImplicitReconstructor
+from custom.networks.volume import VolumeUNet
+
+__all__ = ["FeatureUNet", "FourierFeatures", "ImplicitReconstructor", "PointMLP", "VolumeUNet"]

@@ -1,0 +1,135 @@
+"""From a batch of the data loader to what trainer and evaluator hand to the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch
+from torch import Tensor
+
+from custom.geometry import VolumeGrid
+from custom.projection import Projector, hu_to_attenuation
+
+__all__ = ["SimulatedRadiographs", "StoredRadiographs", "hu_to_unit", "unit_to_hu"]
+
+
+def hu_to_unit(hu: Tensor, hu_window: Sequence[float]) -> Tensor:
+    """HU to [-1, 1], clipped to the window."""
+    low, high = hu_window
+    return (hu.float().clamp(low, high) - low) / (high - low) * 2 - 1
+
+
+def unit_to_hu(unit: Tensor, hu_window: Sequence[float]) -> Tensor:
+    """[-1, 1] to HU, clipped to the window."""
+    low, high = hu_window
+    return (unit.float().clamp(-1, 1) + 1) / 2 * (high - low) + low
+
+
+class SimulatedRadiographs(PrepareBatch):
+    """Computes the radiographs of a training step from CT volumes, at views drawn for this step.
+
+    The volumes may reach beyond the reconstructed grid: tissue outside casts shadows, as at the clinic.
+
+    Args:
+        acquisition: gives views (K, 13) at every call (`custom.data.acquisition.AcquisitionSampler`).
+        grid: the grid that is reconstructed; its voxels are the label.
+        source_grid: grid of the volumes in the batch, same spacing and centre, `grid` or larger.
+        detector_shape: rows and columns (V, U).
+        energy_kev: of the line integrals.
+        hu_window: CT values that become -1 and 1 in the label.
+        sampling: "random" points of the grid, one "patch" of it, or the whole "grid".
+        points: number of random points.
+        patch: voxels along each side of the patch.
+        degradation: applied to the line integrals (B, K, V, U), such as quantum noise; None for none.
+        volume_key: batch entry (B, 1, X, Y, Z) in HU.
+
+    Raises:
+        ValueError: if the two grids do not fit each other.
+    """
+
+    def __init__(
+        self,
+        acquisition: Callable[[], Tensor],
+        grid: VolumeGrid,
+        source_grid: VolumeGrid,
+        detector_shape: Sequence[int],
+        energy_kev: float = 70.0,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        sampling: str = "random",
+        points: int = 32768,
+        patch: int = 48,
+        degradation: Callable[[Tensor], Tensor] | None = None,
+        volume_key: str = "source",
+    ) -> None:
+        if sampling not in ("random", "patch", "grid"):
+            raise ValueError(f"sampling must be 'random', 'patch' or 'grid', got {sampling!r}")
+        self.margin = [(wide - n) // 2 for wide, n in zip(source_grid.shape, grid.shape, strict=True)]
+        fits = all(
+            m >= 0 and 2 * m + n == w for m, n, w in zip(self.margin, grid.shape, source_grid.shape, strict=True)
+        )
+        if not fits or source_grid.spacing_mm != grid.spacing_mm or source_grid.center_mm != grid.center_mm:
+            raise ValueError(f"source_grid must be grid with the same margin on both sides, got {source_grid}, {grid}")
+        if sampling == "patch" and patch > min(grid.shape):
+            raise ValueError(f"patch must not exceed the grid {grid.shape}, got {patch}")
+        self.acquisition, self.grid, self.source_grid = acquisition, grid, source_grid
+        self.projector = Projector(source_grid, detector_shape)
+        self.energy_kev, self.hu_window = energy_kev, tuple(hu_window)
+        self.sampling, self.points, self.patch = sampling, points, patch
+        self.degradation, self.volume_key = degradation, volume_key
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor, tuple, dict[str, Tensor]]:
+        """Radiographs (B, K, V, U), label (B, 1, *spatial), and the keywords of the network's forward."""
+        volume = torch.as_tensor(batchdata[self.volume_key]).to(device, torch.float32, non_blocking=non_blocking)
+        views = self.acquisition().to(volume.device).expand(len(volume), -1, -1)
+        with torch.no_grad():
+            image = self.projector(hu_to_attenuation(volume, self.energy_kev), views[0])
+            if self.degradation is not None:
+                image = self.degradation(image)
+        x, y, z = (slice(m, m + n) for m, n in zip(self.margin, self.grid.shape, strict=True))
+        label = hu_to_unit(volume[:, :, x, y, z], self.hu_window)
+        keywords = {"views": views, "view_mask": torch.ones(views.shape[:2], dtype=torch.bool, device=volume.device)}
+        if self.sampling == "grid":
+            return image, label, (), keywords
+        points = self.grid.points(volume.device)
+        if self.sampling == "patch":
+            corner = [int(torch.randint(n - self.patch + 1, (1,))) for n in self.grid.shape]
+            inside = tuple(slice(c, c + self.patch) for c in corner)
+            keywords["points"] = points[inside].expand(len(volume), -1, -1, -1, -1)
+            return image, label[(..., *inside)], (), keywords
+        chosen = torch.randint(points[..., 0].numel(), (self.points,), device=volume.device)
+        keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(volume), -1, -1)
+        return image, label.flatten(2)[..., chosen], (), keywords
+
+
+class StoredRadiographs(PrepareBatch):
+    """Radiographs, views and (where there is one) the CT of a stored case, as `LoadRadiographsd` reads them.
+
+    Args:
+        hu_window: CT values that become -1 and 1 in the label.
+    """
+
+    def __init__(self, hu_window: Sequence[float] = (-1000.0, 1000.0)) -> None:
+        self.hu_window = tuple(hu_window)
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, tuple, dict[str, Tensor]]:
+        """Radiographs (B, K, V, U), label (B, 1, X, Y, Z) or None, and the keywords of the network's forward."""
+
+        def move(key: str) -> Tensor:
+            return torch.as_tensor(batchdata[key]).to(device, non_blocking=non_blocking)
+
+        label = hu_to_unit(move("label"), self.hu_window) if "label" in batchdata else None
+        return move("image").float(), label, (), {"views": move("views").float(), "view_mask": move("view_mask")}

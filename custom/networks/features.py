@@ -1,0 +1,85 @@
+"""The 2D network that turns one radiograph into a feature image (INRR3CT, section 2: X-ray CNN)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["FeatureUNet"]
+
+
+class FeatureUNet(nn.Module):
+    """A plain U-Net without normalisation, so that absolute line integrals survive.
+
+    With its defaults it is the network of INRR3CT's released code, 20,284,224 parameters: 5 x 5 convolutions,
+    LeakyReLU 0.2, and no skip at full resolution.
+
+    Args:
+        out_channels: features per pixel.
+        widths: channels of the encoder's levels.
+        kernel_size: of all convolutions.
+        output_stride: 1 gives features at the radiograph's resolution, 2 at half of it, and so on (powers of two).
+        full_resolution_skip: concatenate the encoder's first level as well. The released code does not.
+        negative_slope: of the LeakyReLU.
+    """
+
+    def __init__(
+        self,
+        out_channels: int = 128,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        kernel_size: int = 5,
+        output_stride: int = 1,
+        full_resolution_skip: bool = False,
+        negative_slope: float = 0.2,
+    ) -> None:
+        super().__init__()
+        last = output_stride.bit_length() - 1
+        if output_stride != 2**last or not 0 <= last < len(widths):
+            raise ValueError(f"output_stride must be a power of two below 2^{len(widths)}, got {output_stride}")
+        self.out_channels, self.output_stride, self.levels = out_channels, output_stride, len(widths)
+
+        def double_convolution(before: int, after: int) -> nn.Sequential:
+            layers: list[nn.Module] = []
+            for channels in (before, after):
+                layers += [
+                    nn.Conv2d(channels, after, kernel_size, padding=kernel_size // 2),
+                    nn.LeakyReLU(negative_slope, inplace=True),
+                ]
+            return nn.Sequential(*layers)
+
+        self.encoder = nn.ModuleList(
+            double_convolution(before, after) for before, after in zip((1, *widths[:-1]), widths, strict=True)
+        )
+        self.pool = nn.MaxPool2d(2)
+        self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
+        channels = widths[-1]
+        for level in range(len(widths) - 2, last - 1, -1):
+            skip = level > 0 or full_resolution_skip
+            after = widths[level] if skip else channels
+            self.up.append(nn.ConvTranspose2d(channels, after, 2, stride=2))
+            self.decoder.append(double_convolution(2 * after, after) if skip else nn.Identity())
+            channels = after
+        self.head = nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Radiographs (N, 1, V, U) to features (N, out_channels, V / output_stride, U / output_stride).
+
+        Raises:
+            ValueError: if V or U cannot be halved often enough.
+        """
+        factor = 2 ** (self.levels - 1)
+        if image.shape[-1] % factor or image.shape[-2] % factor:
+            raise ValueError(
+                f"radiograph rows and columns must be multiples of {factor}, got {tuple(image.shape[-2:])}"
+            )
+        x, skips = image, []
+        for level, block in enumerate(self.encoder):
+            x = block(x if level == 0 else self.pool(x))
+            skips.append(x)
+        for step, (up, block) in enumerate(zip(self.up, self.decoder, strict=True)):
+            x = up(x)
+            if not isinstance(block, nn.Identity):
+                x = block(torch.cat([x, skips[self.levels - 2 - step]], 1))
+        return self.head(x)

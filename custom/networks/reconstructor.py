@@ -1,0 +1,334 @@
+"""The system of INRR3CT: radiograph features, read through the geometry, become intensities at any point.
+
+One class serves every preset; what a preset leaves out is None. A point p is handled as in the paper (section 2):
+r(p) = mean over views of f_rho([Fourier(p), W_i(Pi(p, theta_i))]), intensity = h_tau(r(p)). Beyond the paper, each
+optional: `rough` reconstructs a coarse volume by SIRT, `volume_network` reads it together with the fused features and
+gives h_tau 3D context, and `consistency_iterations` of SIRT pull the result back onto the radiographs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from custom.fusion import fuse_features, sample_features
+from custom.geometry import VIEW_SIZE, VolumeGrid
+from custom.networks.implicit import FourierFeatures, PointMLP
+from custom.networks.volume import VolumeUNet
+from custom.projection import Projector, sirt, water_attenuation_per_mm
+
+__all__ = ["ImplicitReconstructor"]
+
+_PROJECTORS = 4
+
+
+class ImplicitReconstructor(nn.Module):
+    """Radiographs of any views to a CT volume.
+
+    Args:
+        encoder: network from (N, 1, V, U) to features (N, C, V', U'), with `out_channels`; see `FeatureUNet`. None for
+            a network that sees no radiograph, only coordinates: the control "INR without image features".
+        grid: the volume that is reconstructed, in the isocentre frame.
+        fourier: `FourierFeatures` of the coordinates.
+        view_mlp: keywords of f_rho (`PointMLP`, without in_features).
+        volume_mlp: keywords of h_tau (`PointMLP`, without in_features and out_features).
+        views: (K, 13) for `forward(image)` without views; None: views must be passed.
+        separate_view_mlps: number of views with an f_rho of their own, as in the released code of INRR3CT; 0 shares
+            one f_rho, so that any number of views is served.
+        plain_mean: the papers' mean over all views; else the mean over the views that see the point.
+        volume_network: keywords of `VolumeUNet` (without input channels), or None.
+        coarse_grid: grid of the volume network; it may reach beyond `grid`, because tissue outside casts shadows too.
+            Its shape must be divisible by 2^(levels of the volume network - 1).
+        rough_iterations: SIRT iterations on the coarse grid; 0 for none.
+        consistency_iterations: SIRT iterations on the result, in evaluation mode only; 0 for none.
+        coordinate_half_side_mm: coordinates are millimetres in the isocentre frame over this length.
+        radiograph_scale: line integrals are multiplied by it, a constant: never by the image's own maximum.
+        energy_kev: photon energy of the line integrals.
+        hu_window: CT values that become -1 and 1.
+        points_per_chunk: bounds the memory of evaluation, and of training on whole grids.
+        precision: "bf16" or "fp32" for convolutions and silu layers; coordinates, Fourier features, sines, projector
+            and SIRT are always float32.
+
+    Raises:
+        ValueError: if options contradict each other.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module | None,
+        grid: VolumeGrid,
+        fourier: FourierFeatures,
+        view_mlp: dict,
+        volume_mlp: dict,
+        views: Tensor | None = None,
+        separate_view_mlps: int = 0,
+        plain_mean: bool = False,
+        volume_network: dict | None = None,
+        coarse_grid: VolumeGrid | None = None,
+        rough_iterations: int = 0,
+        consistency_iterations: int = 0,
+        coordinate_half_side_mm: float = 160.0,
+        radiograph_scale: float = 0.2,
+        energy_kev: float = 70.0,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        points_per_chunk: int = 131072,
+        precision: str = "bf16",
+    ) -> None:
+        super().__init__()
+        if precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision must be 'bf16' or 'fp32', got {precision!r}")
+        if volume_network is not None and (coarse_grid is None or encoder is None):
+            raise ValueError("volume_network needs a coarse_grid and an encoder")
+        if separate_view_mlps and encoder is None:
+            raise ValueError("separate_view_mlps needs an encoder")
+        self.encoder, self.grid, self.fourier, self.coarse_grid = encoder, grid, fourier, coarse_grid
+        self.separate_view_mlps, self.plain_mean = separate_view_mlps, plain_mean
+        self.rough_iterations, self.consistency_iterations = rough_iterations, consistency_iterations
+        self.coordinate_half_side_mm, self.radiograph_scale = coordinate_half_side_mm, radiograph_scale
+        self.energy_kev, self.hu_window = energy_kev, (float(hu_window[0]), float(hu_window[1]))
+        self.points_per_chunk, self.precision = points_per_chunk, precision
+        self.register_buffer("views", views, persistent=False)
+        self._projectors: dict[tuple, Projector] = {}
+
+        image_features = encoder.out_channels if isinstance(encoder, nn.Module) else 0  # type: ignore[union-attr]
+        self.view_mlps = nn.ModuleList(
+            PointMLP(fourier.out_channels + int(image_features), **view_mlp) for _ in range(max(1, separate_view_mlps))
+        )
+        volume_features = 0
+        self.volume_network = None
+        if volume_network is not None:
+            rough_channels = 2 if rough_iterations else 1
+            self.volume_network = VolumeUNet(rough_channels, int(image_features) + 4, **volume_network)
+            # The point sees the volume network's features and its prediction.
+            volume_features = self.volume_network.out_channels + 1 + fourier.out_channels
+        self.volume_mlp = PointMLP(self.view_mlps[0].out_features + volume_features, out_features=1, **volume_mlp)
+        if volume_network is not None:
+            last = self.volume_mlp.layers[-1]
+            nn.init.zeros_(last.weight)  # starts as the volume network's prediction
+            nn.init.zeros_(last.bias)
+
+    def forward(
+        self,
+        image: Tensor,
+        views: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        points: Tensor | None = None,
+    ) -> Tensor:
+        """Reconstruct.
+
+        Args:
+            image: line integrals (B, K, V, U).
+            views: (B, K, 13) or (K, 13); None for the views given at construction.
+            view_mask: bool (B, K), False for padding; None: every view counts.
+            points: (B, *spatial, 3) [mm, isocentre frame]; None: the voxel centres of `grid`.
+
+        Returns:
+            Intensities, `hu_window` as [-1, 1]: (B, 1, X, Y, Z), or (B, 1, *spatial) at points.
+
+        Raises:
+            ValueError: if image, views and mask do not match.
+        """
+        views, view_mask = self._check(image, views, view_mask)
+        features = self._encode(image)
+        context = self._volume_context(image, features, views, view_mask)
+        if points is not None:
+            shape = points.shape[1:-1]
+            values = self._at_points(features, views, view_mask, context, points.flatten(1, -2))
+            return values.reshape(len(image), 1, *shape)
+        centers = self.grid.points(image.device).reshape(1, -1, 3)
+        values = self._at_points(features, views, view_mask, context, centers)
+        pred = values.reshape(len(image), 1, *self.grid.shape)
+        if self.consistency_iterations and not self.training:
+            pred = self.make_consistent(pred, image, views, view_mask, context)
+        return pred
+
+    def _check(self, image: Tensor, views: Tensor | None, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if image.ndim != 4:
+            raise ValueError(f"image must be (B, K, V, U), got {tuple(image.shape)}")
+        views = self.views if views is None else views
+        if views is None:
+            raise ValueError("no views: this network serves any geometry, so pass views (B, K, 13) with the image")
+        if views.ndim == 2:
+            views = views.unsqueeze(0).expand(len(image), -1, -1)
+        if views.shape != (*image.shape[:2], VIEW_SIZE):
+            raise ValueError(
+                f"{image.shape[1]} radiographs of {len(image)} cases do not match views of shape {tuple(views.shape)}"
+            )
+        if view_mask is not None and view_mask.shape != image.shape[:2]:
+            raise ValueError(f"view_mask must be {tuple(image.shape[:2])}, got {tuple(view_mask.shape)}")
+        if self.separate_view_mlps and image.shape[1] != self.separate_view_mlps:
+            raise ValueError(
+                f"this network has one f_rho for each of {self.separate_view_mlps} views, got {image.shape[1]} views"
+            )
+        return views.to(image.device, torch.float32), view_mask
+
+    def _mixed(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _encode(self, image: Tensor) -> Tensor | None:
+        if self.encoder is None:
+            return None
+        batch, count = image.shape[:2]
+        stack = (image.float() * self.radiograph_scale).flatten(0, 1).unsqueeze(1)
+        with self._mixed(image.device):
+            features = self.encoder(stack.to(memory_format=torch.channels_last))
+        return features.float().unflatten(0, (batch, count))
+
+    def _volume_context(
+        self, image: Tensor, features: Tensor | None, views: Tensor, view_mask: Tensor | None
+    ) -> Tensor | None:
+        """Features and prediction of the volume network on the coarse grid, (B, C + 1, X, Y, Z)."""
+        if self.volume_network is None or features is None or self.coarse_grid is None:
+            return None
+        half = self.coarse_grid.resized([n // 2 for n in self.coarse_grid.shape])
+        fused = fuse_features(features, views, half, image.shape[2:], view_mask, with_count=True)
+        coordinates = half.points(image.device).movedim(-1, 0) / self.coordinate_half_side_mm
+        fused = torch.cat([fused.float(), coordinates.expand(len(image), -1, -1, -1, -1)], 1)
+        x = torch.linspace(-1, 1, self.coarse_grid.shape[0], device=image.device)[:, None, None]
+        fine = [x.expand(len(image), 1, *self.coarse_grid.shape)]
+        rough = torch.zeros_like(fine[0])
+        if self.rough_iterations:
+            rough = self._rough(image, views, view_mask)
+            fine.append(rough)
+        with self._mixed(image.device):
+            inputs = [t.contiguous(memory_format=torch.channels_last_3d) for t in (torch.cat(fine, 1), fused)]
+            deep, correction = self.volume_network(*inputs)
+        return torch.cat([deep.float(), rough + correction.float()], 1)
+
+    @torch.no_grad()
+    def _rough(self, image: Tensor, views: Tensor, view_mask: Tensor | None) -> Tensor:
+        """SIRT on the coarse grid, from radiographs averaged to its resolution; `hu_window` as [-1, 1]."""
+        assert self.coarse_grid is not None
+        factor = max(1, round(self.coarse_grid.spacing_mm[0] / self.grid.spacing_mm[0]))
+        averaged = F.avg_pool2d(image.float(), factor)
+        coarse_views = views.clone()
+        coarse_views[..., 6:12] *= factor
+        projector = self._projector(self.coarse_grid, averaged.shape[2:])
+        volume = sirt(
+            projector, self._water_path(averaged), coarse_views, self.rough_iterations, self._bounds(), None, view_mask
+        )
+        return self._from_water(volume)
+
+    def make_consistent(
+        self,
+        pred: Tensor,
+        image: Tensor,
+        views: Tensor,
+        view_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        iterations: int | None = None,
+    ) -> Tensor:
+        """Move a volume towards the radiographs by SIRT, on a grid with the tissue around it where it is known.
+
+        Args:
+            pred: (B, 1, X, Y, Z) on `grid`, `hu_window` as [-1, 1].
+            image, views, view_mask: as in `forward`.
+            context: coarse features whose last channel is the prediction on `coarse_grid`; None: air around the cube.
+            iterations: overrides `consistency_iterations`.
+        """
+        grid, start = self.grid, pred
+        inner = (slice(None), slice(None), slice(None), slice(None), slice(None))
+        if context is not None and self.coarse_grid is not None:
+            margin = [
+                max(0, round((wide / spacing - n) / 2))
+                for wide, spacing, n in zip(
+                    [2 * h for h in self.coarse_grid.half_extent_mm], grid.spacing_mm, grid.shape, strict=True
+                )
+            ]
+            grid = grid.padded(margin)
+            start = self._sample_volume(context[:, -1:], grid.points(pred.device).reshape(1, -1, 3))
+            start = start.transpose(1, 2).reshape(len(pred), 1, *grid.shape)
+            inner = (*inner[:2], *(slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True)))
+            start[inner] = pred
+        projector = self._projector(grid, image.shape[2:])
+        steps = self.consistency_iterations if iterations is None else iterations
+        volume = sirt(
+            projector, self._water_path(image), views, steps, self._bounds(), self._to_water(start), view_mask
+        )
+        return self._from_water(volume)[inner].contiguous()
+
+    def _at_points(
+        self, features: Tensor | None, views: Tensor, view_mask: Tensor | None, context: Tensor | None, points: Tensor
+    ) -> Tensor:
+        """(B, N) at points (B or 1, N, 3), in chunks."""
+        pieces = points.split(self.points_per_chunk, 1)
+        if len(pieces) == 1 or not torch.is_grad_enabled():
+            values = [self._chunk(features, views, view_mask, context, piece) for piece in pieces]
+        else:
+            values = [
+                checkpoint(self._chunk, features, views, view_mask, context, piece, use_reentrant=False)
+                for piece in pieces
+            ]
+        return torch.cat(values, 1)
+
+    def _chunk(
+        self, features: Tensor | None, views: Tensor, view_mask: Tensor | None, context: Tensor | None, points: Tensor
+    ) -> Tensor:
+        encoded = self.fourier(points / self.coordinate_half_side_mm)
+        batch = len(views)
+        with self._mixed(points.device):
+            if features is None:
+                fused = self.view_mlps[0](encoded).expand(batch, -1, -1)
+            else:
+                fused = self._fuse(features, views, view_mask, points, encoded)
+            if context is None:
+                return self.volume_mlp(fused).float().squeeze(-1)
+            local = self._sample_volume(context, points)
+            rest = self.volume_mlp(torch.cat([fused, local.to(fused), encoded.expand(batch, -1, -1).to(fused)], -1))
+        return local[..., -1] + rest.float().squeeze(-1)
+
+    def _fuse(
+        self, features: Tensor, views: Tensor, view_mask: Tensor | None, points: Tensor, encoded: Tensor
+    ) -> Tensor:
+        """The mean over views of f_rho, (B, N, width)."""
+        batch, count = features.shape[:2]
+        values, seen = sample_features(features, views, points.expand(batch, -1, -1), self._detector_shape(features))
+        exists = torch.ones_like(seen) if view_mask is None else view_mask[..., None].expand_as(seen)
+        weight = exists if self.plain_mean else exists & seen
+        total: Tensor | float = 0.0
+        for k in range(count):
+            mlp = self.view_mlps[k if self.separate_view_mlps else 0]
+            joint = torch.cat([values[:, k].transpose(1, 2), encoded.expand(batch, -1, -1)], -1)
+            total = total + mlp(joint) * weight[:, k, :, None]
+        return total / weight.sum(1).clamp(min=1)[..., None]
+
+    def _detector_shape(self, features: Tensor) -> tuple[int, int]:
+        stride = getattr(self.encoder, "output_stride", 1)
+        return features.shape[-2] * stride, features.shape[-1] * stride
+
+    def _sample_volume(self, volume: Tensor, points: Tensor) -> Tensor:
+        """Trilinear samples (B, N, C) of a volume on the coarse grid."""
+        assert self.coarse_grid is not None
+        half = torch.tensor(self.coarse_grid.half_extent_mm, device=points.device)
+        middle = torch.tensor(self.coarse_grid.center_mm, device=points.device)
+        grid = ((points - middle) / half).flip(-1).expand(len(volume), -1, -1)[:, :, None, None]
+        with torch.autocast(points.device.type, enabled=False):
+            sampled = F.grid_sample(volume.float(), grid.float(), padding_mode="border", align_corners=False)
+        return sampled[..., 0, 0].transpose(1, 2)
+
+    def _projector(self, grid: VolumeGrid, detector_shape: Sequence[int]) -> Projector:
+        key = grid, tuple(detector_shape)
+        if key not in self._projectors:
+            if len(self._projectors) >= _PROJECTORS:
+                self._projectors.pop(next(iter(self._projectors)))
+            self._projectors[key] = Projector(grid, detector_shape)
+        return self._projectors[key]
+
+    def _water_path(self, image: Tensor) -> Tensor:
+        """Line integrals as millimetres of water."""
+        return image.float() / water_attenuation_per_mm(self.energy_kev)
+
+    def _to_water(self, unit: Tensor) -> Tensor:
+        low, high = self.hu_window
+        return ((unit.float() + 1) / 2 * (high - low) + low) / 1000 + 1
+
+    def _from_water(self, water: Tensor) -> Tensor:
+        low, high = self.hu_window
+        return ((water - 1) * 1000 - low) / (high - low) * 2 - 1
+
+    def _bounds(self) -> tuple[float, float]:
+        return max(0.0, self.hu_window[0] / 1000 + 1), self.hu_window[1] / 1000 + 1

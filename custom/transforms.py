@@ -1,0 +1,125 @@
+"""MONAI transforms for volumes on a geometry's grid and for stored radiographs."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, Transform
+
+from custom.geometry import Geometry, VolumeGrid
+
+__all__ = ["LoadRadiographsd", "SampleOnGridd"]
+
+AIR_HU = -1000.0
+
+
+class SampleOnGridd(MapTransform):
+    """CT volumes sampled on a grid around another volume's centre, averaged where the grid is coarser.
+
+    Args:
+        keys: MetaTensors (1, X, Y, Z) in HU with axis-aligned RAS+ affines.
+        reference_key: the MetaTensor whose centre is the isocentre, the prepared cube.
+        grid: voxels around the isocentre. What lies outside the CT is air.
+        dtype: of the result; int16 keeps a cache small.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reference_key: str,
+        grid: VolumeGrid,
+        dtype: torch.dtype = torch.int16,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.reference_key, self.grid, self.dtype = reference_key, grid, dtype
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Plain tensors (1, *grid.shape) instead of the MetaTensors."""
+        out = dict(data)
+        reference = data[self.reference_key]
+        middle = torch.tensor([(n - 1) / 2 for n in reference.shape[1:]] + [1.0], dtype=torch.float64)
+        isocenter = (torch.as_tensor(reference.affine).double() @ middle)[:3]
+        for key in self.key_iterator(out):
+            out[key] = self._sample(out[key], isocenter)
+        return out
+
+    def _sample(self, volume: Any, isocenter: torch.Tensor) -> torch.Tensor:
+        affine = torch.as_tensor(volume.affine).double()
+        spacing = affine[:3, :3].diagonal()
+        if (affine[:3, :3] - torch.diag(spacing)).abs().max() > 1e-4 or (spacing <= 0).any():
+            name = volume.meta.get("filename_or_obj", "volume")
+            raise ValueError(f"{name}: the affine must be axis-aligned RAS+ (fewview-ct prepare writes such files)")
+        values = torch.as_tensor(np.asarray(volume), dtype=torch.float32)[None]
+        widths = [max(1, round(g / float(s))) for g, s in zip(self.grid.spacing_mm, spacing, strict=True)]
+        first = affine[:3, 3].clone()
+        if max(widths) > 1:
+            values = F.avg_pool3d(values, widths, stride=1)
+            first = first + spacing * (torch.tensor(widths, dtype=torch.float64) - 1) / 2
+        positions = []
+        for axis in range(3):
+            n = values.shape[2 + axis]
+            index = (self.grid.axis_mm(axis, dtype=torch.float64) + isocenter[axis] - first[axis]) / spacing[axis]
+            positions.append(((index + 0.5) / n * 2 - 1).float())
+        grid = torch.stack(torch.meshgrid(*positions, indexing="ij")[::-1], -1)[None]
+        sampled = F.grid_sample(values - AIR_HU, grid, padding_mode="zeros", align_corners=False)[0] + AIR_HU
+        return sampled.round().to(self.dtype) if not self.dtype.is_floating_point else sampled.to(self.dtype)
+
+
+class LoadRadiographsd(Transform):
+    """Loads a stack of radiographs with its geometry and, if asked, keeps some of the views.
+
+    Args:
+        image_key: NIfTI file (U, V, K) of line integrals; becomes a float32 tensor (K, V, U).
+        geometry_key: geometry file (`Geometry.save`); becomes "views" (K, 13) and "view_mask" (K,).
+        angles_deg: views to keep, by angle; None for all, in the file's order.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file: counts differ, an angle is missing, NaN.
+    """
+
+    def __init__(
+        self, image_key: str = "image", geometry_key: str = "geometry", angles_deg: Sequence[float] | None = None
+    ) -> None:
+        self.image_key, self.geometry_key = image_key, geometry_key
+        self.angles_deg = None if angles_deg is None else [float(a) for a in angles_deg]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        path = out[self.image_key]
+        geometry = Geometry.load(out[self.geometry_key])
+        image = np.asarray(nib.load(path).dataobj, dtype=np.float32)
+        image = image[..., None] if image.ndim == 2 else image
+        stack = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 1, 0)))
+        if len(stack) != len(geometry):
+            raise ValueError(
+                f"{path}: {len(stack)} radiographs, but {out[self.geometry_key]} has {len(geometry)} views"
+            )
+        if tuple(stack.shape[1:]) != geometry.detector_shape:
+            raise ValueError(
+                f"{path}: radiographs of {tuple(stack.shape[1:])} pixels, but {out[self.geometry_key]} says "
+                f"{geometry.detector_shape}"
+            )
+        if not torch.isfinite(stack).all():
+            raise ValueError(f"{path}: radiographs contain NaN or infinite values")
+        if self.angles_deg is not None:
+            chosen = [_index_of(angle, geometry.angles_deg, out[self.geometry_key]) for angle in self.angles_deg]
+            stack, geometry = stack[chosen], geometry.select(chosen)
+        out[self.image_key] = stack
+        out["views"] = geometry.tensor()
+        out["view_mask"] = torch.ones(len(geometry), dtype=torch.bool)
+        out["isocenter_mm"] = torch.tensor(geometry.isocenter_mm or (0.0, 0.0, 0.0), dtype=torch.float64)
+        return out
+
+
+def _index_of(angle: float, angles: Sequence[float], path: Any) -> int:
+    for index, candidate in enumerate(angles):
+        if abs((candidate - angle + 180) % 360 - 180) < 0.01:
+            return index
+    raise ValueError(f"{path}: no view at {angle:g} degrees; it has {[round(a, 2) for a in angles]}")
