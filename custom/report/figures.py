@@ -156,7 +156,7 @@ def _radiograph_row(
 
 
 def reconstruction_figure(
-    radiographs: FloatArray,
+    radiographs: FloatArray | None,
     truth_hu: FloatArray | None,
     pred_hu: FloatArray,
     spacing_mm: Sequence[float],
@@ -171,7 +171,8 @@ def reconstruction_figure(
     """Draws radiographs, truth, reconstruction and difference into one PNG.
 
     Args:
-        radiographs: (K, V, U) line integrals, shown bright where the ray met much; row 0 is superior.
+        radiographs: (K, V, U) line integrals, shown bright where the ray met much; row 0 is superior. None for no such
+            row.
         truth_hu: (X, Y, Z) HU, RAS+; None where the truth is not known (the planes then stand side by side).
         pred_hu: (X, Y, Z) HU on the same grid.
         spacing_mm: voxel size along X, Y, Z in mm, so that pictures have the patient's proportions.
@@ -189,21 +190,24 @@ def reconstruction_figure(
     Raises:
         ValueError: shapes that do not fit together.
     """
-    radiographs, pred_hu = np.asarray(radiographs), np.asarray(pred_hu)
-    if radiographs.ndim != 3 or len(radiographs) == 0:
-        raise ValueError(f"radiographs must be (K, V, U) with at least one; got shape {radiographs.shape}")
+    pred_hu = np.asarray(pred_hu)
+    if radiographs is not None and (np.ndim(radiographs) != 3 or len(radiographs) == 0):
+        raise ValueError(f"radiographs must be (K, V, U) with at least one; got shape {np.shape(radiographs)}")
     if pred_hu.ndim != 3:
         raise ValueError(f"the reconstruction must be (X, Y, Z); got shape {pred_hu.shape}")
     if truth_hu is not None and truth_hu.shape != pred_hu.shape:
         raise ValueError(f"truth and reconstruction differ in shape: {truth_hu.shape} and {pred_hu.shape}")
-    if view_labels is not None and len(view_labels) != len(radiographs):
-        raise ValueError(f"{len(view_labels)} labels for {len(radiographs)} radiographs")
+    count = 0 if radiographs is None else len(radiographs)
+    if view_labels is not None and len(view_labels) != count:
+        raise ValueError(f"{len(view_labels)} labels for {count} radiographs")
 
-    aspect = radiographs.shape[1] * pixel_mm[1] / (radiographs.shape[2] * pixel_mm[0])
-    per_row = min(len(radiographs), _RADIOGRAPHS_A_ROW)
-    radiograph_width = min((_WIDTH - 2 * _MARGIN - (per_row - 1) * _GAP) / per_row, 2.6 / aspect)
-    radiograph_rows = math.ceil(len(radiographs) / per_row)
-    first_plane = 0.2 + 0.36 * bool(title) + 0.3 * bool(caption) + radiograph_rows * (radiograph_width * aspect + 0.35)
+    first_row = 0.15 + 0.36 * bool(title) + 0.3 * bool(caption)
+    first_plane, aspect, radiograph_width = first_row + 0.05, 1.0, 0.0
+    if radiographs is not None:
+        aspect = radiographs.shape[1] * pixel_mm[1] / (radiographs.shape[2] * pixel_mm[0])
+        per_row = min(count, _RADIOGRAPHS_A_ROW)
+        radiograph_width = min((_WIDTH - 2 * _MARGIN - (per_row - 1) * _GAP) / per_row, 2.6 / aspect)
+        first_plane += math.ceil(count / per_row) * (radiograph_width * aspect + 0.35)
 
     extent_mm = [size * step for size, step in zip(pred_hu.shape, spacing_mm, strict=True)]
     width = (_WIDTH - 2 * _MARGIN - 2 * _GAP) / 3
@@ -215,14 +219,8 @@ def reconstruction_figure(
         page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
     if caption:
         page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=10, color=_MUTED)
-    _radiograph_row(
-        page,
-        0.15 + 0.36 * bool(title) + 0.3 * bool(caption),
-        radiographs,
-        list(view_labels or []),
-        aspect,
-        radiograph_width,
-    )
+    if radiographs is not None:
+        _radiograph_row(page, first_row, np.asarray(radiographs), view_labels or [], aspect, radiograph_width)
 
     columns: list[tuple[str, FloatArray, str | Colormap, tuple[float, float]]] = []
     grey = (float(hu_display[0]), float(hu_display[1]))
