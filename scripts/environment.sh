@@ -49,7 +49,7 @@ make_venv() {
 # The default torch of Linux carries gigabytes of CUDA libraries. Without a GPU the CPU build is taken, unless pip is
 # set up with a package source of its own, which is respected.
 install_torch() {
-    local index="${FEWVIEW_TORCH_INDEX:-}" pin
+    local index="${FEWVIEW_TORCH_INDEX:-}" pin settings
     pin="$(grep '^torch==' "$ROOT/constraints.txt")"
     if "$VENV/bin/python" -c "import torch, sys; sys.exit('$pin' != 'torch==' + torch.__version__.split('+')[0])" \
         >/dev/null 2>&1; then
@@ -59,8 +59,9 @@ install_torch() {
         "$VENV/bin/python" -m pip install --quiet --index-url "$index" "$pin"
         return
     fi
+    settings="$("$VENV/bin/python" -m pip config list)"
     if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 &&
-        ! "$VENV/bin/python" -m pip config list | grep -Eq '(index-url|find-links|no-index)'; then
+        ! grep -Eq '(index-url|find-links|no-index)' <<<"$settings"; then
         "$VENV/bin/python" -m pip install --quiet --retries 1 --timeout 15 --index-url "$TORCH_CPU_INDEX" "$pin" ||
             echo "The CPU build of torch could not be fetched; taking the default build (a large download)."
     fi

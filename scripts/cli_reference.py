@@ -1,0 +1,56 @@
+"""Writes docs/reference/cli.md from the signatures and docstrings of the verbs, so that it cannot drift from them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+
+from fire import docstrings
+
+from custom.cli import VERBS
+
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
+HEAD = """# Command line
+
+`fewview-ct COMMAND [ARGUMENTS]`. Options are written `--name value` or `--name=value`; a sequence as `0,45,90`; a
+switch as `--name` or `--noname`. `--debug` shows the traceback of an error. Exit codes: 0 done, 2 the input was at fault,
+1 anything else, 130 stopped by Ctrl-C.
+
+This page is written by `python scripts/cli_reference.py`.
+"""
+
+
+def verb_section(name: str) -> str:
+    """The Markdown of one verb."""
+    verb = VERBS[name]
+    function = getattr(importlib.import_module(verb.module), verb.function)
+    described = docstrings.parse(inspect.getdoc(function) or "")
+    texts = {argument.name: " ".join((argument.description or "").split()) for argument in described.args or []}
+    required, optional = [], []
+    for parameter in inspect.signature(function).parameters.values():
+        (required if parameter.default is parameter.empty else optional).append(parameter)
+    usage = " ".join(["fewview-ct", name, *(parameter.name.upper() for parameter in required)])
+    lines = [f"## {name}", described.summary or verb.summary, "", f"`{usage}{' [OPTIONS]' if optional else ''}`", ""]
+    if described.description:
+        lines += [described.description.strip(), ""]
+    if required or optional:
+        lines += ["| argument | default | meaning |", "|---|---|---|"]
+        lines += [f"| `{parameter.name.upper()}` | | {texts.get(parameter.name, '')} |" for parameter in required]
+        lines += [
+            f"| `--{parameter.name}` | `{parameter.default}` | {texts.get(parameter.name, '')} |"
+            for parameter in optional
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def reference() -> str:
+    """The whole page."""
+    return "\n".join([HEAD, *(verb_section(name) for name in VERBS)])
+
+
+if __name__ == "__main__":
+    TARGET.write_text(reference(), encoding="utf-8")
+    print(f"wrote {TARGET}", file=sys.stderr)

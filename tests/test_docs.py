@@ -1,0 +1,60 @@
+"""Documentation that is wrong in a way a machine can see: dead links, commands and options that do not exist."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from custom.cli import VERBS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bundles").glob("*/docs/*.md")],
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    dead = [
+        link
+        for link in re.findall(r"\]\(([^)\s#]+)(?:#[^)]*)?\)", text)
+        if "://" not in link and not (page.parent / link).exists()
+    ]
+    assert not dead
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_scripts_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [name for name in re.findall(r"(?<![\w/])scripts/[\w/]+\.(?:sh|py)", text) if not (ROOT / name).is_file()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_and_their_options_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    wrong = []
+    for name, rest in re.findall(r"fewview-ct ([a-z][\w-]*)([^\n`]*)", text):
+        if name not in VERBS:
+            wrong.append(name)
+            continue
+        options = re.findall(r"\s--([A-Za-z][\w-]*)", rest)
+        verb = VERBS[name]
+        known = set(inspect.signature(getattr(importlib.import_module(verb.module), verb.function)).parameters)
+        known |= {f"no{option}" for option in known} | {"help", "debug"}
+        wrong += [f"{name} --{option}" for option in options if option.replace("-", "_") not in known]
+    assert not wrong
+
+
+def test_command_line_reference_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "scripts" / "cli_reference.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.TARGET.read_text(encoding="utf-8") == script.reference(), "run python scripts/cli_reference.py"
