@@ -15,8 +15,9 @@ TARGET = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
 HEAD = """# Command line
 
 `fewview-ct COMMAND [ARGUMENTS]`. Options are written `--name value` or `--name=value`; a sequence as `0,45,90`; a
-switch as `--name` or `--noname`. `--debug` shows the traceback of an error. Exit codes: 0 done, 2 the input was at fault,
-1 anything else, 130 stopped by Ctrl-C.
+switch as `--name` or `--noname`. `--debug` shows the traceback of an error.
+
+Exit codes: 0 done, 2 the input was at fault, 1 anything else, 130 stopped by Ctrl-C.
 
 This page is written by `python scripts/cli_reference.py`.
 """
