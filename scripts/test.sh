@@ -9,12 +9,22 @@ make_venv
 install_package '.[dev]'
 bin="$VENV/bin"
 
-echo "== ruff"
-"$bin/ruff" check .
-"$bin/ruff" format --check .
-echo "== mypy"
-"$bin/mypy"
-echo "== pytest"
+failed=()
+check() {
+    local name="$1"
+    shift
+    echo "== $name"
+    "$@" || failed+=("$name")
+}
+
+check "ruff check" "$bin/ruff" check .
+check "ruff format" "$bin/ruff" format --check .
+check "mypy" "$bin/mypy"
 # One thread each: small volumes do not gain from more, and results stay the same on any machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=Agg
-exec "$bin/python" -m pytest "$@"
+check "pytest" "$bin/python" -m pytest "$@"
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[*]}" >&2
+    exit 1
+fi
