@@ -71,11 +71,12 @@ class VolumeGrid:
     def resized(self, shape: Sequence[int]) -> VolumeGrid:
         """The same box in space with another number of voxels."""
         spacing = [n * s / m for n, s, m in zip(self.shape, self.spacing_mm, shape, strict=True)]
-        return replace(self, shape=tuple(shape), spacing_mm=tuple(spacing))
+        return VolumeGrid(tuple(shape), tuple(spacing), self.center_mm)  # type: ignore[arg-type]
 
     def padded(self, voxels: Sequence[int]) -> VolumeGrid:
         """The grid with `voxels` more on both sides of each axis."""
-        return replace(self, shape=tuple(n + 2 * p for n, p in zip(self.shape, voxels, strict=True)))
+        shape = tuple(n + 2 * p for n, p in zip(self.shape, voxels, strict=True))
+        return replace(self, shape=shape)  # type: ignore[arg-type]
 
     def affine(self, isocenter_mm: Sequence[float] | None = None) -> np.ndarray:
         """Voxel index to millimetres, shape (4, 4): the CT's frame if its isocentre is given, else the isocentre's."""

@@ -6,11 +6,13 @@ from custom.projection.attenuation import (
     hu_to_attenuation,
     water_attenuation_per_mm,
 )
+from custom.projection.iterative import sirt
 from custom.projection.operators import JosephOperator, LinearOperator, ParallelOperator, joseph, make_operator
-from custom.projection.projector import Projector, sirt
+from custom.projection.projector import BoundProjector, Projector
 
 __all__ = [
     "ENERGY_PRESETS_KEV",
+    "BoundProjector",
     "JosephOperator",
     "LinearOperator",
     "ParallelOperator",
