@@ -11,6 +11,9 @@ _WORK_MM = 2.0
 _OPENING_MM = 5.0
 _SMALL_PART_CM3 = 60.0
 _LUNG_HU = -960.0
+_AIR_BELOW_HU = -900.0
+_RIM_MM = 4.0
+_CONTACT_MM = 30.0
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -37,14 +40,48 @@ def _fill_axial(mask: BoolArray) -> BoolArray:
 
 
 def field_of_view(volume_hu: npt.NDArray[np.floating]) -> BoolArray:
-    """(X, Y) mask of what the scanner saw: all but the constant padding outside its reconstruction circle."""
-    padding = (volume_hu <= volume_hu.min() + 1.0).mean(axis=2) > 0.95
-    labelled, _ = ndimage.label(padding)
-    border = np.zeros_like(padding)
+    """(X, Y) mask of what the scanner saw: all but the constant padding outside its reconstruction circle.
+
+    Where the air around the body is constant too (the couch was removed before), no circle can be told and the whole
+    image counts.
+    """
+    lowest = volume_hu.min() + 1
+    low = volume_hu <= lowest
+    labelled, _ = ndimage.label(low.mean(axis=2) > 0.95)
+    border = np.zeros(labelled.shape, dtype=bool)
     border[[0, -1], :] = True
     border[:, [0, -1]] = True
-    outside = np.isin(labelled, np.setdiff1d(np.unique(labelled[border]), [0]))
-    return np.asarray(~outside)
+    view = np.asarray(~np.isin(labelled, np.setdiff1d(np.unique(labelled[border]), [0])))
+    air = (volume_hu < _AIR_BELOW_HU)[view]
+    masked = air.any() and float(low[view][air].mean()) > 0.8
+    return np.ones_like(view) if masked else view
+
+
+def lateral_truncation(body: BoolArray, view: BoolArray, spacing_mm: tuple[float, float, float]) -> float:
+    """Share of slices in which the field of view cuts the body's left or right side.
+
+    A slice counts when the body touches the rim of the field of view, or the image's edge, over 30 mm or more from
+    front to back in one piece; a tangent contact stays below that.
+
+    Args:
+        body: (X, Y, Z) mask, RAS+ axes.
+        view: (X, Y) mask of `field_of_view`.
+        spacing_mm: voxel size along X, Y, Z in mm.
+
+    Returns:
+        0 to 1, over the slices that hold body.
+    """
+    depth = ndimage.distance_transform_edt(np.pad(view, 1), sampling=spacing_mm[:2])[1:-1, 1:-1]
+    rim = view & (depth <= _RIM_MM)
+    cut = slices = 0
+    for k in range(body.shape[2]):
+        if not body[:, :, k].any():
+            continue
+        slices += 1
+        pieces, _ = ndimage.label(body[:, :, k] & rim, np.ones((3, 3)))
+        lengths = [(box[1].stop - box[1].start) * spacing_mm[1] for box in ndimage.find_objects(pieces)]
+        cut += max(lengths, default=0.0) >= _CONTACT_MM
+    return cut / slices if slices else 0.0
 
 
 def _close_cut_lungs(solid: BoolArray, coarse: npt.NDArray[np.float32]) -> BoolArray:

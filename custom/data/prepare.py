@@ -1,68 +1,249 @@
-"""Prepare a folder of CTs for training and simulation."""
+"""Prepare a folder of CTs for simulation, training and evaluation."""
 
-import gzip
-import io
 import json
 import logging
 import os
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import nibabel as nib
-import numpy as np
-import numpy.typing as npt
-from tqdm import tqdm
-
-from custom.data.preprocess import prepare_volume
+from custom.data import rejection
+from custom.data.case import CaseOptions, prepare_case
+from custom.data.files import remove_parts, sha256_file, write_bytes, write_json
+from custom.data.labels import label_files
+from custom.data.manifest import datalist, manifest
+from custom.data.preprocess import ANCHORS
+from custom.data.rejection import Rejected, Rejection
+from custom.data.scan import Candidate, safe_name, scan
+from custom.data.split import FLAG, PARTS, check_leaks, match_names, read_split, seeded_split
+from custom.data.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 
-def write_nifti(path: Path, array: npt.NDArray[np.generic], affine: npt.NDArray[np.floating]) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
+def prepare(
+    input_dir: str,
+    output_dir: str,
+    split: str | None = None,
+    fractions: Sequence[float] | None = None,
+    counts: Sequence[int] | None = None,
+    seed: int = 0,
+    size: int = 128,
+    cube_mm: float = 320.0,
+    anchor: str = "center",
+    spacing_mm: float = 1.0,
+    max_slice_mm: float = 5.0,
+    min_coverage_mm: float = 200.0,
+    remove_couch: bool = True,
+    labels: str | None = None,
+    provenance: str | None = None,
+    licence: str = "",
+    series_per_study: str = "best",
+    workers: int = 0,
+    name: str = "fewview-ct",
+) -> str:
+    """Turn a tree of CTs (DICOM, NIfTI, MetaImage) into cubes, sources, a datalist with a split, and a manifest.
+
+    Safe to stop and start again: finished cases are kept, and the result is the same to the byte.
+
+    Args:
+        input_dir: folder tree, or one file.
+        output_dir: where ct/, source/, labels/, cases/, datalist.json, manifest.json, rejected.csv go.
+        split: split file (JSON); default ``input_dir/split.json`` where that exists and neither fractions nor counts
+            are given. Scans that it does not name are left out.
+        fractions: shares of training, validation and test scans, drawn by patient; default 0.8,0.1,0.1.
+        counts: numbers of scans instead, such as 868,50,100.
+        seed: of the draw.
+        size: voxels along each side of the cube.
+        cube_mm: side of the cube in mm.
+        anchor: where the cube sits: center, superior, inferior (of the body) or scan (middle of the scanned volume).
+        spacing_mm: spacing of the uncropped source in mm.
+        max_slice_mm: scans with a larger slice spacing are left out.
+        min_coverage_mm: scans shorter than this from head to feet are left out.
+        remove_couch: set everything outside the body to -1000 HU.
+        labels: folder of NIfTI label maps named as the cases; default ``input_dir/labels`` where that exists.
+        provenance: JSON list of facts by case name (name, patient_id, series_instance_uid, licence, doi, ...);
+            default ``input_dir/provenance.json`` where that exists.
+        licence: of the scans for which the provenance gives none.
+        series_per_study: "best" (original, thinnest slices) or "all".
+        workers: processes; 0 means one for each core, at most 4. Each takes 2 to 4 GB.
+        name: of the cohort.
+
+    Returns:
+        Path of the datalist.
+
+    Raises:
+        FileNotFoundError: an input, split, label or provenance path that does not exist.
+        ValueError: an option out of range, a split that would put one patient in two parts, or no usable scan at all.
+        OSError: the disk is full; complete files are kept, no partial one is left.
+    """
+    root, output = Path(input_dir), Path(output_dir)
+    if anchor not in ANCHORS:
+        raise ValueError(f"anchor is {anchor!r}; choose one of {', '.join(ANCHORS)}")
+    options = CaseOptions(
+        int(size), float(cube_mm), anchor, float(spacing_mm), float(max_slice_mm), float(min_coverage_mm), remove_couch
+    )
+    seeded = fractions is not None or counts is not None
+    if split is not None and seeded:
+        raise ValueError("give a split file, or fractions, or counts: one of them")
+    split_path = None if seeded else _beside(root, split, "split.json")
+    spec = read_split(split_path) if split_path else None
+    label_folder = _beside(root, labels, "labels")
+    facts = _read_provenance(_beside(root, provenance, "provenance.json"))
+    shares, numbers = _triple(fractions, float), _triple(counts, int)
+
+    remove_parts(output)
+    skip = [output, *([label_folder] if label_folder else [])]
+    wanted: dict[str, str] = {}
+    with Workers(workers or min(os.cpu_count() or 1, 4)) as pool:
+        candidates, rejected = scan(root, skip, facts, series_per_study, map_headers=partial(pool.map, label="headers"))
+        if spec is not None:
+            candidates, wanted, unnamed = _choose(candidates, spec)
+            rejected += unnamed
+        found, strays = label_files(label_folder, [c.case for c in candidates]) if label_folder else ({}, [])
+        records = _run(pool, candidates, output, options, found, rejected)
+
+    groups = {c.case: c.group for c in candidates}
+    usable = {str(r["case"]): groups[str(r["case"])] for r in records}
+    part_of = {case: part for case, part in wanted.items() if case in usable}
+    if spec is None and usable:
+        part_of = seeded_split(usable, shares, numbers, int(seed))
+    rejected += [Rejection(p.name, "label", "label map of no prepared case") for p in strays]
+    for record in records:
+        rejected += [Rejection(record["input"], "label", p, record["case"]) for p in record["problems"]]
+        if record["case"] not in part_of:
+            rejected.append(Rejection(record["input"], "split", "beyond the counts: not drawn", record["case"]))
+    write_bytes(output / "rejected.csv", rejection.to_csv(rejected))
+    write_json(output / "rejected.json", [asdict(r) for r in sorted(rejected)])
+    rejection.show(rejected)
+    if not part_of:
+        first = (
+            f" ({len(rejected)} left out, the first: {min(rejected).source}: {min(rejected).reason})"
+            if rejected
+            else ""
+        )
+        raise ValueError(f"no usable CT in {root}{first}; see {output / 'rejected.csv'}")
+    check_leaks(part_of, usable)
+
+    samples = [c for hits in match_names((spec or {}).get(FLAG, []), _aliases(candidates)).values() for c in hits]
+    target = output / "datalist.json"
+    write_json(target, datalist(name, records, part_of, samples))
+    settings = {
+        **asdict(options),
+        "series_per_study": series_per_study,
+        "split": {"file_sha256": sha256_file(split_path)}
+        if split_path
+        else {"fractions": shares, "counts": numbers, "seed": int(seed)},
+    }
+    summary = manifest(name, settings, records, part_of, sha256_file(target), len(rejected), licence)
+    write_json(output / "manifest.json", summary)
+    sizes = ", ".join(f"{list(part_of.values()).count(part)} {part}" for part in PARTS)
+    logger.info("%s: %d cases (%s), %d left out", target, len(part_of), sizes, len(rejected))
+    return str(target)
+
+
+def _beside(root: Path, given: str | None, default: str) -> Path | None:
+    """The given path, which must exist; else that of the default name in the input, if any; None for "none"."""
+    if given is not None:
+        if str(given).lower() in ("none", "false", ""):
+            return None
+        if not Path(given).exists():
+            raise FileNotFoundError(f"{given} does not exist")
+        return Path(given)
+    path = root / default
+    if path.exists():
+        logger.info("using %s", path)
+        return path
+    return None
+
+
+def _triple(value: Any, kind: type) -> tuple[Any, ...] | None:
+    """Three numbers out of a sequence or out of text such as "0.8,0.1,0.1"."""
+    if value is None:
+        return None
+    parts = str(value).split(",") if isinstance(value, str | int | float) else list(value)
     try:
-        with (
-            open(temporary, "wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=6, mtime=0) as z,
-        ):
-            z.write(image.to_bytes())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return tuple(kind(p) for p in parts)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{value!r} is not three numbers such as 0.8,0.1,0.1") from error
 
 
-def _one(job: tuple[Path, Path, dict]) -> str:
-    path, output, options = job
-    case = path.name.removesuffix(".gz").removesuffix(".nii")
-    image = nib.load(path)
-    prepared = prepare_volume(np.asarray(image.dataobj), image.affine, **options)
-    write_nifti(output / "source" / f"{case}.nii.gz", prepared.source, prepared.source_affine)
-    write_nifti(output / "ct" / f"{case}.nii.gz", prepared.cube, prepared.cube_affine)
-    return case
+def _read_provenance(path: Path | None) -> dict[str, dict[str, Any]]:
+    """Facts by case name out of a JSON list of objects with "name"."""
+    if path is None:
+        return {}
+    try:
+        entries = json.loads(path.read_text())
+        return {str(entry["name"]): {k: v for k, v in entry.items() if v not in (None, "")} for entry in entries}
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"provenance {path} is not a JSON list of objects with a 'name': {error!r}") from error
 
 
-def prepare(input: str, output: str, split: str, workers: int = 2) -> None:
-    out = Path(output)
-    files = sorted(Path(input).glob("*.nii.gz"))
-    with ProcessPoolExecutor(workers) as pool:
-        cases = list(tqdm(pool.map(_one, [(f, out, {}) for f in files]), total=len(files)))
-    spec = json.loads(Path(split).read_text())
-    prov = {p["name"]: p for p in json.loads((Path(split).parent / "provenance.json").read_text())}
-    data: dict = {"name": "fewview-ct", "description": "prepared CTs"}
-    for part in ("training", "validation", "test", "stress"):
-        data[part] = [
-            {
-                "case": c,
-                "patient": (prov[c].get("patient_id") or c),
-                "label": f"ct/{c}.nii.gz",
-                "source": f"source/{c}.nii.gz",
-            }
-            for c in spec[part]
-            if c in cases
-        ]
-    (out / "datalist.json").write_text(json.dumps(data, indent=1))
+def _aliases(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
+    return {c.case: c.names() for c in candidates}
+
+
+def _choose(
+    candidates: Sequence[Candidate], spec: Mapping[str, Sequence[str]]
+) -> tuple[list[Candidate], dict[str, str], list[Rejection]]:
+    """The scans that a split file names, under the names it uses; their parts; and what does not match."""
+    aliases = _aliases(candidates)
+    by_case = {c.case: c for c in candidates}
+    chosen: dict[str, Candidate] = {}
+    part_of: dict[str, str] = {}
+    called: dict[str, str] = {}
+    rejected = []
+    for part in PARTS:
+        for name, cases in match_names(spec.get(part, []), aliases).items():
+            if not cases:
+                reason = f"the split file names it for {part!r}, the input has no such scan"
+                rejected.append(Rejection(name, "split", reason))
+            for case in cases:
+                if case in called:
+                    raise ValueError(f"the split file names scan {case!r} twice: as {called[case]!r} and as {name!r}")
+                called[case] = name
+                rename = len(cases) == 1 and name != by_case[case].series_uid and safe_name(name) not in aliases
+                new = safe_name(name) if rename else case
+                old = by_case[case]
+                chosen[new] = replace(old, case=new, alternates=tuple(replace(a, case=new) for a in old.alternates))
+                part_of[new] = part
+    rejected += [c.rejection("the split file does not name it") for c in candidates if c.case not in called]
+    return [chosen[case] for case in sorted(chosen)], part_of, rejected
+
+
+def _run(
+    pool: Workers,
+    candidates: Sequence[Candidate],
+    output: Path,
+    options: CaseOptions,
+    label_paths: Mapping[str, Sequence[Path]],
+    rejected: list[Rejection],
+) -> list[dict[str, Any]]:
+    """Prepare all candidates; append what fails, and what is not needed, to ``rejected``."""
+    left: dict[str, Candidate] = {c.case: c for c in candidates}
+
+    def next_one(candidate: Candidate, error: Exception) -> Candidate | None:
+        rejected.append(candidate.rejection(str(error)))
+        if not candidate.alternates:
+            del left[candidate.case]
+            return None
+        first, *others = candidate.alternates
+        left[candidate.case] = replace(first, alternates=tuple(others))
+        return left[candidate.case]
+
+    work = partial(_work, output=output, options=options, label_paths=label_paths)
+    records = pool.run(work, candidates, Rejected, next_one, label="cases")
+    for used in left.values():
+        for other in used.alternates:
+            same = other.series_uid == used.series_uid or other.kind != used.kind
+            reason = f"the same scan as {used.source}" if same else f"another series of the study of {used.source}"
+            rejected.append(other.rejection(f"{reason}, which is used"))
+    return sorted(records, key=lambda r: str(r["case"]))
+
+
+def _work(
+    candidate: Candidate, output: Path, options: CaseOptions, label_paths: Mapping[str, Sequence[Path]]
+) -> dict[str, Any]:
+    return prepare_case(candidate, output, options, label_paths.get(candidate.case, ()))

@@ -1,6 +1,7 @@
 """From a CT volume in HU to what the networks and the simulator read: one pure function per case."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -8,12 +9,12 @@ import numpy.typing as npt
 from nibabel.processing import resample_to_output
 from scipy import ndimage
 
-from custom.data.body import body_mask
+from custom.data.body import body_mask, field_of_view, lateral_truncation
+from custom.data.rejection import Rejected
 
 AIR_HU = -1000
+_LOWEST_HU = -1024
 ANCHORS = ("center", "superior", "inferior", "scan")
-
-FloatArray = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class PreparedCase:
     source: npt.NDArray[np.int16]
     source_affine: npt.NDArray[np.float64]
     body: npt.NDArray[np.bool_]
-    facts: dict[str, object] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def averaging_matrix(count_in: int, start: float, step: float, count_out: int) -> npt.NDArray[np.float32]:
@@ -53,7 +54,7 @@ def averaging_matrix(count_in: int, start: float, step: float, count_out: int) -
 
 
 def crop_and_resize(
-    volume: FloatArray, start: tuple[float, float, float], step: float, size: int, fill: float = AIR_HU
+    volume: npt.NDArray[Any], start: tuple[float, float, float], step: float, size: int, fill: float = AIR_HU
 ) -> npt.NDArray[np.float32]:
     """Antialiased cube (size, size, size) out of ``volume``: the cell's mean; ``fill`` outside the volume.
 
@@ -87,6 +88,19 @@ def _cube_centre(body: npt.NDArray[np.bool_], anchor: str, half: float) -> tuple
     return x, y, z
 
 
+def _native_truncation(
+    canonical: nib.Nifti1Image, body: npt.NDArray[np.bool_], body_affine: npt.NDArray[np.floating]
+) -> float:
+    """`lateral_truncation` on the scanner's own grid, where the rim of its field of view is sharp."""
+    native = np.asarray(canonical.dataobj)
+    to_body = np.linalg.inv(body_affine) @ canonical.affine
+    mask = ndimage.affine_transform(
+        body.astype(np.uint8), to_body[:3, :3], to_body[:3, 3], output_shape=native.shape, order=0, mode="nearest"
+    )
+    spacing = np.linalg.norm(canonical.affine[:3, :3], axis=0)
+    return lateral_truncation(mask.astype(bool), field_of_view(native), (spacing[0], spacing[1], spacing[2]))
+
+
 def prepare_volume(
     volume_hu: npt.NDArray[np.generic],
     affine: npt.NDArray[np.floating],
@@ -110,14 +124,18 @@ def prepare_volume(
         remove_couch: set everything outside the body mask to -1000 HU.
 
     Raises:
-        ValueError: no body found, NaN or infinite voxels, a singular affine, or an unknown anchor.
+        Rejected: no body found, NaN or infinite voxels, not three axes (a ValueError).
+        ValueError: an unknown anchor, a size that is not positive.
     """
+    if size < 2 or cube_mm <= 0 or spacing_mm <= 0:
+        raise ValueError(f"size {size}, cube_mm {cube_mm} and spacing_mm {spacing_mm} must be positive")
     if volume_hu.ndim != 3 or min(volume_hu.shape) < 2:
-        raise ValueError(f"a CT volume has three axes of at least 2 voxels, this one has shape {volume_hu.shape}")
+        raise Rejected(f"a CT volume has three axes of at least 2 voxels, this one has shape {volume_hu.shape}")
     bad = 0 if np.issubdtype(volume_hu.dtype, np.integer) else int((~np.isfinite(volume_hu)).sum())
     if bad:
-        raise ValueError(f"{bad} voxels are NaN or infinite; repair or leave out the file")
-    image = nib.Nifti1Image(np.asarray(volume_hu, dtype=np.float32), affine)
+        raise Rejected(f"{bad} voxels are NaN or infinite")
+    # Padding outside the reconstruction circle (-2000, -3024) must not bleed into the body's edge.
+    image = nib.Nifti1Image(np.maximum(np.asarray(volume_hu, dtype=np.float32), np.float32(_LOWEST_HU)), affine)
     canonical = nib.as_closest_canonical(image)
     resampled = resample_to_output(canonical, (spacing_mm,) * 3, order=1, cval=AIR_HU)
     source = np.asarray(resampled.dataobj, dtype=np.float32)
@@ -125,19 +143,27 @@ def prepare_volume(
 
     body = body_mask(source, (spacing_mm,) * 3)
     if not body.any():
-        raise ValueError("no body found: no large connected region above -400 HU; is this a CT in HU?")
+        raise Rejected("no body found: no large connected region above -400 HU; is this a CT in HU?")
+    truncation = _native_truncation(canonical, body, resampled.affine)
     if remove_couch:
         source = np.where(body, source, np.float32(AIR_HU))
-    source = np.clip(np.rint(source), -1024, 32767).astype(np.int16)
+    rounded = np.clip(np.rint(source), _LOWEST_HU, 32767).astype(np.int16)
 
     half = cube_mm / 2.0 / spacing_mm
     centre = _cube_centre(body, anchor, half)
     corner = (centre[0] - half, centre[1] - half, centre[2] - half)
     step = cube_mm / size / spacing_mm
-    cube = np.rint(crop_and_resize(source, corner, step, size)).astype(np.int16)
+    cube = np.rint(crop_and_resize(rounded, corner, step, size)).astype(np.int16)
     cube_affine = np.eye(4)
     cube_affine[:3, :3] *= cube_mm / size
     # World position of the first cell's centre; voxel j's centre stands at cell coordinate j + 0.5.
     first = np.array([c + 0.5 * step - 0.5 for c in corner])
     cube_affine[:3, 3] = source_affine[:3, :3] @ first + source_affine[:3, 3]
-    return PreparedCase(cube, cube_affine, source, source_affine, body)
+    inside = [max(0.0, min(c + 2 * half, n) - max(c, 0.0)) for c, n in zip(corner, body.shape, strict=True)]
+    facts = {
+        "lateral_truncation": round(truncation, 3),
+        "cube_corner_mm": [round(float(v), 3) for v in cube_affine[:3, 3]],
+        "cube_filled": round(float(np.prod(inside)) / (2 * half) ** 3, 3),
+        "body_litres": round(float(body.sum()) * spacing_mm**3 / 1e6, 2),
+    }
+    return PreparedCase(cube, cube_affine, rounded, source_affine, body, facts)

@@ -1,0 +1,79 @@
+"""Files written whole or not at all, the same bytes for the same content, and their hashes."""
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+PART_SUFFIX = ".part"
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` beside ``path`` under a temporary name, then rename it.
+
+    Raises:
+        OSError: with the file and what to do where the disk (or the quota) is full; no partial file is left.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = (
+                f"no space left to write {path} ({len(content) / 1e6:.1f} MB): free some or choose another output "
+                "folder, then start again; what is complete is kept"
+            )
+            raise OSError(error.errno, message) from error
+        raise
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON with sorted keys and a newline at the end, atomically."""
+    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_nifti(path: Path, array: npt.NDArray[np.generic], affine: npt.NDArray[np.floating]) -> None:
+    """Write a compressed NIfTI in mm, atomically and without a time stamp, so that equal content has equal bytes.
+
+    Args:
+        path: target, ending in .nii.gz.
+        array: (X, Y, Z), written in its own data type.
+        affine: (4, 4) voxel to world RAS+ mm, stored as sform and qform (scanner coordinates).
+    """
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, 1)
+    image.set_qform(affine, 1)
+    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=5, mtime=0))
+
+
+def remove_parts(folder: Path) -> int:
+    """Remove the temporary files which a killed run left under ``folder``; returns how many."""
+    parts = [p for p in folder.rglob(f".*{PART_SUFFIX}") if p.is_file()]
+    for part in parts:
+        part.unlink()
+    return len(parts)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """One SHA-256 for several files: of their digests, sorted, so that neither names nor order matter."""
+    total = hashlib.sha256()
+    for digest in sorted(sha256_file(p) for p in paths):
+        total.update(digest.encode())
+    return total.hexdigest()

@@ -1,0 +1,60 @@
+"""What was left out of a cohort, and why."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+
+from rich.console import Console
+from rich.table import Table
+
+
+class Rejected(ValueError):
+    """An input that cannot become a case. The message is the reason, and names the file where one is to blame."""
+
+
+@dataclass(frozen=True, order=True)
+class Rejection:
+    """One line of the table of what was left out.
+
+    Attributes:
+        source: file or folder, relative to the input.
+        kind: "scan", "series", "file", "label" or "split".
+        reason: why, in words.
+        case: the case name where one was given.
+        patient: the patient identifier where known.
+        series_uid: SeriesInstanceUID (0020,000E) where known.
+        files: number of files concerned.
+    """
+
+    source: str
+    kind: str
+    reason: str
+    case: str = ""
+    patient: str = ""
+    series_uid: str = ""
+    files: int = 1
+
+
+def to_csv(rejections: Iterable[Rejection]) -> bytes:
+    """The table as CSV, sorted, so that the same input gives the same bytes."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [f.name for f in fields(Rejection)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(r) for r in sorted(rejections))
+    return text.getvalue().encode()
+
+
+def show(rejections: Iterable[Rejection], console: Console | None = None, limit: int = 60) -> None:
+    """The table on the terminal, ``limit`` rows of it at most (standard error by default)."""
+    rows = sorted(rejections)
+    if not rows:
+        return
+    table = Table(title=f"left out: {len(rows)}", show_lines=False)
+    for column in ("source", "kind", "files", "reason"):
+        table.add_column(column, overflow="fold")
+    for row in rows[:limit]:
+        table.add_row(row.source, row.kind, str(row.files), row.reason)
+    if len(rows) > limit:
+        table.caption = f"{len(rows) - limit} more in rejected.csv"
+    (console or Console(stderr=True)).print(table)
