@@ -6,21 +6,30 @@ from custom.projection.attenuation import (
     hu_to_attenuation,
     water_attenuation_per_mm,
 )
+from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter, focal_spot_blur_mm
 from custom.projection.iterative import sirt
 from custom.projection.operators import JosephOperator, LinearOperator, ParallelOperator, joseph, make_operator
 from custom.projection.projector import BoundProjector, Projector
+from custom.projection.simulation import SIMULATION_PRESETS, simulate_fine, simulate_paper
 
 __all__ = [
     "ENERGY_PRESETS_KEV",
+    "SIMULATION_PRESETS",
     "BoundProjector",
+    "DetectorBlur",
     "JosephOperator",
     "LinearOperator",
     "ParallelOperator",
     "Projector",
+    "QuantumNoise",
+    "Scatter",
     "attenuation_to_hu",
+    "focal_spot_blur_mm",
     "hu_to_attenuation",
     "joseph",
     "make_operator",
+    "simulate_fine",
+    "simulate_paper",
     "sirt",
     "water_attenuation_per_mm",
 ]

@@ -1,0 +1,331 @@
+"""Stored radiographs of a prepared cohort: `fewview-ct simulate`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from custom.data.files import sha256_file, write_json, write_nifti
+from custom.data.workers import Workers
+from custom.geometry import Geometry, VolumeGrid
+from custom.projection.attenuation import water_attenuation_per_mm
+from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter
+from custom.projection.simulation import SIMULATION_PRESETS, simulate_fine, simulate_paper
+
+__all__ = ["Acquisition", "case_geometry", "load_radiographs", "simulate", "simulate_case"]
+
+logger = logging.getLogger(__name__)
+
+#: The papers' eight views; their one, two and four views are among them.
+EIGHT_ANGLES_DEG = (0.0, 22.5, 45.0, 67.5, 90.0, 112.5, 135.0, 157.5)
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """How every case of a cohort is radiographed; see `simulate` for the arguments."""
+
+    setting: str = "fine"
+    angles_deg: tuple[float, ...] = EIGHT_ANGLES_DEG
+    beam: str = "parallel"
+    source_to_isocenter_mm: float = 1000.0
+    source_to_detector_mm: float = 1500.0
+    detector_shape: tuple[int, int] | None = None
+    pixel_mm: float | None = None
+    energy_kev: float = 70.0
+    scatter_to_primary: float = 0.0
+    blur_fwhm_mm: float = 0.0
+    photons: float = 0.0
+    seed: int = 0
+    presets: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.setting not in SIMULATION_PRESETS:
+            raise ValueError(f"setting must be one of {sorted(SIMULATION_PRESETS)}, got {self.setting!r}")
+        object.__setattr__(self, "presets", json.loads(json.dumps(asdict(SIMULATION_PRESETS[self.setting]))))
+        # Said before hours of work rather than in the middle of it.
+        water_attenuation_per_mm(self.energy_kev)
+        self.degrade(torch.zeros(1, 1, 1), torch.zeros(1, 13), "")
+        case_geometry((128,) * 3, np.diag([2.5, 2.5, 2.5, 1.0]), self)
+
+    def degrade(self, image: Tensor, views: Tensor, case: str) -> Tensor:
+        """Scatter, blur and noise on line integrals (K, V, U), as far as they are asked for."""
+        if self.scatter_to_primary:
+            image = Scatter(self.scatter_to_primary)(image, views)
+        if self.blur_fwhm_mm:
+            image = DetectorBlur(self.blur_fwhm_mm)(image, views)
+        if self.photons:
+            noise = QuantumNoise(self.photons)
+            # A case's noise depends on its name and the seed, not on which cases came before it.
+            noise.set_random_state(seed=zlib.crc32(f"{self.seed} {case}".encode()))
+            image = noise(image)
+        return image
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: str
+    label: Path
+    source: Path | None
+    image: Path
+    geometry: Path
+    acquisition: Acquisition
+
+
+def case_geometry(shape: Sequence[int], affine: np.ndarray, acquisition: Acquisition) -> Geometry:
+    """The geometry of one case: its cube's grid, isocentre at the cube's centre.
+
+    Args:
+        shape: of the cube, (X, Y, Z).
+        affine: of the cube, (4, 4), RAS+ and unrotated.
+        acquisition: views and detector.
+    """
+    spacing = np.asarray(affine, dtype=float)[:3, :3].diagonal()
+    isocenter = affine[:3, 3] + (np.asarray(shape) - 1) / 2 * spacing
+    return Geometry.from_angles(
+        acquisition.angles_deg,
+        acquisition.beam,
+        acquisition.source_to_isocenter_mm,
+        acquisition.source_to_detector_mm,
+        acquisition.detector_shape,
+        acquisition.pixel_mm,
+        grid=VolumeGrid(tuple(shape), tuple(spacing.tolist())),  # type: ignore[arg-type]
+        isocenter_mm=tuple(isocenter.tolist()),
+    )
+
+
+def simulate_case(
+    cube_hu: np.ndarray,
+    cube_affine: np.ndarray,
+    acquisition: Acquisition,
+    source_hu: np.ndarray | None = None,
+    source_affine: np.ndarray | None = None,
+    case: str = "",
+) -> tuple[Tensor, Geometry]:
+    """Radiographs of one CT, without a file.
+
+    Args:
+        cube_hu: CT values [HU] of the cube; only its shape matters for the setting "fine".
+        cube_affine: (4, 4), RAS+.
+        acquisition: views, detector, setting, degradations.
+        source_hu: CT values [HU] before cropping and resizing; needed for the setting "fine".
+        source_affine: its affine.
+        case: name that the noise depends on.
+
+    Returns:
+        Line integrals (K, V, U), float32, and the geometry.
+
+    Raises:
+        ValueError: where the source is missing, or see `simulate_fine`.
+    """
+    geometry = case_geometry(cube_hu.shape, cube_affine, acquisition)
+    preset = SIMULATION_PRESETS[acquisition.setting]
+    if not preset.from_source:
+        image = simulate_paper(cube_hu, geometry, acquisition.energy_kev, preset.hu_window, preset.oversampling)
+    elif source_hu is None or source_affine is None:
+        raise ValueError(f"the setting {acquisition.setting!r} needs the uncropped CT ('source'), which is missing")
+    else:
+        image = simulate_fine(source_hu, source_affine, geometry, acquisition.energy_kev, preset.oversampling)
+    return acquisition.degrade(image, geometry.tensor(), case), geometry
+
+
+def simulate(
+    datalist: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    setting: str = "fine",
+    angles_deg: Sequence[float] = EIGHT_ANGLES_DEG,
+    beam: str = "parallel",
+    source_to_isocenter_mm: float = 1000.0,
+    source_to_detector_mm: float = 1500.0,
+    detector_shape: Sequence[int] | None = None,
+    pixel_mm: float | None = None,
+    energy_kev: float = 70.0,
+    scatter_to_primary: float = 0.0,
+    blur_fwhm_mm: float = 0.0,
+    photons: float = 0.0,
+    seed: int = 0,
+    parts: Sequence[str] | None = None,
+    workers: int = 1,
+) -> Path:
+    """Compute and store radiographs of every case of a prepared cohort.
+
+    For every case `radiographs/<name>/<case>.nii.gz` (line integrals, float32, axes u, v, view) and `<case>.json` (the
+    geometry), and a copy of the datalist with the entries "image" and "geometry". What is there already, with the same
+    settings from the same CT, is kept.
+
+    Args:
+        datalist: datalist.json of a prepared cohort.
+        output: folder for radiographs and the new datalist; the cohort's own by default.
+        name: of this set of radiographs; the setting by default.
+        setting: "fine" (the CT before resizing, not clipped, finer detector averaged down) or "paper" (the cube).
+        angles_deg: of the sources; 0 lateral, source at the patient's right, 90 frontal (AP).
+        beam: "parallel" or "cone".
+        source_to_isocenter_mm: cone beam.
+        source_to_detector_mm: cone beam.
+        detector_shape: rows and columns; by default as many rows as the cube is high, half as many columns again.
+        pixel_mm: detector pixel; by default a voxel's size, magnified.
+        energy_kev: photon energy, 20 to 200.
+        scatter_to_primary: scatter over primary in the patient's shadow; 0 for none.
+        blur_fwhm_mm: width of the detector's blur; 0 for none.
+        photons: counted by a pixel without a patient, for quantum noise; 0 for none.
+        seed: of the noise.
+        parts: of the datalist, such as "test"; all by default.
+        workers: processes, each of which needs up to 2 GB.
+
+    Returns:
+        The new datalist's path, datalist_<name>.json.
+
+    Raises:
+        FileNotFoundError: for a datalist or a CT that is not there.
+        ValueError: for a datalist without cases, settings that make no sense, or a CT that cannot be projected.
+    """
+    acquisition = Acquisition(
+        setting,
+        tuple(float(angle) for angle in angles_deg),
+        beam,
+        float(source_to_isocenter_mm),
+        float(source_to_detector_mm),
+        None if detector_shape is None else (int(detector_shape[0]), int(detector_shape[1])),
+        pixel_mm,
+        float(energy_kev),
+        float(scatter_to_primary),
+        float(blur_fwhm_mm),
+        float(photons),
+        int(seed),
+    )
+    name = setting if name is None else name
+    if not name or name != Path(name).name:
+        raise ValueError(f"name must be a plain folder name, got {name!r}")
+    path = Path(datalist)
+    content = _read_datalist(path, parts)
+    root, folder = path.parent, Path(output) if output is not None else path.parent
+    jobs = []
+    for entries in content.values():
+        for entry in entries if isinstance(entries, list) else []:
+            stem = folder / "radiographs" / name / str(entry["case"])
+            source = root / entry["source"] if "source" in entry else None
+            image, geometry = stem.with_name(stem.name + ".nii.gz"), stem.with_name(stem.name + ".json")
+            jobs.append(_Job(str(entry["case"]), root / entry["label"], source, image, geometry, acquisition))
+            for key in ("label", "source", "segmentation"):
+                if key in entry:
+                    entry[key] = os.path.relpath(root / entry[key], folder)
+            entry.update(image=os.path.relpath(image, folder), geometry=os.path.relpath(geometry, folder))
+    with Workers(workers) as pool:
+        pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label=f"radiographs {name}")
+    new = folder / f"datalist_{name}.json"
+    write_json(new, content)
+    logger.info("%d cases with %d radiographs each: %s", len(jobs), len(acquisition.angles_deg), new)
+    return new
+
+
+class _NeverRaised(Exception):
+    """A cohort that is prepared has no case of its own that may fail: every error stops the run."""
+
+
+def _read_datalist(path: Path, parts: Sequence[str] | None) -> dict[str, Any]:
+    """The datalist, with only the parts that are wanted."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such datalist; make one with `fewview-ct prepare`")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a datalist: it holds a {type(content).__name__} instead of an object")
+    lists = {part for part, entries in content.items() if isinstance(entries, list)}
+    wanted = lists if parts is None else {parts} if isinstance(parts, str) else set(parts)
+    if not wanted <= lists:
+        raise ValueError(f"{path} has no part {sorted(wanted - lists)}; it has {sorted(lists)}")
+    content = {key: value for key, value in content.items() if key not in lists - wanted}
+    entries = [entry for part in wanted for entry in content[part]]
+    if not entries:
+        raise ValueError(f"{path} holds no cases in {sorted(wanted)}")
+    for entry in entries:
+        if not isinstance(entry, dict) or "case" not in entry or "label" not in entry:
+            raise ValueError(f"{path}: every entry needs 'case' and 'label', got {entry}")
+    return content
+
+
+def _load_ct(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the datalist names this CT, but it is not there")
+    image = nib.nifti1.load(path)
+    return np.asarray(image.dataobj), np.asarray(image.affine)
+
+
+def _run(job: _Job) -> bool:
+    """Radiographs of one case as files; False where they were there already."""
+    from_source = SIMULATION_PRESETS[job.acquisition.setting].from_source
+    if from_source and job.source is None:
+        raise ValueError(
+            f"{job.case}: the datalist has no 'source' (the uncropped CT), which the setting "
+            f"{job.acquisition.setting!r} needs; use the setting 'paper', or prepare the cohort again"
+        )
+    used = job.source if from_source and job.source is not None else job.label
+    if not used.is_file():
+        raise FileNotFoundError(f"{used}: the datalist names this CT, but it is not there")
+    record = {**json.loads(json.dumps(asdict(job.acquisition))), "ct_sha256": sha256_file(used)}
+    if _is_done(job, record):
+        return False
+    cube, cube_affine = _load_ct(job.label)
+    source, source_affine = _load_ct(job.source) if from_source and job.source is not None else (None, None)
+    try:
+        image, geometry = simulate_case(cube, cube_affine, job.acquisition, source, source_affine, job.case)
+    except ValueError as error:
+        raise ValueError(f"{job.case} ({used}): {error}") from error
+    pixel_v, pixel_u = geometry.pixel_mm[0]
+    write_nifti(job.image, image.permute(2, 1, 0).contiguous().numpy(), np.diag([pixel_u, pixel_v, 1.0, 1.0]))
+    # The geometry comes last: it says that the radiographs are complete.
+    write_json(job.geometry, {**geometry.to_dict(), "simulation": record})
+    return True
+
+
+def _is_done(job: _Job, record: dict[str, Any]) -> bool:
+    if not (job.image.is_file() and job.geometry.is_file()):
+        return False
+    try:
+        return json.loads(job.geometry.read_text()).get("simulation") == record
+    except (ValueError, AttributeError):
+        logger.warning("%s is damaged and is made again", job.geometry)
+        return False
+
+
+def load_radiographs(image: str | os.PathLike[str], geometry: str | os.PathLike[str]) -> tuple[Tensor, Geometry]:
+    """Radiographs and geometry that `simulate` stored (or anyone in the same form).
+
+    Args:
+        image: NIfTI, axes u, v, view.
+        geometry: JSON of `Geometry.save`.
+
+    Returns:
+        Line integrals (K, V, U), float32, and the geometry.
+
+    Raises:
+        FileNotFoundError: for a file that is not there.
+        ValueError: if their number or size differ from the geometry's, or for values that are not finite.
+    """
+    path, acquisition = Path(image), Geometry.load(geometry)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of radiographs")
+    array = np.asarray(nib.nifti1.load(path).dataobj, dtype=np.float32)
+    array = array[..., None] if array.ndim == 2 else array
+    rows, columns = acquisition.detector_shape
+    expected = (columns, rows, len(acquisition))
+    if array.shape != expected:
+        raise ValueError(
+            f"{path} holds radiographs of shape {array.shape} (u, v, view), but {geometry} describes {expected}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(f"{path} holds values that are not finite numbers")
+    return torch.from_numpy(array).permute(2, 1, 0).contiguous(), acquisition
