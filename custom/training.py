@@ -1,15 +1,25 @@
-"""Handlers that steady a training: averaged weights, bounded gradients, a schedule with warm-up."""
+"""Handlers that steady a training: averaged weights, bounded gradients, warm-up, resuming, the best model."""
 
 from __future__ import annotations
 
+import logging
 import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.engines.utils import IterationEvents
 
-__all__ = ["GradientClip", "WeightAverage", "warmup_cosine"]
+from custom.checkpoints import save_checkpoint, sha256
+
+__all__ = ["BestModelSaver", "GradientClip", "ResumableCheckpoint", "WeightAverage", "warmup_cosine"]
+
+logger = logging.getLogger(__name__)
 
 
 class WeightAverage:
@@ -57,6 +67,100 @@ class GradientClip:
                 f"the gradient is not finite at iteration {engine.state.iteration}: lower learning_rate, or set "
                 "precision to 'fp32'; the last checkpoint is intact"
             )
+
+
+class ResumableCheckpoint:
+    """Saves everything that a training needs to go on, after every epoch, and picks it up after a kill.
+
+    Args:
+        path: the file; written to a temporary name first.
+        objects: what has a state: network, averaged network, optimizer, scheduler. The trainer is added.
+        resume: load `path` if it is there when the training starts.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], resume: bool = True) -> None:
+        self.path, self.objects, self.resume = Path(path), dict(objects), resume
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with a trainer."""
+        engine.add_event_handler(Events.STARTED, self._load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+
+    def _load(self, engine: Engine) -> None:
+        if not self.resume or not self.path.is_file():
+            return
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            for name, item in self.objects.items():
+                item.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"{self.path}: this checkpoint belongs to another configuration: {error}; remove it, choose another "
+                "ckpt_dir, or pass --resume False"
+            ) from error
+        epochs = engine.state.max_epochs
+        engine.load_state_dict(state["trainer"])
+        engine.state.max_epochs = epochs
+        logger.info("resumed %s after epoch %d", self.path, engine.state.epoch)
+
+    def _save(self, engine: Engine) -> None:
+        if idist.get_rank() != 0:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        state: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
+        state["trainer"] = {
+            "iteration": engine.state.iteration,
+            "epoch_length": engine.state.epoch_length,
+            "max_epochs": engine.state.max_epochs,
+        }
+        partial = self.path.with_name(self.path.name + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.path)
+
+
+class BestModelSaver:
+    """Writes `model.pt` (see `custom.checkpoints`) whenever the evaluator's key metric is the best so far.
+
+    Args:
+        path: the weights file.
+        network: the network that was evaluated, usually the averaged one.
+        data_list_file: datalist that the network was trained on; its hash goes into the meta.
+        meta: more for the meta, such as the preset's name.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        network: torch.nn.Module,
+        data_list_file: str | os.PathLike[str] | None = None,
+        meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path, self.network, self.data_list_file, self.meta = Path(path), network, data_list_file, dict(meta or {})
+        self.best = -math.inf
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self._save)
+
+    def state_dict(self) -> dict[str, float]:
+        """The best metric, so that a resumed training does not overwrite a better model."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """The inverse of `state_dict`."""
+        self.best = state["best"]
+
+    def _save(self, engine: Engine) -> None:
+        name = engine.state.key_metric_name  # type: ignore[attr-defined]
+        value = float(engine.state.metrics[name])
+        if idist.get_rank() != 0 or not value > self.best:
+            return
+        self.best = value
+        meta = {**self.meta, "validation": {name: value}, "epoch": getattr(engine.state, "epoch", None)}
+        if self.data_list_file is not None:
+            meta["datalist_sha256"] = sha256(self.data_list_file)
+        save_checkpoint(self.path, self.network, meta)
+        logger.info("%s: best %s so far, %.3f", self.path, name, value)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int, final: float = 0.02) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform, RandomizableTrait, Transform
 
 from custom.geometry import Geometry, VolumeGrid
 
-__all__ = ["LoadRadiographsd", "SampleOnGridd"]
+__all__ = ["LoadRadiographsd", "RepeatRandom", "SampleOnGridd"]
 
 AIR_HU = -1000.0
 
@@ -70,6 +70,29 @@ class SampleOnGridd(MapTransform):
         grid = torch.stack(torch.meshgrid(*positions, indexing="ij")[::-1], -1)[None]
         sampled = F.grid_sample(values - AIR_HU, grid, padding_mode="zeros", align_corners=False)[0] + AIR_HU
         return sampled.round().to(self.dtype) if not self.dtype.is_floating_point else sampled.to(self.dtype)
+
+
+class RepeatRandom(Transform, RandomizableTrait):
+    """Serves each result of a costly random transform several times in a row.
+
+    Radiographs are drawn anew at every training step, so one warped volume teaches more than once.
+
+    Args:
+        transform: the random transform.
+        repeats: how often each of its results is served; the items asked for in between are skipped.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any], repeats: int = 1) -> None:
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}")
+        self.transform, self.repeats = transform, repeats
+        self._served, self._result = 0, None
+
+    def __call__(self, data: Any) -> Any:
+        if self._served % self.repeats == 0:
+            self._result = self.transform(data)
+        self._served += 1
+        return self._result
 
 
 class LoadRadiographsd(Transform):

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from custom.checkpoints import describes_itself
+
 __all__ = ["FeatureUNet"]
 
 
+@describes_itself
 class FeatureUNet(nn.Module):
     """A plain U-Net without normalisation, so that absolute line integrals survive.
 

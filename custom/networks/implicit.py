@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from custom.checkpoints import describes_itself
+
 __all__ = ["FourierFeatures", "PointMLP"]
 
 
+@describes_itself
 class FourierFeatures(nn.Module):
     """[p, cos(2 pi B p), sin(2 pi B p)] with a fixed Gaussian B (Tancik et al. 2020).
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from custom.checkpoints import describes_itself
 from custom.fusion import fuse_features, sample_features
 from custom.geometry import VIEW_SIZE, VolumeGrid
 from custom.networks.implicit import FourierFeatures, PointMLP
@@ -26,6 +27,7 @@ __all__ = ["ImplicitReconstructor"]
 _PROJECTORS = 4
 
 
+@describes_itself
 class ImplicitReconstructor(nn.Module):
     """Radiographs of any views to a CT volume.
 
