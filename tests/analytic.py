@@ -38,12 +38,14 @@ def _frame(index: int) -> tuple[Tensor, Tensor, float]:
 def ellipsoid_volume(grid: VolumeGrid, power: int = SMOOTH, supersampling: int = 1) -> Tensor:
     """Density [1/mm] at the voxel centres, (1, 1, X, Y, Z) in float64; uniform ellipsoids need supersampling."""
     fine = grid.resized([n * supersampling for n in grid.shape])
-    points = fine.points(dtype=torch.float64)
+    x, y, z = (fine.axis_mm(axis, dtype=torch.float64) for axis in range(3))
     density = torch.zeros(fine.shape, dtype=torch.float64)
     for index in range(len(ELLIPSOIDS)):
         center, matrix, amplitude = _frame(index)
-        q = ((points - center) @ matrix.mT).square().sum(-1)
-        density += torch.where(q < 1, amplitude * (1 - q).clamp(min=0) ** power, 0.0)
+        # The rotation is about z, so that axis stands alone.
+        plane = torch.stack(torch.meshgrid(x - center[0], y - center[1], indexing="ij"), -1) @ matrix[:2, :2].mT
+        q = plane.square().sum(-1)[..., None] + ((z - center[2]) * matrix[2, 2]).square()
+        density += amplitude * ((q < 1) if power == UNIFORM else (1 - q).clamp_(min=0) ** power)
     return torch.nn.functional.avg_pool3d(density[None, None], supersampling)
 
 

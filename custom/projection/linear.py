@@ -26,7 +26,9 @@ class _Apply(torch.autograd.Function):
         ctx: Any, x: Tensor, apply: Callable[[Tensor], Tensor], transpose: Callable[[Tensor], Tensor]
     ) -> Tensor:
         ctx.maps = apply, transpose
-        return apply(x)
+        # Autocast may be on where a backward pass runs, even if it was off in the forward pass.
+        with torch.autocast(x.device.type, enabled=False):
+            return apply(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
