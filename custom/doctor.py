@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
@@ -18,7 +17,7 @@ from rich.text import Text
 
 from custom import __version__
 
-__all__ = ["doctor", "extras", "file_sha256", "version"]
+__all__ = ["doctor", "extras", "version"]
 
 DISTRIBUTION = "fewview-ct"
 CORE = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "pydicom")
@@ -27,12 +26,6 @@ CORE = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "pydicom")
 def version() -> None:
     """Prints the version of the package."""
     Console().print(Text(f"{DISTRIBUTION} {__version__}"))
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def extras() -> dict[str, dict[str, str | None]]:
@@ -80,19 +73,18 @@ def _devices() -> dict[str, str]:
 
 
 def _checkpoint_lines(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
-    import torch
+    from custom.checkpoints import load_checkpoint
 
-    lines = {"size": f"{path.stat().st_size / 2**20:.1f} MiB", "sha256": file_sha256(path)}
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: not a checkpoint that torch can load safely: {error}") from error
-    if not isinstance(content, Mapping) or not {"model", "meta"} <= set(content):
-        raise ValueError(f"{path}: a checkpoint holds 'model' and 'meta'; this one {sorted(map(str, content))[:8]}")
-    count = sum(value.numel() for value in content["model"].values() if isinstance(value, torch.Tensor))
-    return {**lines, "parameters": f"{count:,}", "meta": str(content["meta"])}
+    checkpoint = load_checkpoint(path)
+    count = sum(weights.numel() for weights in checkpoint.state.values())
+    network = checkpoint.meta["network_def"]
+    facts = {key: str(value) for key, value in checkpoint.meta.items() if not isinstance(value, Mapping | list)}
+    return {
+        "size": f"{path.stat().st_size / 2**20:.1f} MiB",
+        "sha256": checkpoint.hash,
+        "network": f"{network.get('_target_')}, {count:,} weights",
+        **facts,
+    }
 
 
 def doctor(checkpoint: str | None = None) -> None:

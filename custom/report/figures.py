@@ -6,6 +6,7 @@ feet with anterior on top, sagittal slices looking to the patient's right (anter
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+
+from custom.data.files import write_bytes
 
 __all__ = ["plane", "reconstruction_figure", "save_figure"]
 
@@ -67,13 +70,9 @@ def plane(volume: FloatArray, name: str, index: int | None = None) -> FloatArray
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> Path:
     """Writes a PNG beside its target and moves it there, so that a viewer never meets half a file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        figure.savefig(temporary, format="png", dpi=dpi, facecolor=figure.get_facecolor())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi, facecolor=figure.get_facecolor())
+    write_bytes(path, content.getvalue())
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from custom.data.files import write_bytes
 from custom.metrics import METRIC_NAMES, summarise_cohort
 
 __all__ = ["cohort_table", "format_value", "metric_label", "read_csv", "write_csv", "write_json", "write_metrics"]
@@ -21,18 +22,6 @@ __all__ = ["cohort_table", "format_value", "metric_label", "read_csv", "write_cs
 # Name in a table, and decimals that mean something.
 _SHOWN = {"psnr_range": ("PSNR [dB]", 2), "psnr_4095": ("PSNR 4095 [dB]", 2), "ssim": ("SSIM", 3)}
 MAIN_METRICS = ("psnr_range", "psnr_4095", "ssim", "mae_hu", "rmse_hu")
-
-
-def _replace_text(path: str | os.PathLike[str], text: str) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
@@ -43,7 +32,9 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
     writer.writeheader()
     for row in rows:
         writer.writerow({key: "" if _is_nan(value) else value for key, value in row.items()})
-    return _replace_text(path, lines.getvalue())
+    path = Path(path)
+    write_bytes(path, lines.getvalue().encode())
+    return path
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -81,7 +72,9 @@ def _plain(value: Any) -> Any:
 
 def write_json(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Writes valid JSON: NaN as null, infinity as the text "Infinity"."""
-    return _replace_text(path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+    path = Path(path)
+    write_bytes(path, (json.dumps(_plain(content), indent=1, allow_nan=False) + "\n").encode())
+    return path
 
 
 def write_metrics(
