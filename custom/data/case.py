@@ -54,16 +54,14 @@ def _segmentation(
     affine: npt.NDArray[np.float64],
 ) -> tuple[labels.Labels, dict[int, str], list[Path]] | None:
     """Label map on the cube's grid, its names and its files: the scan's own RTSTRUCT before files beside it."""
-    grid = (prepared.cube_affine, prepared.cube.shape)
+    grid = (prepared.cube_affine, (prepared.cube.shape[0], prepared.cube.shape[1], prepared.cube.shape[2]))
     if candidate.structures:
-        found = labels.load_rtstruct(
-            candidate.structures, candidate.series_uid, candidate.facts.get("FrameOfReferenceUID", ""), affine, shape
-        )
+        frame = str(candidate.facts.get("FrameOfReferenceUID", ""))
+        found = labels.load_rtstruct(candidate.structures, candidate.series_uid, frame, affine, shape, *grid)
         if found is not None:
-            native, names, used = found
-            return labels.on_grid(native, affine, grid[0], grid[1]), names, used
+            return found
     if label_files:
-        return *labels.load_labels(label_files, grid[0], grid[1]), list(label_files)
+        return *labels.load_labels(label_files, *grid), list(label_files)
     return None
 
 

@@ -128,38 +128,48 @@ def rasterise_contours(
     contours: Sequence[npt.NDArray[np.floating]],
     affine: npt.NDArray[np.floating],
     shape: tuple[int, int, int],
+    grid_affine: npt.NDArray[np.floating],
+    grid_shape: tuple[int, int, int],
 ) -> tuple[npt.NDArray[np.bool_], int]:
-    """Fill closed planar contours on the CT's own slices: a voxel is inside when its centre is.
+    """Fill closed planar contours: a voxel of the grid is inside when its centre is, on the CT slice nearest to it.
 
-    Contours on one slice combine by exclusive or, so that a contour inside another is a hole.
+    Contours on one slice combine by exclusive or, so that a contour inside another is a hole. The grid is filled
+    directly: going through the CT's own pixels would shift contours drawn along pixel centres by half a pixel.
 
     Args:
         contours: each (N, 3) points in RAS+ mm.
         affine: the CT's (column, row, slice) to RAS+ mm.
         shape: the CT's.
+        grid_affine: voxel to RAS+ mm of the result.
+        grid_shape: of the result.
 
     Returns:
-        Mask, and the number of contours that lie outside the CT's slices.
+        Mask on the grid, and the number of contours that lie beyond the CT's slices.
     """
-    mask = np.zeros(shape, dtype=bool)
     inverse = np.linalg.inv(affine)
+    slices: dict[int, list[npt.NDArray[np.floating]]] = {}
     outside = 0
     for points in contours:
         voxel = points @ inverse[:3, :3].T + inverse[:3, 3]
         k = round(float(voxel[:, 2].mean()))
-        if len(points) < 3:
-            continue
         if not 0 <= k < shape[2]:
             outside += 1
-            continue
-        low = np.maximum(np.floor(voxel[:, :2].min(axis=0)).astype(int), 0)
-        high = np.minimum(np.ceil(voxel[:, :2].max(axis=0)).astype(int), np.array(shape[:2]) - 1)
-        if (high < low).any():
-            outside += 1
-            continue
-        i, j = np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(low, high, strict=True)), indexing="ij")
-        inside = Polygon(voxel[:, :2]).contains_points(np.column_stack([i.ravel(), j.ravel()]))
-        mask[low[0] : high[0] + 1, low[1] : high[1] + 1, k] ^= inside.reshape(i.shape)
+        elif len(points) >= 3:
+            slices.setdefault(k, []).append(voxel[:, :2])
+    mask = np.zeros(grid_shape, dtype=bool)
+    to_native = inverse @ grid_affine
+    plane = np.indices(grid_shape[:2]).reshape(2, -1).T @ to_native[:3, :2].T + to_native[:3, 3]
+    for z in range(grid_shape[2]):
+        native = plane + z * to_native[:3, 2]
+        nearest = np.rint(native[:, 2]).astype(int)
+        flat = np.zeros(len(native), dtype=bool)
+        for k in range(nearest.min(), nearest.max() + 1):
+            for polygon in slices.get(k, []):
+                low, high = polygon.min(axis=0), polygon.max(axis=0)
+                near = (nearest == k) & ((native[:, :2] >= low) & (native[:, :2] <= high)).all(axis=1)
+                if near.any():
+                    flat[near] ^= Polygon(polygon).contains_points(native[near, :2])
+        mask[:, :, z] = flat.reshape(grid_shape[:2])
     return mask, outside
 
 
@@ -180,8 +190,10 @@ def load_rtstruct(
     frame_of_reference: str,
     affine: npt.NDArray[np.floating],
     shape: tuple[int, int, int],
+    grid_affine: npt.NDArray[np.floating],
+    grid_shape: tuple[int, int, int],
 ) -> tuple[Labels, dict[int, str], list[Path]] | None:
-    """The structures that belong to a series, as a label map on the CT's own grid.
+    """The structures that belong to a series, as a label map on a grid.
 
     Numbers follow the ROIs' order in the file (3006,0020). Where ROIs overlap the smaller one stands, so that a
     tumour is not lost in the organ around it.
@@ -192,12 +204,14 @@ def load_rtstruct(
         frame_of_reference: FrameOfReferenceUID of the CT.
         affine: the CT's (column, row, slice) to RAS+ mm.
         shape: the CT's.
+        grid_affine: voxel to RAS+ mm of the result.
+        grid_shape: of the result.
 
     Returns:
         Label map, names of its numbers, the files used; None where no file refers to the series.
 
     Raises:
-        Rejected: damaged, or no ROI has a closed contour on the CT.
+        Rejected: damaged, or no ROI has a closed contour inside the grid.
     """
     masks: list[tuple[int, str, npt.NDArray[np.bool_]]] = []
     used = []
@@ -215,18 +229,18 @@ def load_rtstruct(
         used.append(path)
         for roi, name in rois:
             number += 1
-            mask, outside = rasterise_contours(polygons.get(roi, []), affine, shape)
+            mask, outside = rasterise_contours(polygons.get(roi, []), affine, shape, grid_affine, grid_shape)
             if outside:
-                logger.warning("%s: %d contours of %r lie outside the CT and are left out", path.name, outside, name)
+                logger.warning("%s: %d contours of %r lie beyond the CT's slices", path.name, outside, name)
             if mask.any():
                 masks.append((number, name or f"ROI {roi}", mask))
             else:
-                logger.warning("%s: %r has no closed contour on the CT and is left out", path.name, name)
+                logger.warning("%s: %r has no closed contour inside the cube and is left out", path.name, name)
     if not used:
         return None
     if not masks:
-        raise Rejected(f"{', '.join(p.name for p in used)}: no ROI has a closed contour on the CT")
-    labels = np.zeros(shape, dtype=np.uint16)
+        raise Rejected(f"{', '.join(p.name for p in used)}: no ROI has a closed contour inside the cube")
+    labels = np.zeros(grid_shape, dtype=np.uint16)
     for roi_number, _, mask in sorted(masks, key=lambda m: -int(m[2].sum())):
         labels[mask] = roi_number
     return _smallest(labels), {n: name for n, name, _ in masks}, used
