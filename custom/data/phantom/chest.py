@@ -163,8 +163,8 @@ def _plan_airways(chest: Chest, person: Person, spine: Spine, rng: np.random.Ran
     jitter = lambda: rng.normal(0, 4, size=3)  # noqa: E731
     hub = {1: np.array(right[-1]), -1: np.array(left[-1])}
     lobar = {
-        1: [[(20, 3, 34), (32, 10, 62)], [(6, 22, -26), (26, 46, -34)], [(4, -16, -34), (16, -34, -74)]],
-        -1: [[(-10, 16, 18), (-20, 24, 52)], [(-12, 26, -12), (-26, 52, -24)], [(-4, -16, -30), (-14, -34, -68)]],
+        1: [[(20, 3, 34), (32, 10, 62)], [(15, 15, -22), (40, 36, -32)], [(4, -16, -34), (16, -34, -74)]],
+        -1: [[(-10, 16, 18), (-20, 24, 52)], [(-24, 18, -10), (-44, 40, -22)], [(-4, -16, -30), (-14, -34, -68)]],
     }
     for side, branches in lobar.items():
         for knots in branches:
@@ -328,8 +328,9 @@ def paint_mediastinum(canvas: Canvas, person: Person, chest: Chest, above: Array
     radii = np.concatenate([t[1] for t in chest.tubes["airways"]])
     found = canvas.tube(points, radii + 1.3)
     if found is not None:
-        canvas.paint(found[0], 20.0, None, found[1])
-        canvas.paint(found[0] + 1.5, -985.0, LABELS["airways"], found[1])
+        free = np.maximum(found[0], 4.0 - canvas.fine(chest.heart)[found[1]])
+        canvas.paint(free, 20.0, None, found[1])
+        canvas.paint(free + 1.5, -985.0, LABELS["airways"], found[1])
 
 
 def _paint_tubes(canvas: Canvas, tubes: list[tuple[Array, Array]], hu: float, label: int) -> None:
