@@ -11,20 +11,9 @@ from torch import Tensor
 
 from custom.geometry import VolumeGrid
 from custom.projection import Projector, hu_to_attenuation
+from custom.values import hu_to_unit
 
-__all__ = ["SimulatedRadiographs", "StoredRadiographs", "hu_to_unit", "unit_to_hu"]
-
-
-def hu_to_unit(hu: Tensor, hu_window: Sequence[float]) -> Tensor:
-    """HU to [-1, 1], clipped to the window."""
-    low, high = hu_window
-    return (hu.float().clamp(low, high) - low) / (high - low) * 2 - 1
-
-
-def unit_to_hu(unit: Tensor, hu_window: Sequence[float]) -> Tensor:
-    """[-1, 1] to HU, clipped to the window."""
-    low, high = hu_window
-    return (unit.float().clamp(-1, 1) + 1) / 2 * (high - low) + low
+__all__ = ["SimulatedRadiographs", "StoredRadiographs"]
 
 
 class SimulatedRadiographs(PrepareBatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from monai.engines.utils import IterationEvents
 
 from custom.checkpoints import save_checkpoint, sha256
 
-__all__ = ["BestModelSaver", "GradientClip", "ResumableCheckpoint", "WeightAverage", "warmup_cosine"]
+__all__ = ["BestModelSaver", "GradientClip", "ResumableCheckpoint", "WeightAverage", "fit_template", "warmup_cosine"]
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,30 @@ class BestModelSaver:
             meta["datalist_sha256"] = sha256(self.data_list_file)
         save_checkpoint(self.path, self.network, meta)
         logger.info("%s: best %s so far, %.3f", self.path, name, value)
+
+
+def fit_template(
+    network: torch.nn.Module,
+    dataset: Iterable[Mapping[str, torch.Tensor]],
+    spacing_mm: Sequence[float],
+    key: str = "source",
+) -> None:
+    """Give a network that takes one the mean training CT (`ImplicitReconstructor.set_template`).
+
+    Args:
+        network: left alone if it takes no template.
+        dataset: training cases; `key` is a CT (1, X, Y, Z) in HU around the isocentre, larger than the coarse grid.
+        spacing_mm: voxel size of the CTs.
+        key: of the CT.
+    """
+    if getattr(network, "template", None) is None:
+        return
+    mean = torch.stack([case[key].float().clamp(*network.hu_window) for case in dataset]).mean(0)
+    grid = network.coarse_grid
+    factor = [round(c / s) for c, s in zip(grid.spacing_mm, spacing_mm, strict=True)]
+    coarse = torch.nn.functional.avg_pool3d(mean, factor)[0]
+    margin = [(n - m) // 2 for n, m in zip(coarse.shape, grid.shape, strict=True)]
+    network.set_template(coarse[tuple(slice(a, a + n) for a, n in zip(margin, grid.shape, strict=True))])
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int, final: float = 0.02) -> object:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -10,11 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTrait, Transform
 
+from custom.data.radiographs import match_detector
 from custom.geometry import Geometry, VolumeGrid
+from custom.values import unit_to_hu
 
-__all__ = ["LoadRadiographsd", "RepeatRandom", "SampleOnGridd"]
+__all__ = ["LoadRadiographsd", "PlaceVolumed", "RepeatRandom", "SampleOnGridd"]
 
 AIR_HU = -1000.0
 
@@ -102,23 +108,36 @@ class LoadRadiographsd(Transform):
         image_key: NIfTI file (U, V, K) of line integrals; becomes a float32 tensor (K, V, U).
         geometry_key: geometry file (`Geometry.save`); becomes "views" (K, 13) and "view_mask" (K,).
         angles_deg: views to keep, by angle; None for all, in the file's order.
+        pixel_at_isocenter_mm: resample to this pixel size, demagnified to the isocentre (`match_detector`); None
+            leaves the pixels alone.
 
     Raises:
         FileNotFoundError, ValueError: naming the file: counts differ, an angle is missing, NaN.
     """
 
     def __init__(
-        self, image_key: str = "image", geometry_key: str = "geometry", angles_deg: Sequence[float] | None = None
+        self,
+        image_key: str = "image",
+        geometry_key: str = "geometry",
+        angles_deg: Sequence[float] | None = None,
+        pixel_at_isocenter_mm: float | None = None,
     ) -> None:
-        self.image_key, self.geometry_key = image_key, geometry_key
+        self.image_key, self.geometry_key, self.pixel_mm = image_key, geometry_key, pixel_at_isocenter_mm
         self.angles_deg = None if angles_deg is None else [float(a) for a in angles_deg]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         path = out[self.image_key]
         geometry = Geometry.load(out[self.geometry_key])
-        image = np.asarray(nib.load(path).dataobj, dtype=np.float32)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: no such file of radiographs")
+        try:
+            image = np.asarray(nib.load(path).dataobj, dtype=np.float32)
+        except (nib.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path}: not a readable NIfTI file: {error}") from error
         image = image[..., None] if image.ndim == 2 else image
+        if image.ndim != 3:
+            raise ValueError(f"{path}: radiographs must be a stack (U, V, K), got shape {image.shape}")
         stack = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 1, 0)))
         if len(stack) != len(geometry):
             raise ValueError(
@@ -134,10 +153,49 @@ class LoadRadiographsd(Transform):
         if self.angles_deg is not None:
             chosen = [_index_of(angle, geometry.angles_deg, out[self.geometry_key]) for angle in self.angles_deg]
             stack, geometry = stack[chosen], geometry.select(chosen)
+        views = geometry.tensor()
+        if self.pixel_mm is not None:
+            stack, views = match_detector(stack, views, self.pixel_mm)
         out[self.image_key] = stack
-        out["views"] = geometry.tensor()
+        out["views"] = views
         out["view_mask"] = torch.ones(len(geometry), dtype=torch.bool)
         out["isocenter_mm"] = torch.tensor(geometry.isocenter_mm or (0.0, 0.0, 0.0), dtype=torch.float64)
+        out["name"] = Path(path).name.split(".")[0]
+        return out
+
+
+class PlaceVolumed(MapTransform):
+    """A network's volume back into HU and into the CT's frame.
+
+    The affine is the reconstruction grid's, moved by the isocentre of the acquisition ("isocenter_mm", as
+    `LoadRadiographsd` reads it); it is never inherited from the radiographs.
+
+    Args:
+        keys: volumes (1, X, Y, Z), `hu_window` as [-1, 1].
+        grid: the reconstruction grid.
+        hu_window: CT values of -1 and 1.
+        name_key: entry that names the output file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        grid: VolumeGrid,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        name_key: str = "name",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.grid, self.hu_window, self.name_key = grid, tuple(hu_window), name_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """MetaTensors (1, X, Y, Z) of rounded HU, float32."""
+        out = dict(data)
+        affine = self.grid.affine(np.asarray(out["isocenter_mm"], dtype=float))
+        for key in self.key_iterator(out):
+            hu = unit_to_hu(torch.as_tensor(out[key]), self.hu_window).round()
+            meta = {"filename_or_obj": f"{out.get(self.name_key, 'reconstruction')}.nii.gz"}
+            out[key] = MetaTensor(hu, affine=torch.as_tensor(affine), meta=meta)
         return out
 
 

@@ -46,6 +46,7 @@ class ImplicitReconstructor(nn.Module):
         coarse_grid: grid of the volume network; it may reach beyond `grid`, because tissue outside casts shadows too.
             Its shape must be divisible by 2^(levels of the volume network - 1).
         rough_iterations: SIRT iterations on the coarse grid; 0 for none.
+        template: the volume network also reads the mean training CT on the coarse grid (`set_template`).
         consistency_iterations: SIRT iterations on the result, in evaluation mode only; 0 for none.
         coordinate_half_side_mm: coordinates are millimetres in the isocentre frame over this length.
         radiograph_scale: line integrals are multiplied by it, a constant: never by the image's own maximum.
@@ -66,12 +67,13 @@ class ImplicitReconstructor(nn.Module):
         fourier: FourierFeatures,
         view_mlp: dict,
         volume_mlp: dict,
-        views: Tensor | None = None,
+        views: Tensor | Sequence[Sequence[float]] | None = None,
         separate_view_mlps: int = 0,
         plain_mean: bool = False,
         volume_network: dict | None = None,
         coarse_grid: VolumeGrid | None = None,
         rough_iterations: int = 0,
+        template: bool = False,
         consistency_iterations: int = 0,
         coordinate_half_side_mm: float = 160.0,
         radiograph_scale: float = 0.2,
@@ -93,7 +95,8 @@ class ImplicitReconstructor(nn.Module):
         self.coordinate_half_side_mm, self.radiograph_scale = coordinate_half_side_mm, radiograph_scale
         self.energy_kev, self.hu_window = energy_kev, (float(hu_window[0]), float(hu_window[1]))
         self.points_per_chunk, self.precision = points_per_chunk, precision
-        self.register_buffer("views", views, persistent=False)
+        fixed = None if views is None else torch.as_tensor(views, dtype=torch.float32)
+        self.register_buffer("views", fixed, persistent=False)
         self._projectors: dict[tuple, Projector] = {}
 
         image_features = encoder.out_channels if isinstance(encoder, nn.Module) else 0  # type: ignore[union-attr]
@@ -102,8 +105,13 @@ class ImplicitReconstructor(nn.Module):
         )
         volume_features = 0
         self.volume_network = None
+        self.template: Tensor | None
+        self.register_buffer("template", None)
         if volume_network is not None:
-            rough_channels = 2 if rough_iterations else 1
+            assert coarse_grid is not None
+            if template:
+                self.template = torch.zeros(1, 1, *coarse_grid.shape)
+            rough_channels = 1 + int(rough_iterations > 0) + int(template)
             self.volume_network = VolumeUNet(rough_channels, int(image_features) + 4, **volume_network)
             # The point sees the volume network's features and its prediction.
             volume_features = self.volume_network.out_channels + 1 + fourier.out_channels
@@ -147,6 +155,17 @@ class ImplicitReconstructor(nn.Module):
         if self.consistency_iterations and not self.training:
             pred = self.make_consistent(pred, image, views, view_mask, context)
         return pred
+
+    def set_template(self, mean_hu: Tensor) -> None:
+        """Set the mean training CT.
+
+        Args:
+            mean_hu: (X, Y, Z) in HU on `coarse_grid`.
+        """
+        if self.template is None or mean_hu.shape != self.template.shape[2:]:
+            raise ValueError(f"the network takes no template of shape {tuple(mean_hu.shape)}")
+        low, high = self.hu_window
+        self.template.copy_((mean_hu.clamp(low, high) - low) / (high - low) * 2 - 1)
 
     def _check(self, image: Tensor, views: Tensor | None, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if image.ndim != 4:
@@ -196,6 +215,8 @@ class ImplicitReconstructor(nn.Module):
         if self.rough_iterations:
             rough = self._rough(image, views, view_mask)
             fine.append(rough)
+        if self.template is not None:
+            fine.append(self.template.expand_as(rough))
         with self._mixed(image.device):
             inputs = [t.contiguous(memory_format=torch.channels_last_3d) for t in (torch.cat(fine, 1), fused)]
             deep, correction = self.volume_network(*inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +50,7 @@ class VolumeUNet(nn.Module):
         self.widths, self.out_channels = tuple(widths), out_channels
         self.stem = nn.Conv3d(fine_channels, widths[0], 3, padding=1)
         self.enter_fused = nn.Conv3d(fused_channels, widths[1], 3, padding=1)
-        self.down = nn.ModuleList(
-            nn.Conv3d(before, after, 2, stride=2) for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.down = nn.ModuleList(nn.Conv3d(before, after, 2, stride=2) for before, after in pairwise(widths))
         self.encoder = nn.ModuleList(
             nn.Sequential(*[_Block(width) for _ in range(n)]) for width, n in zip(widths[1:], blocks, strict=True)
         )

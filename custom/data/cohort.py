@@ -1,0 +1,54 @@
+"""Reading the datalist of `prepare` and `simulate`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["FILE_KEYS", "load_cases"]
+
+#: Entries of a case that are files, relative to the datalist.
+FILE_KEYS = ("label", "source", "segmentation", "image", "geometry")
+
+
+def load_cases(
+    data_list_file: str | os.PathLike[str], part: str, shuffle_radiographs: bool = False
+) -> list[dict[str, Any]]:
+    """The cases of one part of a datalist, with absolute file names.
+
+    Args:
+        data_list_file: datalist.json.
+        part: "training", "validation", "test", ...
+        shuffle_radiographs: give every case the radiographs of the next one: the control that shows whether a
+            network looks at them.
+
+    Raises:
+        FileNotFoundError: if the datalist or a file that it names is missing.
+        ValueError: if there is no such part, or it is empty.
+    """
+    path = Path(data_list_file)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such datalist; 'fewview-ct prepare INPUT OUTPUT' writes one")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    if not content.get(part):
+        parts = [name for name, value in content.items() if isinstance(value, list) and value]
+        raise ValueError(f"{path}: no cases under {part!r}; it has {parts}")
+    cases = [dict(case) for case in content[part]]
+    for case in cases:
+        for key in FILE_KEYS:
+            if key in case:
+                case[key] = str(path.parent / case[key])
+                if not Path(case[key]).is_file():
+                    raise FileNotFoundError(
+                        f"{case[key]}: named by {path} as {key!r} of {case.get('case')}, but missing"
+                    )
+    if shuffle_radiographs:
+        pairs = [(case.get("image"), case.get("geometry")) for case in cases]
+        for case, (image, geometry) in zip(cases, pairs[1:] + pairs[:1], strict=True):
+            case["image"], case["geometry"] = image, geometry
+    return cases
