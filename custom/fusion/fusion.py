@@ -18,8 +18,6 @@ from custom.geometry import VolumeGrid, is_vertical_parallel, projection_matrice
 __all__ = ["FeatureFusion", "fuse_features", "fuse_points"]
 
 REDUCTIONS = ("seen", "plain")
-CACHE_BYTES = 2**21
-"""Part of the parallel beam's table that is read at a time on a CPU: fits the second-level cache."""
 CHUNK = 65536
 # Stands in for padding, whose 13 numbers may be zeros and would divide by zero: rays along -x, 1 mm pixels.
 PADDING_VIEW = (-1.0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, -1, 0)
@@ -255,14 +253,9 @@ def _fuse_parallel(
     plan = parallel_plan(views, exist, grid, (rows, width), detector_shape, reduction)
     channels += int(with_count)
     height = grid.shape[2]
-    maps = feature_rows(features, int(with_count)).view(1, -1, width * channels)
-    table = gather_rows(maps, plan.along_v)
-    bytes_per_height = count * width * channels * table.element_size()
-    limit = height if features.is_cuda else max(1, CACHE_BYTES // bytes_per_height)
-    part = max(n for n in range(1, height + 1) if height % n == 0 and n <= limit)
-    table = table.view(batch * count, height // part, part, width, channels).permute(1, 0, 3, 2, 4)
-    table = table.reshape(height // part, batch * count * width, part * channels)
-    out = gather_rows(table, plan.along_u, features.dtype)
+    table = gather_rows(feature_rows(features, int(with_count)).view(-1, width * channels), plan.along_v)
+    table = table.view(batch * count, height, width, channels).transpose(1, 2)
+    out = gather_rows(table.reshape(-1, height * channels), plan.along_u, features.dtype)
     if plan.scale is not None:
         out = (out.view(batch, -1, height, channels) * plan.scale[..., None].to(out.dtype)).flatten(2)
     if with_count:

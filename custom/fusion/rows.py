@@ -17,6 +17,9 @@ from torch import Tensor
 
 __all__ = ["Plan", "SinglePlan", "Taps", "channels_innermost", "gather_rows"]
 
+BLOCK_BYTES = 2**20
+COPY_BYTES = 2**26
+
 
 class Taps:
     """A sparse matrix with T entries in each of its M rows.
@@ -30,9 +33,10 @@ class Taps:
     def __init__(self, indices: Tensor, weights: Tensor, columns: int) -> None:
         self.indices, self.weights, self.columns = indices, weights, columns
 
-    def apply(self, table: Tensor) -> Tensor:
-        """(R, D) to (M, D)."""
-        return F.embedding_bag(self.indices, table, mode="sum", per_sample_weights=self.weights.to(table.dtype))
+    def apply(self, table: Tensor, rows: slice = slice(None)) -> Tensor:
+        """(R, D) to (M, D), or to some of the M rows."""
+        weights = self.weights[rows].to(table.dtype)
+        return F.embedding_bag(self.indices[rows], table, mode="sum", per_sample_weights=weights)
 
     def apply_transposed(self, table: Tensor) -> Tensor:
         """(M, D) to (R, D)."""
@@ -78,13 +82,12 @@ def gather_rows(table: Tensor, plan: Plan, dtype: torch.dtype | None = None) -> 
     """Apply a plan to a table; differentiable in the table, to any order.
 
     Args:
-        table: (P, R, D), its columns cut in P parts that are handled one after the other (a part that fits the
-            processor's cache is read faster). float32 or float64.
+        table: (R, D), float32 or float64.
         plan: R table rows to M output rows.
         dtype: of the output, default the table's. Sums are in the table's dtype.
 
     Returns:
-        (M, P D).
+        (M, D).
     """
     return _Gather.apply(table, plan, dtype or table.dtype)
 
@@ -92,36 +95,42 @@ def gather_rows(table: Tensor, plan: Plan, dtype: torch.dtype | None = None) -> 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
-        ctx.plan, ctx.parts, ctx.dtype = plan, len(table), table.dtype
-        parts, _, depth = table.shape
-        if parts == 1 and dtype == table.dtype and isinstance(plan, SinglePlan):
-            return plan.taps.apply(table[0])
-        out = table.new_empty(plan.rows, parts * depth, dtype=dtype)
+        ctx.plan, ctx.dtype = plan, table.dtype
+        if dtype == table.dtype and isinstance(plan, SinglePlan):
+            return plan.taps.apply(table)
+        out = table.new_empty(plan.rows, table.shape[1], dtype=dtype)
+        # On a CPU a block of results must not leave the cache before it is copied to its place.
+        step = plan.rows if table.is_cuda else max(1, BLOCK_BYTES // (table.shape[1] * table.element_size()))
         for rows, columns, taps in plan.pieces():
-            for part in range(parts):
-                out[rows, part * depth : (part + 1) * depth] = taps.apply(table[part, columns])
+            for start in range(0, rows.stop - rows.start, step):
+                out[rows][start : start + step] = taps.apply(table[columns], slice(start, start + step))
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _Scatter.apply(grads[0], ctx.plan, ctx.parts, ctx.dtype), None, None
+        return _Scatter.apply(grads[0], ctx.plan, ctx.dtype), None, None
 
 
 class _Scatter(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, plan: Plan, parts: int, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, values: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
         ctx.plan, ctx.dtype = plan, values.dtype
-        depth = values.shape[1] // parts
-        out = values.new_zeros(parts, plan.columns, depth, dtype=dtype)
+        values = values.contiguous()
+        if isinstance(plan, SinglePlan) and values.dtype == dtype:
+            return plan.taps.apply_transposed(values)
+        depth = values.shape[1]
+        out = values.new_zeros(plan.columns, depth, dtype=dtype)
         for rows, columns, taps in plan.pieces():
-            for part in range(parts):
-                piece = values[rows, part * depth : (part + 1) * depth]
-                out[part, columns] += taps.apply_transposed(piece.to(dtype).contiguous())
+            # Part by part, so that low precision is never copied to float32 as a whole.
+            step = max(1, COPY_BYTES // ((rows.stop - rows.start) * out.element_size()))
+            for start in range(0, depth, step):
+                part = slice(start, start + step)
+                out[columns, part] += taps.apply_transposed(values[rows, part].to(dtype).contiguous())
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return gather_rows(grads[0], ctx.plan, ctx.dtype), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return gather_rows(grads[0], ctx.plan, ctx.dtype), None, None
 
 
 def channels_innermost(images: Tensor) -> Tensor:

@@ -79,12 +79,12 @@ def sample_differentiably(
 
 
 def feature_rows(features: Tensor, extra_channels: int = 0) -> Tensor:
-    """(B, K, C, V', U') to a table (1, B K V' U', C) in at least float32, with channels of zeros appended."""
+    """(B, K, C, V', U') to a table (B K V' U', C) in at least float32, with channels of zeros appended."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     maps = channels_innermost(features.flatten(0, 1).to(dtype))
     if extra_channels:
         maps = F.pad(maps, (0, extra_channels))
-    return maps.reshape(1, -1, maps.shape[-1])
+    return maps.reshape(-1, maps.shape[-1])
 
 
 def needs_pose_gradient(views: Tensor, points: Tensor | None = None) -> bool:
