@@ -53,7 +53,11 @@ def field_of_view(volume_hu: npt.NDArray[np.floating]) -> BoolArray:
     border[:, [0, -1]] = True
     view = np.asarray(~np.isin(labelled, np.setdiff1d(np.unique(labelled[border]), [0])))
     air = (volume_hu < _AIR_BELOW_HU)[view]
-    masked = air.any() and float(low[view][air].mean()) > 0.8
+    if air.any():
+        masked = float(low[view][air].mean()) > 0.8
+    else:
+        # A body that fills the circle leaves no air; then the circle reaches all four edges of the image.
+        masked = not (view[0].any() and view[-1].any() and view[:, 0].any() and view[:, -1].any())
     return np.ones_like(view) if masked else view
 
 
@@ -72,7 +76,7 @@ def lateral_truncation(body: BoolArray, view: BoolArray, spacing_mm: tuple[float
         0 to 1, over the slices that hold body.
     """
     depth = ndimage.distance_transform_edt(np.pad(view, 1), sampling=spacing_mm[:2])[1:-1, 1:-1]
-    rim = view & (depth <= _RIM_MM)
+    rim = view & (depth <= max(_RIM_MM, *spacing_mm[:2]))
     cut = slices = 0
     for k in range(body.shape[2]):
         if not body[:, :, k].any():
