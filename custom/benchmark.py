@@ -1,0 +1,227 @@
+"""The table that every reconstruction is judged by: rows of methods, columns of view sets, real test patients.
+
+The simple rows come first, because a network that does not beat them has learnt nothing: the mean training CT, and SIRT
+clipped to the HU window.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from custom.checkpoints import load_checkpoint
+from custom.data.cohort import load_cases
+from custom.data.radiographs import match_detector
+from custom.geometry import Geometry, VolumeGrid
+from custom.metrics import evaluate_volume
+from custom.projection import Projector, attenuation_to_hu, hu_to_attenuation, sirt
+from custom.reconstruct import reconstruct_volume
+from custom.transforms import LoadRadiographsd
+
+__all__ = ["VIEW_SETS", "Method", "benchmark", "mean_training_ct", "network_row", "sirt_row"]
+
+logger = logging.getLogger(__name__)
+
+#: Columns of the table: name to (radiograph set, angles in degrees).
+VIEW_SETS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "1 frontal": ("parallel", (90.0,)),
+    "1 lateral": ("parallel", (0.0,)),
+    "2": ("parallel", (0.0, 90.0)),
+    "4": ("parallel", (0.0, 45.0, 90.0, 135.0)),
+    "8": ("parallel", tuple(22.5 * i for i in range(8))),
+    "2 cone": ("cone", (0.0, 90.0)),
+}
+
+METRICS = ("psnr_range", "psnr_4095", "ssim", "mae_hu", "mae_hu_body")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        name: as printed.
+        run: from line integrals (K, V, U) and views (K, 13) to HU (X, Y, Z) on the prepared cube's grid.
+    """
+
+    name: str
+    run: Callable[[Tensor, Tensor], Tensor]
+
+
+def mean_training_ct(data_list_file: str | os.PathLike[str], hu_window: Sequence[float] = (-1000, 1000)) -> Method:
+    """The mean of the training CTs, whatever the radiographs show."""
+    cases = load_cases(data_list_file, "training")
+    mean = torch.stack([_read(case["label"]).clamp(*hu_window) for case in cases]).mean(0)
+    return Method("mean training CT", lambda image, views: mean)
+
+
+def sirt_row(grid: VolumeGrid, energy_kev: float = 70.0, iterations: int = 100) -> Method:
+    """SIRT on the cube, clipped to -1000 to 1000 HU."""
+    bounds = (0.0, float(hu_to_attenuation(torch.tensor(1000.0), energy_kev)))
+
+    def run(image: Tensor, views: Tensor) -> Tensor:
+        projector = Projector(grid, image.shape[1:])
+        volume = sirt(projector, image[None], views, iterations, bounds)
+        return attenuation_to_hu(volume[0, 0], energy_kev)
+
+    return Method(f"SIRT, {iterations} iterations (clipped)", run)
+
+
+def network_row(name: str, checkpoint: str | os.PathLike[str]) -> tuple[Method, nn.Module]:
+    """A trained network, as a clinic would run it, and the network itself."""
+    network = load_checkpoint(checkpoint).network()
+
+    def run(image: Tensor, views: Tensor) -> Tensor:
+        return reconstruct_volume(network, *match_detector(image, views, network.grid.spacing_mm[0]))  # type: ignore
+
+    return Method(name, run), network
+
+
+def _read(path: str) -> Tensor:
+    return torch.from_numpy(np.asarray(nib.load(path).dataobj, dtype=np.float32))
+
+
+def _stored(cases: Mapping[str, Mapping[str, Any]], case: str, angles: Sequence[float]) -> tuple[Tensor, Tensor]:
+    entry = cases[case]
+    loaded = LoadRadiographsd(angles_deg=angles)({"image": entry["image"], "geometry": entry["geometry"]})
+    return loaded["image"], loaded["views"]
+
+
+def benchmark(
+    methods: Iterable[Method],
+    radiographs: Mapping[str, str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    part: str = "test",
+    view_sets: Mapping[str, tuple[str, Sequence[float]]] | None = None,
+    shuffled: Method | None = None,
+    metrics: Sequence[str] = METRICS,
+) -> list[dict[str, Any]]:
+    """Run every method on every case and view set; write `benchmark.csv` and `benchmark.md`.
+
+    Args:
+        methods: rows.
+        radiographs: radiograph set to the datalist that `simulate` wrote for it, {"parallel": ..., "cone": ...}.
+        output: folder.
+        part: of the datalist.
+        view_sets: columns, `VIEW_SETS` by default; those whose radiograph set is not given are left out.
+        shuffled: also run this method with the radiographs of the next patient.
+        metrics: to measure.
+
+    Returns:
+        One mapping per case, method and view set, as in the CSV. `seconds` is wall time of the reconstruction.
+    """
+    cohorts = {name: {case["case"]: case for case in load_cases(path, part)} for name, path in radiographs.items()}
+    names = list(next(iter(cohorts.values())))
+    columns = {k: v for k, v in (view_sets or VIEW_SETS).items() if v[0] in cohorts}
+    jobs = [(method, False) for method in methods] + ([(shuffled, True)] if shuffled else [])
+    rows: list[dict[str, Any]] = []
+    for index, case in enumerate(tqdm(names, desc="benchmark", unit="case", disable=None)):
+        truth = _read(next(iter(cohorts.values()))[case]["label"])
+        for column, (kind, angles) in columns.items():
+            for method, other in jobs:
+                shown = names[(index + 1) % len(names)] if other else case
+                image, views = _stored(cohorts[kind], shown, angles)
+                start = time.perf_counter()
+                pred = method.run(image, views)
+                seconds = time.perf_counter() - start
+                values = evaluate_volume(pred, truth, names=metrics)
+                name = f"{method.name}, another patient's radiographs" if other else method.name
+                rows.append({"case": case, "method": name, "views": column, **values, "seconds": seconds})
+                logger.info("%s, %s, %s views: %.2f dB", case, name, column, values["psnr_range"])
+    write_tables(rows, output)
+    return rows
+
+
+def write_tables(rows: Sequence[Mapping[str, Any]], output: str | os.PathLike[str]) -> None:
+    """`benchmark.csv`, every case; `benchmark.md`, the mean of each metric, then `psnr_range` of every patient."""
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    _replace(folder / "benchmark.csv", text.getvalue())
+    columns = list(dict.fromkeys(row["views"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    lines = []
+    for metric in [m for m in METRICS if m in rows[0]] + ["seconds"]:
+        lines += [f"Mean `{metric}` of {len(cases)} patients:", "", _header("method", columns)]
+        for method in methods:
+            cells = [_mean(r[metric] for r in rows if r["method"] == method and r["views"] == c) for c in columns]
+            lines.append(
+                f"| {method} | " + " | ".join(f"{x:.3f}" if metric == "ssim" else f"{x:.2f}" for x in cells) + " |"
+            )
+        lines.append("")
+    lines += ["`psnr_range` of every patient:", "", _header("method | patient", columns)]
+    for method in methods:
+        for case in cases:
+            found = {r["views"]: r["psnr_range"] for r in rows if r["method"] == method and r["case"] == case}
+            lines.append(f"| {method} | {case} | " + " | ".join(f"{found[c]:.2f}" for c in columns) + " |")
+    _replace(folder / "benchmark.md", "\n".join(lines) + "\n")
+
+
+def _header(first: str, columns: Sequence[str]) -> str:
+    count = first.count("|") + 1
+    return f"| {first} | " + " | ".join(columns) + " |\n|" + "---|" * (count + len(columns))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def same_operator_rows(
+    methods: Callable[[VolumeGrid], Sequence[Method]],
+    data_list_file: str | os.PathLike[str],
+    part: str = "test",
+    size: int = 64,
+    energy_kev: float = 70.0,
+) -> list[dict[str, Any]]:
+    """The easy setting, for comparison with figures elsewhere: the cube at `size`^3, parallel beam, no noise, and the
+    same operator simulates and reconstructs.
+
+    Args:
+        methods: from the coarse grid to rows; a row may answer on a finer grid, which is averaged down.
+        data_list_file: prepared cohort.
+        part: of it.
+        size: voxels per side.
+        energy_kev: of the line integrals.
+    """
+    rows: list[dict[str, Any]] = []
+    for case in load_cases(data_list_file, part):
+        cube = nib.load(case["label"])
+        side = float(cube.header.get_zooms()[0]) * cube.shape[0]
+        grid = VolumeGrid.cube(size, side)
+        truth = F.adaptive_avg_pool3d(_read(case["label"])[None], size)[0].clamp(-1000, 1000)
+        for column, (kind, angles) in VIEW_SETS.items():
+            if kind != "parallel":
+                continue
+            geometry = Geometry.from_angles(angles, beam="parallel", grid=grid)
+            projector = Projector.from_geometry(geometry)
+            image = projector(hu_to_attenuation(truth[None, None], energy_kev))[0]
+            for method in methods(grid):
+                pred = F.adaptive_avg_pool3d(method.run(image, geometry.tensor())[None], size)[0]
+                values = evaluate_volume(pred, truth, names=("psnr_range", "ssim"))
+                rows.append({"case": case["case"], "method": method.name, "views": column, **values})
+    return rows

@@ -1,0 +1,52 @@
+"""The headline table: simple methods and trained networks on the test patients.
+
+    fewview-ct prepare INPUT data/prepared --split split.json
+    fewview-ct simulate data/prepared/datalist.json --name fine_parallel
+    fewview-ct simulate data/prepared/datalist.json --name fine_cone --beam cone --angles_deg "[0,90]"
+    python scripts/benchmark_reconstruction.py data/prepared out \
+        --networks "{'inr_recon default': 'bundles/inr_recon/models/model.pt'}"
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+import fire
+import torch
+
+from custom.benchmark import benchmark, mean_training_ct, network_row, same_operator_rows, sirt_row, write_tables
+from custom.geometry import VolumeGrid
+
+
+def main(
+    prepared: str, output: str, networks: dict[str, str] | None = None, part: str = "test", easy: bool = True
+) -> None:
+    """Write benchmark.csv and benchmark.md to `output`, and to `output`/same_operator_64 the easy setting at 64^3.
+
+    Args:
+        prepared: folder of `prepare` and `simulate` (datalists datalist_fine_parallel.json, datalist_fine_cone.json).
+        output: folder.
+        networks: row name to checkpoint. The first is also run with another patient's radiographs.
+        part: of the datalist.
+        easy: also run the easy setting.
+    """
+    folder = Path(prepared)
+    sets = {kind: folder / f"datalist_fine_{kind}.json" for kind in ("parallel", "cone")}
+    trained = [network_row(name, path)[0] for name, path in (networks or {}).items()]
+    mean = mean_training_ct(folder / "datalist.json")
+    simple = [mean, sirt_row(VolumeGrid())]
+    benchmark([*simple, *trained], sets, output, part, shuffled=trained[0] if trained else None)
+    if easy:
+
+        def rows(grid: VolumeGrid) -> list:
+            return [mean, sirt_row(grid), *trained[:1]]
+
+        write_tables(same_operator_rows(rows, folder / "datalist.json", part), Path(output) / "same_operator_64")
+    print((Path(output) / "benchmark.md").read_text())
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

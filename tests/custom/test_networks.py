@@ -1,0 +1,232 @@
+"""The implicit network: published sizes, geometry, chunks, any number of views."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from custom.geometry import Geometry, VolumeGrid
+from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor, PointMLP, VolumeUNet
+from custom.projection import Projector, hu_to_attenuation
+
+RELEASED_FREQUENCIES = [[-8.9113, 19.1638, -8.8575], [3.9577, 10.2506, 3.8891], [12.1395, 5.0181, 12.4339]]
+SINE = {"width": 128, "depth": 3, "block": "residual", "activation": "sine", "w0": 50.0, "tied": True}
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def small(size: int = 16, volume_network: bool = True, **options: object) -> ImplicitReconstructor:
+    torch.manual_seed(0)
+    if volume_network:
+        options |= {
+            "volume_network": {"widths": (4, 6, 8), "blocks": (1, 1), "out_channels": 3},
+            "coarse_grid": VolumeGrid((12, 12, 8), (320 / 8,) * 3),
+            "rough_iterations": 3,
+            "template": True,
+        }
+    network = ImplicitReconstructor(
+        FeatureUNet(4, (4, 6, 8), 3, output_stride=2),
+        VolumeGrid.cube(size, 320),
+        FourierFeatures(count=4, scale=1.0),
+        {"width": 8, "depth": 1, "activation": "silu", "tied": False},
+        {"width": 8, "depth": 1, "activation": "silu", "tied": False},
+        precision="fp32",
+        **options,  # type: ignore[arg-type]
+    )
+    for parameter in network.parameters():  # the zero layers of a fresh network would hide what follows them
+        nn.init.normal_(parameter, std=0.1)
+    return network.eval()
+
+
+def acquisition(count: int, size: int = 16, beam: str = "parallel") -> tuple[Tensor, Tensor]:
+    geometry = Geometry.from_angles(
+        [180 / count * k for k in range(count)], beam=beam, grid=VolumeGrid.cube(size, 320), detector_shape=(16, 24)
+    )
+    image = torch.rand(1, count, 16, 24, generator=torch.Generator().manual_seed(1)) * 5
+    return image, geometry.tensor()[None]
+
+
+def test_released_code_has_the_published_sizes() -> None:
+    network = ImplicitReconstructor(
+        FeatureUNet(),
+        VolumeGrid(),
+        FourierFeatures(frequencies=RELEASED_FREQUENCIES, axes=(2, 1, 0)),
+        SINE,
+        {"width": 128, "depth": 4, "block": "plain", "activation": "sine", "w0": 50.0, "stem": False},
+        separate_view_mlps=2,
+        plain_mean=True,
+    )
+    assert parameters(network.encoder) == 20_284_224  # type: ignore[arg-type]
+    assert [parameters(mlp) for mlp in network.view_mlps] == [67_200, 67_200]
+    assert parameters(network.volume_mlp) == 66_177
+    assert parameters(network) == 20_484_801
+
+
+def test_released_geometry_is_axis_repetition() -> None:
+    """Released: the frontal image (z, x) is repeated along y and the lateral (z, y) along x, without flips. Ours has
+    rows downwards (v reversed) and, at 90 degrees, columns towards the patient's left (u reversed)."""
+    n = 8
+    geometry = Geometry.from_angles([0, 90], beam="parallel", grid=VolumeGrid.cube(n, 320), detector_shape=(n, n))
+
+    class Identity(nn.Module):
+        out_channels, output_stride = 1, 1
+
+        def forward(self, image: Tensor) -> Tensor:
+            return image
+
+    torch.manual_seed(0)
+    network = ImplicitReconstructor(
+        Identity(),
+        VolumeGrid.cube(n, 320),
+        FourierFeatures(frequencies=RELEASED_FREQUENCIES, axes=(2, 1, 0)),
+        {**SINE, "width": 16},
+        {"width": 16, "depth": 4, "block": "plain", "activation": "sine", "w0": 50.0, "stem": False},
+        separate_view_mlps=2,
+        plain_mean=True,
+        coordinate_half_side_mm=160 * (n - 1) / n,
+        radiograph_scale=1.0,
+        precision="fp32",
+    )
+    lateral, frontal = torch.rand(2, n, n)  # as released: [z, y] and [z, x]
+    ours = torch.stack([lateral.flip(0), frontal.flip(0, 1)])[None]
+    pred = network(ours, geometry.tensor())[0, 0]
+
+    axis = torch.linspace(-1, 1, n)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    released_points = torch.stack([z, y, x], -1)
+    phase = 2 * torch.pi * released_points @ torch.tensor(RELEASED_FREQUENCIES).T
+    encoded = torch.cat([released_points, phase.cos(), phase.sin()], -1)
+    repeated = [lateral[:, :, None].expand(n, n, n), frontal[:, None, :].expand(n, n, n)]
+    embedded = [
+        mlp(torch.cat([feature[..., None], encoded], -1))
+        for mlp, feature in zip(network.view_mlps, repeated, strict=True)
+    ]
+    expected = network.volume_mlp((embedded[0] + embedded[1]) / 2)[..., 0].permute(2, 1, 0)
+    torch.testing.assert_close(pred, expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("beam", ["parallel", "cone"])
+@pytest.mark.parametrize("count", [1, 2, 5, 8])
+def test_any_number_of_views(count: int, beam: str) -> None:
+    image, views = acquisition(count, beam=beam)
+    with torch.no_grad():
+        pred = small()(image, views)
+    assert pred.shape == (1, 1, 16, 16, 16)
+    assert torch.isfinite(pred).all()
+
+
+@pytest.mark.parametrize("volume_network", [True, False])
+def test_chunks_do_not_change_the_result(volume_network: bool) -> None:
+    image, views = acquisition(3)
+    with torch.no_grad():
+        whole = small(volume_network=volume_network)(image, views)
+        pieces = small(volume_network=volume_network, points_per_chunk=100)(image, views)
+    torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_chunks_do_not_change_the_gradient() -> None:
+    image, views = acquisition(2)
+    gradients = []
+    for chunk in (10**6, 500):
+        network = small(points_per_chunk=chunk).train()
+        network(image, views).square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
+
+
+def test_points_are_the_volume_at_their_place() -> None:
+    network = small().train()  # training: no consistency step
+    image, views = acquisition(2)
+    with torch.no_grad():
+        volume = network(image, views)
+        patch = network.grid.points()[3:7, 5:9, 2:6][None]
+        pred = network(image, views, points=patch)
+    assert pred.shape == (1, 1, 4, 4, 4)
+    torch.testing.assert_close(pred, volume[:, :, 3:7, 5:9, 2:6], atol=1e-5, rtol=1e-5)
+
+
+def test_masked_views_count_for_nothing() -> None:
+    network = small()
+    image, views = acquisition(3)
+    mask = torch.tensor([[True, False, True]])
+    with torch.no_grad():
+        expected = network(image[:, [0, 2]], views[:, [0, 2]])
+        disturbed = image.clone()
+        disturbed[:, 1] = 100
+        pred = network(disturbed, views, mask)
+    # The masked view leaves its rows in SIRT's operator, so that sums round differently.
+    torch.testing.assert_close(pred, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_order_of_views_does_not_matter() -> None:
+    network = small()
+    image, views = acquisition(4)
+    order = [2, 0, 3, 1]
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network(image[:, order], views[:, order]), network(image, views), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_consistency_brings_the_radiographs_closer() -> None:
+    _, views = acquisition(4)
+    residuals = []
+    for iterations in (0, 10):
+        network = small(size=24, consistency_iterations=iterations)
+        projector = Projector(network.grid, (16, 24))
+        patient = (network.grid.points().norm(dim=-1) < 100)[None, None].float()
+        image = projector(hu_to_attenuation(patient * 1000 - 1000), views)
+        with torch.no_grad():
+            volume = network._to_water(network(image, views))
+        residuals.append(float((projector(volume, views) - network._water_path(image)).norm()))
+    assert residuals[1] < 0.5 * residuals[0]
+
+
+def test_fixed_views_serve_forward_without_views() -> None:
+    image, views = acquisition(2)
+    with torch.no_grad():
+        torch.testing.assert_close(small(views=views[0])(image), small()(image, views))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda image, views: (image[0], views), "image must be"),
+        (lambda image, views: (image, views[:, :1]), "2 radiographs of 1 cases do not match"),
+        (lambda image, views: (image, None), "no views"),
+        (lambda image, views: (image[..., :10], views), "multiples of 4"),
+    ],
+)
+def test_inputs_that_do_not_match(change: object, message: str) -> None:
+    image, views = acquisition(2)
+    with pytest.raises(ValueError, match=message):
+        small()(*change(image, views))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: small(precision="fp16"), "multiple values|precision"),
+        (lambda: FeatureUNet(output_stride=3), "power of two"),
+        (lambda: PointMLP(4, block="dense"), "block"),
+        (lambda: PointMLP(4, width=8, stem=False), "without a stem"),
+        (lambda: PointMLP(4, activation="relu"), "activation"),
+        (lambda: FourierFeatures(frequencies=[[1.0, 2.0]]), "three numbers"),
+        (lambda: VolumeUNet(1, 1, (4, 8), (1, 1)), "blocks"),
+    ],
+)
+def test_wrong_arguments(build: object, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        build()  # type: ignore[operator]
+
+
+def test_fourier_features_ignore_autocast() -> None:
+    fourier = FourierFeatures(count=4, scale=10.0)
+    points = torch.rand(100, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = fourier(points)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, fourier(points))
