@@ -210,7 +210,16 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         meta = json.loads(content["meta"])
         state = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
         raise ValueError(f"{path}: not a checkpoint of fewview-ct, or damaged: {error}") from error
     if meta.get("format") != FORMAT or "network_def" not in meta:
         raise ValueError(f"{path}: format {meta.get('format')!r}, expected {FORMAT!r}")

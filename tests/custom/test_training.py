@@ -1,0 +1,120 @@
+"""Handlers of a training: resume after a kill, the best model, bounded gradients, averages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.engines import SupervisedTrainer
+from torch import nn
+
+from custom.networks import FourierFeatures
+from custom.training import BestModelSaver, GradientClip, ResumableCheckpoint, WeightAverage, warmup_cosine
+
+
+def trainer(handlers: list, network: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> SupervisedTrainer:
+    data = [{"image": torch.ones(1, 2), "label": torch.zeros(1, 1)} for _ in range(4)]
+    return SupervisedTrainer(
+        device="cpu",
+        max_epochs=epochs,
+        train_data_loader=data,
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.MSELoss(),
+        train_handlers=handlers,
+        decollate=False,
+    )
+
+
+def start(path: Path, epochs: int, resume: bool = True) -> tuple[nn.Module, SupervisedTrainer, torch.Tensor]:
+    torch.manual_seed(0)
+    network = nn.Linear(2, 1)
+    first = network.weight.detach().clone()
+    optimizer = torch.optim.Adam(network.parameters(), 0.01)
+    average = WeightAverage(network, 0.5)
+    objects = {"network": network, "ema": average.network, "optimizer": optimizer}
+    engine = trainer([average, ResumableCheckpoint(path, objects, resume)], network, optimizer, epochs)
+    return network, engine, first
+
+
+def test_a_resumed_training_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole, engine, _ = start(tmp_path / "whole.pt", 5)
+    engine.run()
+    _, engine, _ = start(tmp_path / "parts.pt", 2)
+    engine.run()
+    parts, engine, _ = start(tmp_path / "parts.pt", 5)
+    ran: list[int] = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: ran.append(e.state.epoch))
+    engine.run()
+    assert ran == [3, 4, 5]
+    torch.testing.assert_close(parts.weight, whole.weight)
+
+
+def test_without_resume_it_starts_anew(tmp_path: Path) -> None:
+    _, engine, _ = start(tmp_path / "last.pt", 2)
+    engine.run()
+    _, engine, _ = start(tmp_path / "last.pt", 2, resume=False)
+    ran: list[int] = []
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: ran.append(e.state.epoch))
+    engine.run()
+    assert ran == [1, 2]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    _, engine, _ = start(tmp_path / "last.pt", 1)
+    engine.run()
+    network = nn.Linear(2, 3)
+    handler = ResumableCheckpoint(tmp_path / "last.pt", {"network": network})
+    engine = Engine(lambda e, b: None)
+    handler.attach(engine)
+    with pytest.raises(ValueError, match=r"last\.pt.*another configuration"):
+        engine.run([0], max_epochs=1)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training() -> None:
+    network = nn.Linear(2, 1)
+    nn.init.constant_(network.weight, float("nan"))
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    engine = trainer([GradientClip(network)], network, optimizer, 1)
+    with pytest.raises(RuntimeError, match="not finite at iteration 1"):
+        engine.run()
+
+
+def test_gradients_are_clipped() -> None:
+    network = nn.Linear(2, 1)
+    nn.init.constant_(network.weight, 100.0)
+    before = network.weight.detach().clone()
+    optimizer = torch.optim.SGD(network.parameters(), 1.0)
+    trainer([GradientClip(network, max_norm=0.01)], network, optimizer, 1).run()
+    assert float((network.weight - before).detach().norm()) <= 4 * 0.0101
+
+
+def test_best_model_is_written_only_when_better(tmp_path: Path) -> None:
+    saver = BestModelSaver(tmp_path / "model.pt", FourierFeatures(), meta={"preset": "test"})
+    engine = Engine(lambda e, b: None)
+    saver.attach(engine)
+    engine.state.key_metric_name = "psnr_range"  # type: ignore[attr-defined]
+    written = []
+    for value in (20.0, 19.0, 21.0):
+        engine.state.metrics["psnr_range"] = value
+        engine.run([0], max_epochs=1)
+        written.append((tmp_path / "model.pt").stat().st_mtime_ns)
+    assert written[0] == written[1] < written[2]
+    fresh = BestModelSaver(tmp_path / "model.pt", FourierFeatures())
+    fresh.load_state_dict(saver.state_dict())
+    assert fresh.best == 21.0
+
+
+def test_schedule_warms_up_and_decays() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    schedule = warmup_cosine(optimizer, warmup=4, total=20, final=0.1)
+    rates = []
+    for _ in range(25):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()  # type: ignore[attr-defined]
+    assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] == pytest.approx(0.1)
