@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from custom.geometry import VIEW_SIZE, Geometry, VolumeGrid
 from custom.projection.operators import LinearOperator, joseph, make_operator
+from custom.projection.tigre_engine import tigre_forward
 
 __all__ = ["BoundProjector", "Projector", "full_precision"]
 
+ENGINES = ("torch", "tigre")
 _CACHED_OPERATORS = 8
 
 
@@ -23,22 +25,29 @@ class Projector(nn.Module):
         grid: grid of the volumes.
         detector_shape: rows and columns (V, U) of the radiographs.
         views: (K, 13) used where a call names none.
+        engine: "torch" (CPU and GPU, exact adjoint, gradients) or "tigre" (CERN/TIGRE on a CUDA GPU, `forward` only,
+            float32, no gradients; see custom.projection.tigre_engine).
 
     Values: attenuation in 1/mm gives dimensionless line integrals. float32 and float64 are computed as given; lower
     precisions are computed and returned in float32, whatever autocast says.
     """
 
-    def __init__(self, grid: VolumeGrid, detector_shape: Sequence[int], views: Tensor | None = None) -> None:
+    def __init__(
+        self, grid: VolumeGrid, detector_shape: Sequence[int], views: Tensor | None = None, engine: str = "torch"
+    ) -> None:
         super().__init__()
+        if engine not in ENGINES:
+            raise ValueError(f"engine must be one of {ENGINES}, got {engine!r}")
+        self.engine = engine
         self.grid, self.detector_shape = grid, (int(detector_shape[0]), int(detector_shape[1]))
         # No buffer: casting a network to half precision must not round the views of a projector that it holds.
         self.views = views
         self._operators: OrderedDict[bytes, LinearOperator] = OrderedDict()
 
     @classmethod
-    def from_geometry(cls, geometry: Geometry) -> Projector:
+    def from_geometry(cls, geometry: Geometry, engine: str = "torch") -> Projector:
         """The projector of a stored acquisition."""
-        return cls(geometry.grid, geometry.detector_shape, geometry.views)
+        return cls(geometry.grid, geometry.detector_shape, geometry.views, engine)
 
     def forward(self, volume: Tensor, views: Tensor | None = None) -> Tensor:
         """Line integrals (B, K, V, U) of volumes (B, 1, X, Y, Z).
@@ -52,6 +61,11 @@ class Projector(nn.Module):
         """
         self._check_volume(volume)
         views = self._views(views, len(volume))
+        if self.engine == "tigre":
+            sets = [views] if views.ndim == 2 else list(views)
+            parts = [volume[:, 0]] if views.ndim == 2 else volume[:, 0].split(1)
+            pairs = zip(parts, sets, strict=True)
+            return torch.cat([tigre_forward(part, own, self.grid, self.detector_shape) for part, own in pairs])
         if not (torch.is_grad_enabled() and views.requires_grad):
             return self.bind(views, volume).forward(volume)
         with torch.autocast(volume.device.type, enabled=False):
@@ -68,6 +82,8 @@ class Projector(nn.Module):
             ValueError: if the radiographs' number or size does not fit the views or the detector.
         """
         self.check_image(image, views)
+        if self.engine == "tigre":
+            raise ValueError("TIGRE's back-projector is not the adjoint of its projector; use engine='torch'")
         return self.bind(views, image).adjoint(image)
 
     def bind(self, views: Tensor | None, like: Tensor) -> BoundProjector:
