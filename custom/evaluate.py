@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ def load_hu(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64
     try:
         image = nib.as_closest_canonical(nib.load(path))
         values = np.asarray(image.dataobj, dtype=np.float32)
-    except (ImageFileError, EOFError, OSError) as error:
+    except (ImageFileError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: not a readable NIfTI volume: {error}") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]

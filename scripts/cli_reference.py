@@ -23,12 +23,24 @@ This page is written by `python scripts/cli_reference.py`.
 """
 
 
+def written(value: object) -> str:
+    """A default as one would type it; nothing for "not given"."""
+    if value is None or value == "":
+        return ""
+    if isinstance(value, tuple | list):
+        return f"`{','.join(f'{item:g}' if isinstance(item, float) else str(item) for item in value)}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
 def verb_section(name: str) -> str:
     """The Markdown of one verb."""
     verb = VERBS[name]
     function = getattr(importlib.import_module(verb.module), verb.function)
     described = docstrings.parse(inspect.getdoc(function) or "")
-    texts = {argument.name: " ".join((argument.description or "").split()) for argument in described.args or []}
+    texts = {
+        argument.name: " ".join((argument.description or "").split()).replace("|", "\\|")
+        for argument in described.args or []
+    }
     required, optional = [], []
     for parameter in inspect.signature(function).parameters.values():
         (required if parameter.default is parameter.empty else optional).append(parameter)
@@ -40,7 +52,7 @@ def verb_section(name: str) -> str:
         lines += ["| argument | default | meaning |", "|---|---|---|"]
         lines += [f"| `{parameter.name.upper()}` | | {texts.get(parameter.name, '')} |" for parameter in required]
         lines += [
-            f"| `--{parameter.name}` | `{parameter.default}` | {texts.get(parameter.name, '')} |"
+            f"| `--{parameter.name}` | {written(parameter.default)} | {texts.get(parameter.name, '')} |"
             for parameter in optional
         ]
         lines.append("")

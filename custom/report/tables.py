@@ -113,7 +113,10 @@ def format_value(name: str, value: float) -> str:
 
 
 def cohort_table(
-    rows: Sequence[Mapping[str, Any]], names: Sequence[str] = MAIN_METRICS, title: str | None = None
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str] = MAIN_METRICS,
+    title: str | None = None,
+    summary_rows: bool = True,
 ) -> Table:
     """A table for the terminal: every case, and below them mean and median; from five patients on the interval.
 
@@ -121,8 +124,9 @@ def cohort_table(
         rows: a mapping per case: ``case`` (and ``patient``) and its metrics.
         names: which metrics to show, in this order; names that no row has are left out.
         title: above the table.
+        summary_rows: show mean, median and interval; off where the rows are methods instead of patients.
     """
-    summary = summarise_cohort(rows)
+    summarised = summary_rows and len(rows) > 1
     names = [name for name in names if any(name in row for row in rows)]
     table = Table(title=None if title is None else Text(title), title_justify="left")
     table.add_column("case")
@@ -132,10 +136,10 @@ def cohort_table(
     for index, row in enumerate(rows):
         last = index == len(rows) - 1
         cells = [format_value(name, float(row.get(name, math.nan))) for name in names]
-        table.add_row(Text(str(row.get("case", row.get("patient", index)))), *cells, end_section=last and len(rows) > 1)
-    if len(rows) == 1:
+        table.add_row(Text(str(row.get("case", row.get("patient", index)))), *cells, end_section=last and summarised)
+    if not summarised:
         return table
-    metrics = summary["metrics"]
+    metrics = summarise_cohort(rows)["metrics"]
     for key in ("mean", "median"):
         table.add_row(key, *[format_value(name, metrics[name][key]) for name in names])
     if any(metrics[name]["ci95"] for name in names):
