@@ -160,7 +160,7 @@ def write_tables(rows: Sequence[Mapping[str, Any]], output: str | os.PathLike[st
     methods = list(dict.fromkeys(row["method"] for row in rows))
     cases = list(dict.fromkeys(row["case"] for row in rows))
     lines = []
-    for metric in [m for m in METRICS if m in rows[0]] + ["seconds"]:
+    for metric in [m for m in (*METRICS, "seconds") if m in rows[0]]:
         lines += [f"Mean `{metric}` of {len(cases)} patients:", "", _header("method", columns)]
         for method in methods:
             cells = [_mean(r[metric] for r in rows if r["method"] == method and r["views"] == c) for c in columns]

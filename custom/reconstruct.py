@@ -58,22 +58,31 @@ def save_volume(
         ValueError: for another file type.
         OSError: if it cannot be written, naming the file.
     """
-    path = Path(path)
-    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
-    if not path.name.endswith(suffix):
-        raise ValueError(f"{path}: the output must end in .nii or .nii.gz")
+    path, suffix = _check_output(path)
     image = nib.Nifti1Image(hu.round().to(torch.int16).numpy(), grid.affine(isocenter_mm))
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = f"fewview-ct {__version__}, HU, not for primary planning".encode()[:79]
     partial = path.with_name(f".{path.name.removesuffix(suffix)}.partial{suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(image, partial)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"{path}: the volume could not be written (disk full?): {error}") from error
     return path
+
+
+def _check_output(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """The path and its suffix, its folder made: what can fail for the output fails before long work."""
+    path = Path(path)
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
+    if not path.name.endswith(suffix):
+        raise ValueError(f"{path}: the output must end in .nii or .nii.gz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path}: the volume could not be written: {error}") from error
+    return path, suffix
 
 
 def reconstruct(
@@ -106,6 +115,7 @@ def reconstruct(
         FileNotFoundError: for a missing file.
         ValueError: for files that do not fit each other.
     """
+    _check_output(output)
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = load_checkpoint(checkpoint)
     network: Any = loaded.network(precision=precision).to(chosen)

@@ -1,0 +1,145 @@
+"""The table: rows and columns are what they say, on a tiny stored cohort."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from custom.benchmark import Method, benchmark, mean_training_ct, network_row, same_operator_rows, sirt_row
+from custom.checkpoints import save_checkpoint
+from custom.data.cohort import load_cases
+from custom.geometry import Geometry, VolumeGrid
+from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
+from custom.projection import Projector, hu_to_attenuation
+from custom.reconstruct import reconstruct
+
+GRID = VolumeGrid.cube(16, 320)
+ISOCENTER = (5.0, 6.0, 7.0)
+
+
+def patient(radius: float) -> Tensor:
+    distance = (GRID.points() / torch.tensor([1.2, 0.8, 1.0])).norm(dim=-1)
+    return torch.where(distance < radius, 0.0, -1000.0)
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    geometry = Geometry.from_angles([0.0, 90.0], beam="parallel", grid=GRID, isocenter_mm=ISOCENTER)
+    projector = Projector.from_geometry(geometry)
+    content: dict[str, list] = {"training": [], "test": []}
+    for index, radius in enumerate((90.0, 110.0, 80.0, 120.0)):
+        name, hu = f"case{index}", patient(radius)
+        nib.save(nib.Nifti1Image(hu.numpy().astype(np.int16), GRID.affine(ISOCENTER)), tmp_path / f"{name}.nii.gz")
+        image = projector(hu_to_attenuation(hu[None, None]))[0]
+        stack = nib.Nifti1Image(image.permute(2, 1, 0).numpy(), np.eye(4))
+        nib.save(stack, tmp_path / f"{name}_radiographs.nii.gz")
+        geometry.save(tmp_path / f"{name}.json")
+        entry = {"case": name, "label": f"{name}.nii.gz"}
+        entry |= {"image": f"{name}_radiographs.nii.gz", "geometry": f"{name}.json"}
+        content["training" if index < 2 else "test"].append(entry)
+    path = tmp_path / "datalist.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def network() -> ImplicitReconstructor:
+    torch.manual_seed(0)
+    return ImplicitReconstructor(
+        FeatureUNet(4, (4, 6), 3),
+        GRID,
+        FourierFeatures(count=2),
+        {"width": 8, "depth": 1},
+        {"width": 8, "depth": 1},
+        precision="fp32",
+    ).eval()
+
+
+def test_mean_training_ct_is_the_mean(cohort: Path) -> None:
+    mean = mean_training_ct(cohort).run(torch.zeros(1), torch.zeros(1))
+    torch.testing.assert_close(mean, (patient(90) + patient(110)) / 2)
+
+
+def test_table_of_simple_rows_and_the_control(cohort: Path, tmp_path: Path) -> None:
+    simple = sirt_row(GRID, iterations=20)
+    view_sets = {"2": ("parallel", (0.0, 90.0)), "1 lateral": ("parallel", (0.0,)), "2 cone": ("cone", (0.0,))}
+    out = tmp_path / "out"
+    rows = benchmark(
+        [mean_training_ct(cohort), simple], {"parallel": cohort}, out, view_sets=view_sets, shuffled=simple,
+        metrics=("psnr_range", "psnr_4095", "ssim"),
+    )  # fmt: skip
+    assert len(rows) == 2 * 2 * 3
+    psnr = {(r["case"], r["method"], r["views"]): r["psnr_range"] for r in rows}
+    own = psnr["case2", simple.name, "2"]
+    assert own > psnr["case2", simple.name, "1 lateral"]
+    assert own > psnr["case2", f"{simple.name}, another patient's radiographs", "2"] + 3
+    assert len(list(csv.DictReader((out / "benchmark.csv").open()))) == len(rows)
+    assert "| mean training CT | case3 |" in (out / "benchmark.md").read_text()
+
+
+def test_easy_setting_averages_a_finer_answer(cohort: Path) -> None:
+    def rows(grid: VolumeGrid) -> list[Method]:
+        assert grid.shape == (8, 8, 8)
+        exact = Method("truth", lambda image, views: patient(80))  # right for the first case, at twice the grid
+        return [exact, sirt_row(grid, iterations=10)]
+
+    found = same_operator_rows(rows, cohort, size=8)
+    assert {row["method"] for row in found} == {"truth", "SIRT, 10 iterations (clipped)"}
+    psnr = {row["case"]: row["psnr_range"] for row in found if row["method"] == "truth"}
+    assert psnr["case2"] > 100 > psnr["case3"]
+
+
+def test_network_row_is_what_reconstruct_writes(cohort: Path, tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "model.pt", network())
+    case = load_cases(cohort, "test")[0]
+    path = reconstruct(case["image"], case["geometry"], str(tmp_path / "ct.nii.gz"), str(checkpoint), precision="fp32")
+    written = nib.load(path)
+    np.testing.assert_allclose(written.affine, nib.load(case["label"]).affine)
+    assert written.get_data_dtype() == np.int16
+    from custom.transforms import LoadRadiographsd
+
+    stored = LoadRadiographsd()(case)
+    expected = network_row("net", checkpoint)[0].run(stored["image"], stored["views"])
+    np.testing.assert_allclose(np.asarray(written.dataobj), expected.numpy(), atol=0.51)
+    record = json.loads((tmp_path / "ct.json").read_text())
+    assert len(record["checkpoint"]["sha256"]) == 64 and len(record["views"]) == 2
+
+
+def test_reconstruct_names_what_is_wrong(cohort: Path, tmp_path: Path) -> None:
+    checkpoint = str(save_checkpoint(tmp_path / "model.pt", network()))
+    case = load_cases(cohort, "test")[0]
+    with pytest.raises(ValueError, match=r"must end in \.nii"):
+        reconstruct(case["image"], case["geometry"], str(tmp_path / "ct.dcm"), checkpoint)
+    with pytest.raises(FileNotFoundError, match="no such geometry"):
+        reconstruct(case["image"], str(tmp_path / "none.json"), str(tmp_path / "ct.nii"), checkpoint)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"ct\.nii.*could not be written"):
+        reconstruct(case["image"], case["geometry"], str(tmp_path / "file" / "ct.nii"), checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "part", "error", "message"),
+    [
+        (None, "test", FileNotFoundError, "no such datalist"),
+        ("{", "test", ValueError, "not valid JSON"),
+        ('{"training": [{"case": "a"}]}', "test", ValueError, r"no cases under 'test'; it has \['training'\]"),
+        ('{"test": [{"case": "a", "label": "gone.nii.gz"}]}', "test", FileNotFoundError, "gone.nii.gz: .*missing"),
+    ],
+)
+def test_datalists_that_do_not_serve(tmp_path: Path, change: str | None, part: str, error: type, message: str) -> None:
+    if change is not None:
+        (tmp_path / "list.json").write_text(change)
+    with pytest.raises(error, match=message):
+        load_cases(tmp_path / "list.json", part)
+
+
+def test_shuffled_radiographs_keep_the_truth(cohort: Path) -> None:
+    cases, shuffled = load_cases(cohort, "test"), load_cases(cohort, "test", shuffle_radiographs=True)
+    assert [c["label"] for c in shuffled] == [c["label"] for c in cases]
+    assert [c["image"] for c in shuffled] == [cases[1]["image"], cases[0]["image"]]
