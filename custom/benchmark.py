@@ -197,6 +197,7 @@ def same_operator_rows(
     part: str = "test",
     size: int = 64,
     energy_kev: float = 70.0,
+    metrics: Sequence[str] = ("psnr_range", "ssim"),
 ) -> list[dict[str, Any]]:
     """The easy setting, for comparison with figures elsewhere: the cube at `size`^3, parallel beam, no noise, and the
     same operator simulates and reconstructs.
@@ -207,6 +208,7 @@ def same_operator_rows(
         part: of it.
         size: voxels per side.
         energy_kev: of the line integrals.
+        metrics: to measure.
     """
     rows: list[dict[str, Any]] = []
     for case in load_cases(data_list_file, part):
@@ -222,6 +224,6 @@ def same_operator_rows(
             image = projector(hu_to_attenuation(truth[None, None], energy_kev))[0]
             for method in methods(grid):
                 pred = F.adaptive_avg_pool3d(method.run(image, geometry.tensor())[None], size)[0]
-                values = evaluate_volume(pred, truth, names=("psnr_range", "ssim"))
+                values = evaluate_volume(pred, truth, names=metrics)
                 rows.append({"case": case["case"], "method": method.name, "views": column, **values})
     return rows
