@@ -66,7 +66,7 @@ class Method:
 def mean_training_ct(data_list_file: str | os.PathLike[str], hu_window: Sequence[float] = (-1000, 1000)) -> Method:
     """The mean of the training CTs, whatever the radiographs show."""
     cases = load_cases(data_list_file, "training")
-    mean = torch.stack([_read(case["label"]).clamp(*hu_window) for case in cases]).mean(0)
+    mean = torch.stack([read_volume(case["label"]).clamp(*hu_window) for case in cases]).mean(0)
     return Method("mean training CT", lambda image, views: mean)
 
 
@@ -92,7 +92,7 @@ def network_row(name: str, checkpoint: str | os.PathLike[str]) -> tuple[Method, 
     return Method(name, run), network
 
 
-def _read(path: str) -> Tensor:
+def read_volume(path: str) -> Tensor:
     return torch.from_numpy(np.asarray(nib.load(path).dataobj, dtype=np.float32))
 
 
@@ -131,7 +131,7 @@ def benchmark(
     jobs = [(method, False) for method in methods] + ([(shuffled, True)] if shuffled else [])
     rows: list[dict[str, Any]] = []
     for index, case in enumerate(tqdm(names, desc="benchmark", unit="case", disable=None)):
-        truth = _read(next(iter(cohorts.values()))[case]["label"])
+        truth = read_volume(next(iter(cohorts.values()))[case]["label"])
         for column, (kind, angles) in columns.items():
             for method, other in jobs:
                 shown = names[(index + 1) % len(names)] if other else case
@@ -215,7 +215,7 @@ def same_operator_rows(
         cube = nib.load(case["label"])
         side = float(cube.header.get_zooms()[0]) * cube.shape[0]
         grid = VolumeGrid.cube(size, side)
-        truth = F.adaptive_avg_pool3d(_read(case["label"])[None], size)[0].clamp(-1000, 1000)
+        truth = F.adaptive_avg_pool3d(read_volume(case["label"])[None], size)[0].clamp(-1000, 1000)
         for column, (kind, angles) in VIEW_SETS.items():
             if kind != "parallel":
                 continue

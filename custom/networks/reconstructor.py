@@ -89,6 +89,10 @@ class ImplicitReconstructor(nn.Module):
             raise ValueError("volume_network needs a coarse_grid and an encoder")
         if separate_view_mlps and encoder is None:
             raise ValueError("separate_view_mlps needs an encoder")
+        if volume_network is not None and coarse_grid is not None:
+            factor = 2 ** (len(volume_network.get("widths", (16, 48, 96, 128))) - 1)
+            if any(n % factor for n in coarse_grid.shape):
+                raise ValueError(f"coarse_grid's shape must be divisible by {factor}, got {coarse_grid.shape}")
         self.encoder, self.grid, self.fourier, self.coarse_grid = encoder, grid, fourier, coarse_grid
         self.separate_view_mlps, self.plain_mean = separate_view_mlps, plain_mean
         self.rough_iterations, self.consistency_iterations = rough_iterations, consistency_iterations
