@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from custom.geometry import VolumeGrid, is_vertical_parallel
-from custom.projection.joseph import JosephOperator, joseph
+from custom.projection.marching import JosephOperator, joseph
 from custom.projection.linear import LinearOperator
 from custom.projection.parallel import ParallelOperator
 

@@ -135,6 +135,17 @@ def test_pose_gradient_is_that_of_finite_differences(pose: str) -> None:
         assert float(terms.sum()) == pytest.approx(slope, rel=1e-5, abs=1e-6 * float(terms.abs().sum()))
 
 
+@pytest.mark.parametrize("pose", ["cone", "cone, very wide"])
+def test_pose_gradient_does_not_depend_on_what_is_kept(pose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for keep in (2**28, 0):
+        monkeypatch.setattr("custom.projection.marching._KEEP_BYTES", keep)
+        leaves = POSES[pose]().requires_grad_(True), random_volume(dtype=torch.float64).requires_grad_(True)
+        loss = Projector(GRID, SHAPE)(leaves[1], leaves[0]).square().sum()
+        found.append(torch.autograd.grad(loss, leaves))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
 def test_pose_gradient_reaches_angles_and_distances_in_float32() -> None:
     angle = torch.tensor([25.0, 70.0], requires_grad=True)
     distance = torch.tensor(900.0, requires_grad=True)

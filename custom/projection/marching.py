@@ -17,6 +17,7 @@ import scipy.sparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from custom.geometry import VolumeGrid, is_cone, rays
 from custom.projection.linear import LinearOperator, csr, transposed_csr
@@ -26,6 +27,8 @@ __all__ = ["JosephOperator", "joseph"]
 _SMALLEST_COMPONENT = 0.5
 # One chunk of sample coordinates: what a core's cache holds, or what fills a GPU.
 _CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}
+# Views with more sample coordinates than this do not keep them for a pose gradient; they are computed again.
+_KEEP_BYTES = 2**28
 _ZEROS_PADDING, _BILINEAR = 0, 0
 
 
@@ -50,18 +53,21 @@ class _Bundle:
         planes, start, slope, length = (p.to(dtype) for p in (self.planes, self.start, self.slope, self.length))
         return _Bundle(self.axis, self.first, planes, start, slope, length, self.members)
 
-    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Planes of the volume and the sample coordinates in them (P, 1, R, 2), a cacheful at a time."""
-        size = max(1, len(self.start) * 2 * self.start.element_size())
-        count = max(1, _CHUNK_BYTES.get(self.start.device.type, 2**28) // size)
-        buffer: Tensor | None = None
+    def plane_bytes(self) -> int:
+        """Size of the sample coordinates in one plane."""
+        return max(1, len(self.start) * 2 * self.start.element_size())
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Planes of the volume and where they are (P, 1, 1, 1), a cacheful of samples at a time."""
+        count = max(1, _CHUNK_BYTES.get(self.start.device.type, 2**28) // self.plane_bytes())
         for begin in range(0, len(self.planes), count):
             planes = self.planes[begin : begin + count, None, None, None]
-            rows = slice(self.first + begin, self.first + begin + len(planes))
-            if torch.is_grad_enabled():
-                # Autograd keeps the coordinates, so they must not be written over.
-                yield rows, torch.addcmul(self.start, self.slope, planes)
-                continue
+            yield slice(self.first + begin, self.first + begin + len(planes)), planes
+
+    def coordinates(self) -> Iterator[tuple[slice, Tensor]]:
+        """Planes of the volume and the sample coordinates in them (P, 1, R, 2), all in the same memory."""
+        buffer: Tensor | None = None
+        for rows, planes in self.parts():
             if buffer is None:
                 buffer = self.start.new_empty(len(planes), 1, *self.start.shape)
             yield rows, torch.addcmul(self.start, self.slope, planes, out=buffer[: len(planes)])
@@ -124,17 +130,31 @@ def _integrate(volume: Tensor, bundle: _Bundle) -> Tensor:
     """Line integrals (B, R) of volumes (B, X, Y, Z) along a bundle."""
     stack = bundle.stack(volume)
     total = volume.new_zeros(len(volume), len(bundle.start))
-    for rows, coordinates in bundle.chunks():
-        sampled = F.grid_sample(stack[rows], coordinates, padding_mode="zeros", align_corners=False)
-        total = total + sampled.sum((0, 2))
+    if not (torch.is_grad_enabled() and (volume.requires_grad or bundle.start.requires_grad)):
+        for rows, coordinates in bundle.coordinates():
+            total += _sum_samples(stack[rows], coordinates)
+        return total * bundle.length
+
+    def traced(planes: Tensor, start: Tensor, slope: Tensor, where: Tensor) -> Tensor:
+        return _sum_samples(planes, torch.addcmul(start, slope, where))
+
+    forget = len(bundle.planes) * bundle.plane_bytes() > _KEEP_BYTES
+    for rows, where in bundle.parts():
+        inputs = stack[rows], bundle.start, bundle.slope, where
+        total = total + (checkpoint(traced, *inputs, use_reentrant=False) if forget else traced(*inputs))
     return total * bundle.length
+
+
+def _sum_samples(planes: Tensor, coordinates: Tensor) -> Tensor:
+    """Planes (P, B, first, second) interpolated at (P, 1, R, 2) and added up: (B, R)."""
+    return F.grid_sample(planes, coordinates, padding_mode="zeros", align_corners=False).sum((0, 2))
 
 
 def _smear(image: Tensor, bundle: _Bundle, volume: Tensor) -> None:
     """The transpose of `_integrate`: adds rays (B, R) to volumes (B, X, Y, Z) in place."""
     stack = bundle.stack(volume)
     weighted = (image * bundle.length)[None, :, None]
-    for rows, coordinates in bundle.chunks():
+    for rows, coordinates in bundle.coordinates():
         planes = stack[rows]
         # Only the shape of `planes` matters here: the gradient with respect to them is linear in the image.
         gradient, _ = torch.ops.aten.grid_sampler_2d_backward(
