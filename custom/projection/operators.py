@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from custom.geometry import VolumeGrid, is_vertical_parallel
-from custom.projection.marching import JosephOperator, joseph
 from custom.projection.linear import LinearOperator
+from custom.projection.marching import JosephOperator, joseph
 from custom.projection.parallel import ParallelOperator
 
 __all__ = ["JosephOperator", "LinearOperator", "ParallelOperator", "joseph", "make_operator"]
