@@ -104,8 +104,8 @@ def check_hu(volume: npt.NDArray[np.generic]) -> dict[str, float]:
     if tissue.size < 0.02 * inside.size:
         raise Rejected(f"HU calibration: no soft tissue above -300 HU ({span})")
     facts = {"tissue_hu": round(float(np.median(tissue)), 1)}
-    if not -150.0 <= facts["tissue_hu"] <= 200.0:
-        raise Rejected(f"HU calibration: soft tissue measures {facts['tissue_hu']:g} HU, expected -150 to 200 ({span})")
+    if not -150.0 <= facts["tissue_hu"] <= 120.0:
+        raise Rejected(f"HU calibration: soft tissue measures {facts['tissue_hu']:g} HU, expected -150 to 120 ({span})")
     # The scan's own lowest value is padding or clipped air: a mode there would say nothing.
     air = inside[(inside < -930) & (inside > max(-1150.0, float(inside.min()) + 0.5))]
     if air.size > 0.02 * inside.size:

@@ -1,0 +1,138 @@
+"""A tree of files becomes candidates, and a table of what is left out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from custom.data.scan import Candidate, safe_name, scan
+from tests.ct_samples import CT_CLASS, ROOT, chest, save, slice_dataset, write_nifti, write_series
+
+FEW = chest()[:, :, :4]
+
+
+def _cases(candidates: list[Candidate]) -> dict[str, str]:
+    return {c.case: c.source for c in candidates}
+
+
+def test_mixed_tree(tmp_path: Path) -> None:
+    """Two patients, several series, other modalities and other files in between."""
+    write_series(tmp_path / "mess", FEW, "11")
+    write_series(tmp_path / "mess", FEW[:, :, ::2], "12", SeriesDescription="thick", SliceThickness=10)
+    write_series(tmp_path / "mess", FEW, "13", PatientID="P2", PatientName="Two", StudyInstanceUID=f"{ROOT}.2")
+    write_series(tmp_path / "mess", FEW[:, :, :1], "14", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    mr = slice_dataset(FEW[:, :, 0], (0, 0, 0), "15", 1, Modality="MR")
+    save(mr, tmp_path / "mess" / "mr", "1.2.840.10008.5.1.4.1.1.4", f"{ROOT}.15.1")
+    (tmp_path / "mess" / "notes.txt").write_text("x")
+    (tmp_path / "mess" / "broken.dcm").write_bytes(b"")
+    (tmp_path / "mess" / "README").write_text("no image")
+    candidates, rejected = scan(tmp_path)
+    assert list(_cases(candidates)) == ["P1", "P2"]
+    reasons = {r.source: r.reason for r in rejected}
+    assert reasons["mess/broken.dcm"] == "empty file"
+    assert "localizer" in reasons["mess/00-14.dcm"]
+    assert "modality MR" in reasons["mess/mr"]
+    assert len(rejected) == 3
+    # All spacings are equal here, so the longer series is the better one.
+    assert len(candidates[0].slices) == 4
+    assert [len(a.slices) for a in candidates[0].alternates] == [2]
+    both, _ = scan(tmp_path, series_per_study="all")
+    assert len(both) == 3 and len({c.case for c in both}) == 3
+
+
+def test_header_workers_give_the_same(tmp_path: Path) -> None:
+    write_series(tmp_path, FEW)
+    calls = []
+
+    def spy(function, paths):
+        calls.append(len(paths))
+        return [function(p) for p in paths]
+
+    assert scan(tmp_path, map_headers=spy) == scan(tmp_path)
+    assert calls == [4]
+
+
+def test_two_persons_with_one_id_are_two_cases_and_one_group(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", FEW, "11")
+    other = {"PatientName": "Other", "PatientBirthDate": "19500101", "StudyInstanceUID": f"{ROOT}.2"}
+    write_series(tmp_path / "b", FEW, "12", **other)
+    candidates, rejected = scan(tmp_path)
+    assert len(candidates) == 2 and not rejected
+    assert len({c.patient for c in candidates}) == 2
+    assert {c.group for c in candidates} == {"P1"}
+    assert all("carried by 2 persons" in c.facts["note"] for c in candidates)
+
+
+def test_no_patient_id_is_told_apart_by_study(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", FEW, "11", PatientID="")
+    write_series(tmp_path / "b", FEW, "12", PatientID="", StudyInstanceUID=f"{ROOT}.2")
+    candidates, _ = scan(tmp_path)
+    assert len({c.group for c in candidates}) == 2
+
+
+@pytest.mark.parametrize("by", ["provenance", "folder"])
+def test_dicom_and_nifti_of_one_scan_are_one_case(tmp_path: Path, by: str) -> None:
+    write_series(tmp_path / "dicom" / ("scan7" if by == "folder" else "x"), FEW, "11")
+    write_nifti(tmp_path / "ct" / "scan7.nii.gz", chest())
+    facts = {"scan7": {"name": "scan7", "patient_id": "P1", "series_instance_uid": f"{ROOT}.11", "licence": "CC BY"}}
+    candidates, _ = scan(tmp_path, provenance=facts if by == "provenance" else None)
+    assert [c.case for c in candidates] == ["scan7"]
+    assert candidates[0].kind == "dicom" and [a.kind for a in candidates[0].alternates] == ["nifti"]
+    if by == "provenance":
+        assert candidates[0].facts["provenance"]["licence"] == "CC BY"
+
+
+def test_same_file_names_in_two_folders_stay_two_cases(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        write_nifti(tmp_path / folder / "ct.nii.gz", FEW)
+    candidates, _ = scan(tmp_path)
+    assert _cases(candidates) == {"a_ct": "a/ct.nii.gz", "b_ct": "b/ct.nii.gz"}
+
+
+def test_missing_slices_reject_the_series_only(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", chest()[:, :, :6], "11", skip=(3,))
+    write_series(tmp_path / "b", FEW, "12", PatientID="P2", StudyInstanceUID=f"{ROOT}.2")
+    candidates, rejected = scan(tmp_path)
+    assert list(_cases(candidates)) == ["P2"]
+    assert [(r.source, r.reason[:15], r.files) for r in rejected] == [("a", "missing slices:", 5)]
+
+
+def test_damaged_geometry_names_the_file(tmp_path: Path) -> None:
+    write_series(tmp_path, FEW)
+    bad = slice_dataset(FEW[:, :, 0], (0, 0, 0), "11", 9, ImagePositionPatient=None)
+    save(bad, tmp_path / "bad.dcm", CT_CLASS, f"{ROOT}.11.99")
+    candidates, rejected = scan(tmp_path)
+    assert not candidates
+    assert "bad.dcm: its header lacks position" in rejected[0].reason
+
+
+def test_outputs_hidden_and_skipped_folders_are_not_inputs(tmp_path: Path) -> None:
+    for folder in ("out", ".cache", "in"):
+        write_nifti(tmp_path / folder / f"{folder.strip('.')}.nii.gz", FEW)
+    (tmp_path / "in" / "._in.nii.gz").write_bytes(b"mac")
+    assert list(_cases(scan(tmp_path, skip=[tmp_path / "out"])[0])) == ["in"]
+
+
+def test_one_file_is_an_input_too(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "x.nii.gz", FEW)
+    assert _cases(scan(path)[0]) == {"x": "x.nii.gz"}
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="'some'; choose"):
+        scan(tmp_path, series_per_study="some")
+
+
+def test_names_are_safe_as_files() -> None:
+    assert safe_name("../Doe^Jane 7/é") == "Doe_Jane_7"
+    np.testing.assert_equal(safe_name("^^"), "")
+
+
+def test_rejection_row_carries_identifiers(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", FEW)
+    candidate = replace(scan(tmp_path)[0][0], case="x")
+    row = candidate.rejection("why")
+    assert (row.case, row.patient, row.series_uid, row.files, row.reason) == ("x", "P1", f"{ROOT}.11", 4, "why")
