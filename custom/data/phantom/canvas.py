@@ -155,6 +155,8 @@ class Canvas:
         Returns:
             Distance in template mm over a box of the grid and that box, or None when the tube is off the grid.
         """
+        if len(points) == 0:
+            return None
         world = self.to_world(np.asarray(points, dtype=np.float64))
         radius = np.asarray(radii, dtype=np.float64) * self.mean_size
         step = self.step if coarse else self.spacing

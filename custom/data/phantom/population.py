@@ -40,8 +40,9 @@ def write_phantoms(
 ) -> Path:
     """Write phantoms ``ct/``, ``source/``, ``labels/``, ``datalist.json`` and ``manifest.json``.
 
-    Each thorax is made once on a wide grid (``source``); the cube (``ct``) is its centre. Started again with the same
-    arguments it keeps the cases that are there, so it may be interrupted, and extended by a larger ``count``.
+    Each thorax is made once on a wide grid (``source``); the cube (``ct``) is its centre. The lists name what is
+    finished at any time. Started again with the same arguments it keeps the cases that are there, so it may be
+    interrupted, and extended by a larger ``count``, which moves no case from one part of the split to another.
 
     Args:
         output: folder; made when missing.
@@ -82,13 +83,8 @@ def write_phantoms(
     arguments = [(str(root), n, settings) for n in todo]
     for record in tqdm(_run(arguments, workers), total=len(todo), desc="phantoms", disable=not todo):
         known[record["case"]] = record
-        _write_json(root / "manifest.json", {"settings": settings, "labels": LABELS, "cases": known})
-    cases = [known[_case(n)] for n in range(1, count + 1)]
-    known = dict(sorted(known.items()))
-    _write_json(root / "manifest.json", {"settings": settings, "labels": LABELS, "cases": known})
-    datalist = root / "datalist.json"
-    _write_json(datalist, _datalist(cases, shares))
-    return datalist
+        _write_lists(root, settings, known, count, shares)
+    return _write_lists(root, settings, known, count, shares)
 
 
 def make_case(root: str | Path, number: int, settings: dict[str, Any]) -> dict[str, Any]:
@@ -155,28 +151,35 @@ def _read_manifest(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return dict(content["cases"])
 
 
-def _datalist(cases: list[dict[str, Any]], shares: np.ndarray) -> dict[str, Any]:
-    ends = np.rint(np.cumsum(shares) * len(cases)).astype(int)
-    entries = [
-        {
-            "case": record["case"],
-            "patient": record["case"],
-            "label": record["files"]["ct"]["path"],
-            "source": record["files"]["source"]["path"],
-            "segmentation": record["files"]["labels"]["path"],
-        }
-        for record in cases
-    ]
+def _write_lists(root: Path, settings: dict[str, Any], known: dict[str, Any], count: int, shares: np.ndarray) -> Path:
+    """Write manifest (all cases ever made) and datalist (the finished ones among the first ``count``)."""
+    cases = dict(sorted(known.items()))
+    _write_json(root / "manifest.json", {"settings": settings, "labels": LABELS, "cases": cases})
     content: dict[str, Any] = {
         "name": "fewview-ct phantoms",
         "description": "Procedural thoraces in HU with organ labels; no patient's data.",
         "labels": {str(value): name for name, value in LABELS.items()},
+        **{part: [] for part in PARTS},
     }
-    start = 0
-    for part, end in zip(PARTS, ends, strict=True):
-        content[part] = entries[start:end]
-        start = int(end)
-    return content
+    for number in range(1, count + 1):
+        record = known.get(_case(number))
+        if record is None:
+            continue
+        # The golden ratio spreads the parts evenly over the numbers, whatever the count.
+        place = (number - 1) * 0.6180339887498949 % 1.0
+        part = PARTS[min(int(np.searchsorted(np.cumsum(shares), place, side="right")), len(PARTS) - 1)]
+        content[part].append(
+            {
+                "case": record["case"],
+                "patient": record["case"],
+                "label": record["files"]["ct"]["path"],
+                "source": record["files"]["source"]["path"],
+                "segmentation": record["files"]["labels"]["path"],
+            }
+        )
+    path = root / "datalist.json"
+    _write_json(path, content)
+    return path
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
