@@ -144,7 +144,7 @@ def _paint_shoulders(canvas: Canvas, person: Person, spine: Spine, cage: Array, 
         found = canvas.tube(*curve([joint, *lateral], [9, 6, 5.5, 6.5]))
         if found is not None:
             paint_bone(canvas, found[0], found[1], LABELS["clavicles"], marrow, cortex)
-        _paint_scapula(canvas, person, cage, side, up)
+        _paint_scapula(canvas, person, spine, cage, side, up)
         if arms == "none":
             continue
         head = np.array([side * 150.0, -22.0, 150.0] if up else [side * 158.0, -22.0, 125.0])
@@ -158,7 +158,7 @@ def _paint_shoulders(canvas: Canvas, person: Person, spine: Spine, cage: Array, 
             paint_bone(canvas, found[0], found[1], LABELS["humeri"], 0.3 * marrow, 1.1 * cortex, 2.2)
 
 
-def _paint_scapula(canvas: Canvas, person: Person, cage: Array, side: int, up: bool) -> None:
+def _paint_scapula(canvas: Canvas, person: Person, spine: Spine, cage: Array, side: int, up: bool) -> None:
     """A thin triangular sheet that glides on the back of the cage, with thick lateral border, spine and socket."""
     turn = 12.0 if up else 0.0
     corner = {  # polar angle from the front in degrees and height of the three corners
@@ -184,12 +184,9 @@ def _paint_scapula(canvas: Canvas, person: Person, cage: Array, side: int, up: b
         distance = np.maximum(np.abs(canvas.fine(sheet, box)) - thick, edge)
         paint_bone(canvas, distance, box, LABELS["scapulae"], 2.2 * marrow, 0.8 * cortex)
 
-    def on_sheet(angle: float, z: float, out: float = 0.0) -> tuple[float, float, float]:
-        reach = 16.0 + max(z - 60.0, 0.0) * 0.34 + out
-        a, b, middle = np.interp(z, _Z, _A) + reach, np.interp(z, _Z, _B) + reach, np.interp(z, _Z, _M)
-        s, c = np.sin(np.deg2rad(angle)), np.cos(np.deg2rad(angle))
-        rho = ((abs(s) / a) ** 2.35 + (abs(c) / b) ** 2.35) ** (-1 / 2.35)
-        return side * rho * s, middle + rho * c, z
+    def on_sheet(angle: float, z: float, out: float = 0.0) -> Array:
+        offset = 16.0 + max(z - 60.0, 0.0) * 0.34 + out
+        return cage_point(np.deg2rad([angle]), np.array([z]), side, spine, offset)[0]
 
     ridge = [on_sheet(corner["upper"][0] - 2, 108, 4), on_sheet(128, 118, 14), on_sheet(108, 140, 22)]
     socket = [on_sheet(112, 126, 2), on_sheet(106, 138, 6)]
@@ -198,14 +195,6 @@ def _paint_scapula(canvas: Canvas, person: Person, cage: Array, side: int, up: b
         found = canvas.tube(*curve(knots, radii))
         if found is not None:
             paint_bone(canvas, found[0], found[1], LABELS["scapulae"], 1.4 * marrow, 0.8 * cortex)
-
-
-# Cage sections of the template spine: the sheet of the scapula is placed without the person's kyphosis, which the
-# distance field that it follows already has.
-_Z = np.array([-240.0, -60, 0, 60, 90, 115, 130, 141, 150, 300])
-_A = np.array([118.0, 125, 119, 109, 101, 84, 62, 40, 20, 5])
-_B = np.array([81.0, 92.5, 93, 84, 72, 56, 43, 31, 19, 8])
-_M = np.array([3.0, -1.5, -5, -8, -8, -6, -5, -5, -5, -5])
 
 
 def _paint_spine(canvas: Canvas, person: Person, spine: Spine, rng: np.random.RandomState) -> None:
