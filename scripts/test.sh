@@ -22,6 +22,8 @@ check "ruff format" "$bin/ruff" format --check .
 check "mypy" "$bin/mypy"
 # One thread each: small volumes do not gain from more, and results stay the same on any machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=Agg
+# Without arguments everything runs, spread over the processors; a chosen test runs alone, so that it can be debugged.
+[ $# -gt 0 ] || set -- -n auto --dist loadfile
 check "pytest" "$bin/python" -m pytest "$@"
 
 if [ ${#failed[@]} -gt 0 ]; then
