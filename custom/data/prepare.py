@@ -119,12 +119,9 @@ def prepare(
     write_json(output / "rejected.json", [asdict(r) for r in sorted(rejected)])
     rejection.show(rejected)
     if not part_of:
-        first = (
-            f" ({len(rejected)} left out, the first: {min(rejected).source}: {min(rejected).reason})"
-            if rejected
-            else ""
-        )
-        raise ValueError(f"no usable CT in {root}{first}; see {output / 'rejected.csv'}")
+        worst = min(rejected, default=None)
+        why = f"{len(rejected)} left out, the first: {worst.source}: {worst.reason}" if worst else "no CT file in it"
+        raise ValueError(f"no usable CT in {root} ({why}); see {output / 'rejected.csv'}")
     check_leaks(part_of, usable)
 
     samples = [c for hits in match_names((spec or {}).get(FLAG, []), _aliases(candidates)).values() for c in hits]

@@ -78,7 +78,7 @@ class Workers:
             RuntimeError: a worker process died (as it does where memory runs out).
         """
         results: list[Result] = []
-        with tqdm(total=len(items), desc=label, unit="case") as bar:
+        with tqdm(total=len(items), desc=label, unit="case", disable=not items) as bar:
             if self._executor is None:
                 for item in items:
                     again: Item | None = item

@@ -169,7 +169,7 @@ def test_counts_as_text_and_two_workers(tree: Path, tmp_path: Path) -> None:
 
 def test_nothing_usable_is_an_error_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"no usable CT in .*empty"):
+    with pytest.raises(ValueError, match=r"no usable CT in .*empty \(no CT file in it\)"):
         prepare(str(tmp_path / "empty"), str(tmp_path / "out"), **SMALL)
     write_series(tmp_path / "mr", chest()[:, :, :3], Modality="PT")
     with pytest.raises(ValueError, match=r"no usable CT .* not CT: modality PT"):
