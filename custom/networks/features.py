@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from custom.checkpoints import describes_itself
+from custom.networks.initialisation import initialise_he
 
 __all__ = ["FeatureUNet"]
 
@@ -26,6 +27,9 @@ class FeatureUNet(nn.Module):
         output_stride: 1 gives features at the radiograph's resolution, 2 at half of it, and so on (powers of two).
         full_resolution_skip: concatenate the encoder's first level as well. The released code does not.
         negative_slope: of the LeakyReLU.
+        initialisation: "he" keeps the variance from layer to layer, which a network without normalisation needs to
+            learn from few steps; "torch" is the library's default, as in the released code, under which a radiograph
+            has nearly vanished after so many layers.
     """
 
     def __init__(
@@ -36,8 +40,11 @@ class FeatureUNet(nn.Module):
         output_stride: int = 1,
         full_resolution_skip: bool = False,
         negative_slope: float = 0.2,
+        initialisation: str = "torch",
     ) -> None:
         super().__init__()
+        if initialisation not in ("he", "torch"):
+            raise ValueError(f"initialisation must be 'he' or 'torch', got {initialisation!r}")
         last = output_stride.bit_length() - 1
         if output_stride != 2**last or not 0 <= last < len(widths):
             raise ValueError(f"output_stride must be a power of two below 2^{len(widths)}, got {output_stride}")
@@ -65,6 +72,8 @@ class FeatureUNet(nn.Module):
             self.decoder.append(double_convolution(2 * after, after) if skip else nn.Identity())
             channels = after
         self.head = nn.Conv2d(channels, out_channels, kernel_size, padding=kernel_size // 2)
+        if initialisation == "he":
+            initialise_he(self, negative_slope)
 
     def forward(self, image: Tensor) -> Tensor:
         """Radiographs (N, 1, V, U) to features (N, out_channels, V / output_stride, U / output_stride).

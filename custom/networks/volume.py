@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from custom.networks.initialisation import initialise_he
+
 __all__ = ["VolumeUNet"]
 
 
@@ -19,7 +21,6 @@ class _Block(nn.Module):
         super().__init__()
         self.first = nn.Conv3d(channels, channels, 3, padding=1)
         self.second = nn.Conv3d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))
@@ -63,6 +64,10 @@ class VolumeUNet(nn.Module):
             for width, n in zip(widths[-2:0:-1], tuple(blocks)[-2::-1], strict=True)
         )
         self.head = nn.Conv3d(2 * widths[0], out_channels + 1, 3, padding=1)
+        initialise_he(self)
+        for module in self.modules():
+            if isinstance(module, _Block):
+                nn.init.zeros_(module.second.weight)
         nn.init.zeros_(self.head.weight[-1:])
 
     def forward(self, fine: Tensor, fused: Tensor) -> tuple[Tensor, Tensor]:
