@@ -17,7 +17,15 @@ from monai.engines.utils import IterationEvents
 
 from custom.checkpoints import save_checkpoint, sha256
 
-__all__ = ["BestModelSaver", "GradientClip", "ResumableCheckpoint", "WeightAverage", "fit_template", "warmup_cosine"]
+__all__ = [
+    "BestModelSaver",
+    "GradientClip",
+    "ResumableCheckpoint",
+    "UpdateAverage",
+    "WeightAverage",
+    "fit_template",
+    "warmup_cosine",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +48,24 @@ class WeightAverage:
     def attach(self, engine: Engine) -> None:
         """Update after every iteration."""
         self._handler.attach(engine, event=Events.ITERATION_COMPLETED)
+
+
+class UpdateAverage:
+    """Handler that keeps a `WeightAverage` up to date.
+
+    An entry of its own in a config's handlers: MONAI's property check reads "_target_" of each of them, so that a mere
+    "@ema" among them makes it fail.
+
+    Args:
+        average: to update after every iteration.
+    """
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with a trainer."""
+        self.average.attach(engine)
 
 
 class GradientClip:
