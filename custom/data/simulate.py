@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from custom.data.cohort import FILE_KEYS
 from custom.data.files import sha256_file, write_json, write_nifti
 from custom.data.workers import Workers
 from custom.geometry import Geometry, VolumeGrid
@@ -180,7 +181,7 @@ def simulate(
         blur_fwhm_mm: width of the detector's blur; 0 for none.
         photons: counted by a pixel without a patient, for quantum noise; 0 for none.
         seed: of the noise.
-        parts: of the datalist, such as "test"; all by default.
+        parts: of the datalist that get radiographs, such as "test"; all by default.
         workers: processes, each of which needs up to 2 GB.
 
     Returns:
@@ -208,19 +209,21 @@ def simulate(
     if not name or name != Path(name).name:
         raise ValueError(f"name must be a plain folder name, got {name!r}")
     path = Path(datalist)
-    content = _read_datalist(path, parts)
+    content, wanted = _read_datalist(path, parts)
     root, folder = path.parent, Path(output) if output is not None else path.parent
     jobs = []
-    for entries in content.values():
+    for part, entries in content.items():
         for entry in entries if isinstance(entries, list) else []:
             stem = folder / "radiographs" / name / str(entry["case"])
             source = root / entry["source"] if "source" in entry else None
             image, geometry = stem.with_name(stem.name + ".nii.gz"), stem.with_name(stem.name + ".json")
-            jobs.append(_Job(str(entry["case"]), root / entry["label"], source, image, geometry, acquisition))
-            for key in ("label", "source", "segmentation"):
+            if part in wanted:
+                jobs.append(_Job(str(entry["case"]), root / entry["label"], source, image, geometry, acquisition))
+            for key in FILE_KEYS:
                 if key in entry:
                     entry[key] = os.path.relpath(root / entry[key], folder)
-            entry.update(image=os.path.relpath(image, folder), geometry=os.path.relpath(geometry, folder))
+            if part in wanted:
+                entry.update(image=os.path.relpath(image, folder), geometry=os.path.relpath(geometry, folder))
     with Workers(workers) as pool:
         pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label=f"radiographs {name}")
     new = folder / f"datalist_{name}.json"
@@ -233,8 +236,8 @@ class _NeverRaised(Exception):
     """A cohort that is prepared has no case of its own that may fail: every error stops the run."""
 
 
-def _read_datalist(path: Path, parts: Sequence[str] | None) -> dict[str, Any]:
-    """The datalist, with only the parts that are wanted."""
+def _read_datalist(path: Path, parts: Sequence[str] | None) -> tuple[dict[str, Any], set[str]]:
+    """The datalist, and the parts that get radiographs; the others stay in it as they are."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such datalist; make one with `fewview-ct prepare`")
     try:
@@ -247,14 +250,12 @@ def _read_datalist(path: Path, parts: Sequence[str] | None) -> dict[str, Any]:
     wanted = lists if parts is None else {parts} if isinstance(parts, str) else set(parts)
     if not wanted <= lists:
         raise ValueError(f"{path} has no part {sorted(wanted - lists)}; it has {sorted(lists)}")
-    content = {key: value for key, value in content.items() if key not in lists - wanted}
-    entries = [entry for part in wanted for entry in content[part]]
-    if not entries:
+    if not any(content[part] for part in wanted):
         raise ValueError(f"{path} holds no cases in {sorted(wanted)}")
-    for entry in entries:
+    for entry in [entry for part in lists for entry in content[part]]:
         if not isinstance(entry, dict) or "case" not in entry or "label" not in entry:
             raise ValueError(f"{path}: every entry needs 'case' and 'label', got {entry}")
-    return content
+    return content, wanted
 
 
 def _load_ct(path: Path) -> tuple[np.ndarray, np.ndarray]:
