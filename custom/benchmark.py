@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nibabel import nifti1
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -93,7 +93,7 @@ def network_row(name: str, checkpoint: str | os.PathLike[str]) -> tuple[Method, 
 
 
 def read_volume(path: str) -> Tensor:
-    return torch.from_numpy(np.asarray(nib.load(path).dataobj, dtype=np.float32))
+    return torch.from_numpy(np.asarray(nifti1.load(path).dataobj, dtype=np.float32))
 
 
 def _stored(cases: Mapping[str, Mapping[str, Any]], case: str, angles: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -212,7 +212,7 @@ def same_operator_rows(
     """
     rows: list[dict[str, Any]] = []
     for case in load_cases(data_list_file, part):
-        cube = nib.load(case["label"])
+        cube = nifti1.load(case["label"])
         side = float(cube.header.get_zooms()[0]) * cube.shape[0]
         grid = VolumeGrid.cube(size, side)
         truth = F.adaptive_avg_pool3d(read_volume(case["label"])[None], size)[0].clamp(-1000, 1000)

@@ -90,9 +90,9 @@ class SimulatedRadiographs(PrepareBatch):
         points = self.grid.points(volume.device)
         if self.sampling == "patch":
             corner = [int(torch.randint(n - self.patch + 1, (1,))) for n in self.grid.shape]
-            inside = tuple(slice(c, c + self.patch) for c in corner)
-            keywords["points"] = points[inside].expand(len(volume), -1, -1, -1, -1)
-            return image, label[(..., *inside)], (), keywords
+            x, y, z = (slice(c, c + self.patch) for c in corner)
+            keywords["points"] = points[x, y, z].expand(len(volume), -1, -1, -1, -1)
+            return image, label[..., x, y, z], (), keywords
         chosen = torch.randint(points[..., 0].numel(), (self.points,), device=volume.device)
         keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(volume), -1, -1)
         return image, label.flatten(2)[..., chosen], (), keywords

@@ -190,7 +190,7 @@ class BestModelSaver:
 
 
 def fit_template(
-    network: torch.nn.Module,
+    network: Any,
     dataset: Iterable[Mapping[str, torch.Tensor]],
     spacing_mm: Sequence[float],
     key: str = "source",

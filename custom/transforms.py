@@ -8,13 +8,14 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTrait, Transform
+from nibabel import nifti1
+from nibabel.filebasedimages import ImageFileError
 
 from custom.data.radiographs import match_detector
 from custom.geometry import Geometry, VolumeGrid
@@ -132,8 +133,8 @@ class LoadRadiographsd(Transform):
         if not os.path.isfile(path):
             raise FileNotFoundError(f"{path}: no such file of radiographs")
         try:
-            image = np.asarray(nib.load(path).dataobj, dtype=np.float32)
-        except (nib.filebasedimages.ImageFileError, EOFError, OSError, zlib.error) as error:
+            image = np.asarray(nifti1.load(path).dataobj, dtype=np.float32)
+        except (ImageFileError, EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path}: not a readable NIfTI file: {error}") from error
         image = image[..., None] if image.ndim == 2 else image
         if image.ndim != 3:
@@ -191,7 +192,7 @@ class PlaceVolumed(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """MetaTensors (1, X, Y, Z) of rounded HU, float32."""
         out = dict(data)
-        affine = self.grid.affine(np.asarray(out["isocenter_mm"], dtype=float))
+        affine = self.grid.affine(torch.as_tensor(out["isocenter_mm"]).tolist())
         for key in self.key_iterator(out):
             hu = unit_to_hu(torch.as_tensor(out[key]), self.hu_window).round()
             meta = {"filename_or_obj": f"{out.get(self.name_key, 'reconstruction')}.nii.gz"}

@@ -102,6 +102,8 @@ def prepare(
         if spec is not None:
             candidates, wanted, unnamed = _choose(candidates, spec)
             rejected += unnamed
+            # Hours of work must not end in a split that cannot be.
+            check_leaks(wanted, {c.case: c.group for c in candidates})
         found, strays = label_files(label_folder, [c.case for c in candidates]) if label_folder else ({}, [])
         records = _run(pool, candidates, output, options, found, rejected)
 
@@ -122,7 +124,6 @@ def prepare(
         worst = min(rejected, default=None)
         why = f"{len(rejected)} left out, the first: {worst.source}: {worst.reason}" if worst else "no CT file in it"
         raise ValueError(f"no usable CT in {root} ({why}); see {output / 'rejected.csv'}")
-    check_leaks(part_of, usable)
 
     samples = [c for hits in match_names((spec or {}).get(FLAG, []), _aliases(candidates)).values() for c in hits]
     target = output / "datalist.json"

@@ -134,6 +134,12 @@ class PointMLP(nn.Module):
             bound = 1 / fan_in if stem and index == 0 else math.sqrt(6 / fan_in) / w0
             nn.init.uniform_(module.weight, -bound, bound)
 
+    def zero_last(self) -> None:
+        """Set the last linear layer to zero, so that the output is zero whatever the input."""
+        linear = [m for m in self.layers.modules() if isinstance(m, nn.Linear)][-1]
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) to (..., out_features). Sines are computed in float32 whatever autocast says."""
         if self.activation == "sine":

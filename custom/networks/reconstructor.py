@@ -9,6 +9,7 @@ gives h_tau 3D context, and `consistency_iterations` of SIRT pull the result bac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +61,12 @@ class ImplicitReconstructor(nn.Module):
         ValueError: if options contradict each other.
     """
 
+    template: Tensor | None
+    views: Tensor | None
+
     def __init__(
         self,
-        encoder: nn.Module | None,
+        encoder: Any,
         grid: VolumeGrid,
         fourier: FourierFeatures,
         view_mlp: dict,
@@ -103,27 +107,24 @@ class ImplicitReconstructor(nn.Module):
         self.register_buffer("views", fixed, persistent=False)
         self._projectors: dict[tuple, Projector] = {}
 
-        image_features = encoder.out_channels if isinstance(encoder, nn.Module) else 0  # type: ignore[union-attr]
+        image_features = 0 if encoder is None else int(encoder.out_channels)
         self.view_mlps = nn.ModuleList(
-            PointMLP(fourier.out_channels + int(image_features), **view_mlp) for _ in range(max(1, separate_view_mlps))
+            PointMLP(fourier.out_channels + image_features, **view_mlp) for _ in range(max(1, separate_view_mlps))
         )
         volume_features = 0
         self.volume_network = None
-        self.template: Tensor | None
         self.register_buffer("template", None)
         if volume_network is not None:
             assert coarse_grid is not None
             if template:
                 self.template = torch.zeros(1, 1, *coarse_grid.shape)
             rough_channels = 1 + int(rough_iterations > 0) + int(template)
-            self.volume_network = VolumeUNet(rough_channels, int(image_features) + 4, **volume_network)
+            self.volume_network = VolumeUNet(rough_channels, image_features + 4, **volume_network)
             # The point sees the volume network's features and its prediction.
             volume_features = self.volume_network.out_channels + 1 + fourier.out_channels
-        self.volume_mlp = PointMLP(self.view_mlps[0].out_features + volume_features, out_features=1, **volume_mlp)
+        self.volume_mlp = PointMLP(int(view_mlp.get("width", 128)) + volume_features, out_features=1, **volume_mlp)
         if volume_network is not None:
-            last = self.volume_mlp.layers[-1]
-            nn.init.zeros_(last.weight)  # starts as the volume network's prediction
-            nn.init.zeros_(last.bias)
+            self.volume_mlp.zero_last()  # starts as the volume network's prediction
 
     def forward(
         self,
@@ -258,7 +259,7 @@ class ImplicitReconstructor(nn.Module):
             iterations: overrides `consistency_iterations`.
         """
         grid, start = self.grid, pred
-        inner = (slice(None), slice(None), slice(None), slice(None), slice(None))
+        x, y, z = slice(None), slice(None), slice(None)
         if context is not None and self.coarse_grid is not None:
             margin = [
                 max(0, round((wide / spacing - n) / 2))
@@ -269,14 +270,14 @@ class ImplicitReconstructor(nn.Module):
             grid = grid.padded(margin)
             start = self._sample_volume(context[:, -1:], grid.points(pred.device).reshape(1, -1, 3))
             start = start.transpose(1, 2).reshape(len(pred), 1, *grid.shape)
-            inner = (*inner[:2], *(slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True)))
-            start[inner] = pred
+            x, y, z = (slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True))
+            start[:, :, x, y, z] = pred
         projector = self._projector(grid, image.shape[2:])
         steps = self.consistency_iterations if iterations is None else iterations
         volume = sirt(
             projector, self._water_path(image), views, steps, self._bounds(), self._to_water(start), view_mask
         )
-        return self._from_water(volume)[inner].contiguous()
+        return self._from_water(volume)[:, :, x, y, z].contiguous()
 
     def _at_points(
         self, features: Tensor | None, views: Tensor, view_mask: Tensor | None, context: Tensor | None, points: Tensor
