@@ -1,0 +1,338 @@
+"""The bundle `inr_recon` as a user runs it: train, resume, evaluate, infer, on a tiny cohort."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.utils import set_determinism
+
+from custom import __version__
+from custom.checkpoints import load_checkpoint
+from custom.geometry import Geometry
+from custom.reconstruct import reconstruct
+from tests.bundles.documented import commands, unknown_overrides
+from tests.bundles.tiny_cohort import CUBE, INFERENCE_OVERRIDES, NETWORK_OVERRIDES, TRAIN_OVERRIDES, make_cohort
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "inr_recon"
+CONFIGS = BUNDLE / "configs"
+PRESETS = sorted(path.stem for path in (CONFIGS / "presets").glob("*.json"))
+
+
+def config(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def run(names: list[str], kind: str, **overrides: Any) -> list[str]:
+    """Run a workflow as `python -m monai.bundle run` does, in this process; returns the properties that are missing."""
+    files = [str(CONFIGS / name) for name in names]
+    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **overrides)  # type: ignore[arg-type]
+    try:
+        workflow.initialize()
+        missing = workflow.check_properties()
+        workflow.run()
+        workflow.finalize()
+    finally:
+        set_determinism(None)
+    return missing or []
+
+
+def command_line(config_file: str, overrides: dict[str, Any], *launcher: str) -> list[str]:
+    options = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
+    start = launcher or (sys.executable, "-m")
+    return [*start, "monai.bundle", "run", "training", "--config_file", config_file, *options]
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="module")
+def paths(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Overrides of the paths: a bundle folder of our own, so that nothing is written into the repository."""
+    return {"bundle_root": str(tmp_path_factory.mktemp("bundle")), "data_list_file": str(datalist)}
+
+
+@pytest.fixture(scope="module")
+def trained(paths: dict[str, Any]) -> dict[str, Any]:
+    """The folders after a training of two iterations."""
+    missing = run(["train.json"], "train", **paths, **TRAIN_OVERRIDES, **NETWORK_OVERRIDES)
+    assert missing == []
+    return paths
+
+
+def stored(datalist: Path, case: str = "e1") -> dict[str, str]:
+    folder = datalist.parent / "radiographs" / "fine"
+    return {"image": str(folder / f"{case}.nii.gz"), "geometry": str(folder / f"{case}.json")}
+
+
+def infer(trained: dict[str, Any], output: Path, **overrides: Any) -> list[str]:
+    keywords = {"bundle_root": trained["bundle_root"], "output_dir": str(output)}
+    return run(["inference.json"], "infer", **keywords, **INFERENCE_OVERRIDES, **NETWORK_OVERRIDES, **overrides)
+
+
+def messages(error: BaseException | None) -> str:
+    """An error and its causes: MONAI wraps what a transform raises."""
+    return "" if error is None else f"{error}\n{messages(error.__cause__ or error.__context__)}"
+
+
+# --- the files ---
+
+
+def test_network_is_the_same_in_training_and_inference() -> None:
+    train, inference = config("train.json"), config("inference.json")
+    for key in ("network_def", "grid", "coarse_grid", "hu_window", "energy_kev", "precision", "pixel_at_isocenter_mm"):
+        assert train[key] == inference[key], key
+
+
+@pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
+def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
+    assert len((CONFIGS / name).read_text().splitlines()) <= 45
+    merged = ConfigParser(config("train.json"))
+    added = {"model_file", "data_list_key", "shuffle_radiographs", "evaluating", "backend", "finalize"}
+    added |= {"train#sampler", "validate#sampler", "train#dataloader#sampler", "validate#dataloader#sampler"}
+    for key in config(name):
+        assert key in added or key.startswith("_desc_") or key.lstrip("+").replace("#", "::") in merged, key
+
+
+@pytest.mark.parametrize("name", [f"presets/{preset}.json" for preset in PRESETS])
+def test_presets_change_only_what_training_has(name: str) -> None:
+    assert set(config(name)) - {"_desc_preset"} <= set(config("train.json"))
+
+
+@pytest.mark.parametrize("preset", ["default", *PRESETS])
+def test_presets_have_their_sizes(preset: str) -> None:
+    parser = ConfigParser()
+    overlay = [] if preset == "default" else [CONFIGS / "presets" / f"{preset}.json"]
+    parser.read_config([CONFIGS / "train.json", *overlay])
+    network = parser.get_parsed_content("network_def")
+    total = sum(p.numel() for p in network.parameters())
+    if preset == "default":
+        assert total == 5_039_886
+    if preset == "released_code":
+        parts = [network.encoder, *network.view_mlps, network.volume_mlp]
+        sizes = [sum(p.numel() for p in part.parameters()) for part in parts]
+        assert sizes == [20_284_224, 67_200, 67_200, 66_177] and total == 20_484_801
+    if preset == "paper":
+        assert len(network.view_mlps) == 1 and network.plain_mean
+    if preset == "no_image_features":
+        assert network.encoder is None
+
+
+def test_metadata_is_valid_and_says_what_the_network_does() -> None:
+    metadata, train = config("metadata.json"), config("train.json")
+    schema = json.loads((ROOT / "tests/data/bundle_metadata_schema.json").read_text())
+    jsonschema.validate(metadata, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**metadata, "network_data_format": {"inputs": {}}}, schema)
+    assert metadata["version"] == __version__ and metadata["version"] in metadata["changelog"]
+    shapes = metadata["network_data_format"]
+    assert shapes["inputs"]["image"]["spatial_shape"] == train["detector_shape"]
+    assert shapes["inputs"]["image"]["num_channels"] == len(train["network_def"]["views"]["angles_deg"])
+    assert shapes["outputs"]["pred"]["spatial_shape"] == train["grid"]["shape"]
+    assert shapes["post_processed_outputs"]["pred"]["value_range"] == train["hu_window"]
+
+
+def test_licence_is_the_repositorys() -> None:
+    assert (BUNDLE / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_network_takes_an_image_alone() -> None:
+    shapes = {"_meta_#network_data_format#inputs#image#spatial_shape": [16, 24]}
+    options = {"net_id": "network_def", "device": "cpu"}
+    files = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.json")}
+    verify_net_in_out(**options, **files, **INFERENCE_OVERRIDES, **NETWORK_OVERRIDES, **shapes)
+    shapes["_meta_#network_data_format#outputs#pred#num_channels"] = 3  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="channel"):
+        verify_net_in_out(**options, **files, **INFERENCE_OVERRIDES, **NETWORK_OVERRIDES, **shapes)
+
+
+# --- the documentation ---
+
+
+@pytest.mark.parametrize("page", ["bundles/inr_recon/docs/README.md", "docs/how-to/train-inr.md"])
+def test_documented_overrides_exist(page: str) -> None:
+    found = commands((ROOT / page).read_text())
+    assert found
+    for command in found:
+        assert unknown_overrides(command, ROOT) == [], command
+
+
+def test_a_mistyped_override_is_found() -> None:
+    command = "python -m monai.bundle run training --config_file bundles/inr_recon/configs/train.json"
+    assert unknown_overrides(f"{command} --epochs 3 --grid#shape 1 --grid#shap 1 --learning_rte 2", ROOT) == [
+        "grid#shap",
+        "learning_rte",
+    ]
+
+
+# --- training, evaluation, inference ---
+
+
+def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]) -> None:
+    folder = Path(trained["bundle_root"])
+    checkpoint = load_checkpoint(folder / "models/model.pt")
+    assert checkpoint.meta["preset"] == "default" and checkpoint.meta["validation"]["psnr_range"] > 0
+    assert checkpoint.meta["network_def"]["grid"]["shape"] == [CUBE] * 3, "overrides of nested keys reached the network"
+    assert checkpoint.network().template.std() > 0.01  # type: ignore[union-attr]
+    state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == TRAIN_OVERRIDES["iterations_per_epoch"]
+    assert list((folder / "eval").glob("events.out.tfevents*"))
+
+
+def test_evaluation_sees_the_radiographs_that_it_is_given(trained: dict[str, Any], tmp_path: Path) -> None:
+    found = {}
+    for shuffle in (False, True):
+        output = tmp_path / str(shuffle)
+        overrides = {"output_dir": str(output), "shuffle_radiographs": shuffle, "val_angles_deg": [0, 45, 90]}
+        run(["train.json", "evaluate.json"], "train", **trained, **TRAIN_OVERRIDES, **NETWORK_OVERRIDES, **overrides)
+        found[shuffle] = json.loads((output / "metrics.json").read_text())
+        assert (output / "metrics.csv").read_text().count("\n") == 3
+    text = json.dumps(found[False])
+    assert '"e1"' in text and '"e2"' in text and "psnr_range" in text
+    assert text != json.dumps(found[True])
+
+
+def test_inference_is_reconstruct_in_the_frame_of_the_ct(
+    trained: dict[str, Any], datalist: Path, tmp_path: Path
+) -> None:
+    assert infer(trained, tmp_path, **stored(datalist)) == []
+    (written,) = tmp_path.glob("*.nii.gz")
+    volume = nib.nifti1.load(written)
+    assert written.name == "e1_ct.nii.gz" and volume.get_data_dtype() == np.int16
+    truth = nib.nifti1.load(datalist.parent / "ct/e1.nii.gz")
+    np.testing.assert_allclose(volume.affine, truth.affine, atol=1e-4)
+    assert volume.shape == truth.shape
+    files = stored(datalist)
+    model = Path(trained["bundle_root"]) / "models/model.pt"
+    other = reconstruct(files["image"], files["geometry"], str(tmp_path / "other.nii"), str(model), precision="fp32")
+    expected = nib.nifti1.load(other)
+    np.testing.assert_allclose(volume.affine, expected.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(volume.dataobj), np.asarray(expected.dataobj))
+
+
+def test_inference_from_one_of_the_views(trained: dict[str, Any], datalist: Path, tmp_path: Path) -> None:
+    infer(trained, tmp_path, **stored(datalist), angles_deg=[90])
+    assert list(tmp_path.glob("*.nii.gz"))
+
+
+# --- bad input ---
+
+
+def test_inference_names_radiographs_that_do_not_fit_the_geometry(
+    trained: dict[str, Any], datalist: Path, tmp_path: Path
+) -> None:
+    files = stored(datalist)
+    fewer = tmp_path / "three.json"
+    Geometry.load(files["geometry"]).select([0, 1, 2]).save(fewer)
+    with pytest.raises(Exception) as error:
+        infer(trained, tmp_path / "out", image=files["image"], geometry=str(fewer))
+    assert "4 radiographs" in messages(error.value) and "3 views" in messages(error.value)
+    with pytest.raises(Exception) as error:
+        infer(trained, tmp_path / "out", image=str(tmp_path / "gone.nii.gz"), geometry=files["geometry"])
+    assert "gone.nii.gz: no such file" in messages(error.value)
+    assert not list(tmp_path.rglob("*.nii.gz"))
+
+
+def test_inference_refuses_other_weights(trained: dict[str, Any], datalist: Path, tmp_path: Path) -> None:
+    with pytest.raises(Exception) as error:
+        infer(trained, tmp_path, **stored(datalist), model_file=str(tmp_path / "nowhere.pt"))
+    assert "nowhere.pt: no such checkpoint" in messages(error.value)
+    with pytest.raises(Exception) as error:
+        infer(trained, tmp_path, **{**stored(datalist), "network_def#volume_mlp#width": 12})
+    assert "model.pt: the weights belong to another architecture" in messages(error.value)
+
+
+def test_training_names_a_datalist_that_is_missing(paths: dict[str, Any], tmp_path: Path) -> None:
+    overrides = {**paths, **TRAIN_OVERRIDES, **NETWORK_OVERRIDES, "data_list_file": str(tmp_path / "datalist.json")}
+    with pytest.raises(Exception) as error:
+        run(["train.json"], "train", **overrides)
+    assert "datalist.json: no such datalist; 'fewview-ct prepare" in messages(error.value)
+
+
+# --- the command line ---
+
+
+def test_a_killed_training_goes_on_where_it_was(datalist: Path, tmp_path: Path) -> None:
+    overrides = {
+        **TRAIN_OVERRIDES,
+        **NETWORK_OVERRIDES,
+        "bundle_root": str(tmp_path / "bundle"),
+        "data_list_file": str(datalist),
+        "iterations_per_epoch": 1,
+        "val_interval": 100000,
+        "epochs": 100000,
+    }
+    checkpoint = tmp_path / "bundle/models/checkpoint_last.pt"
+    first = command_line("bundles/inr_recon/configs/train.json", overrides)
+    log = tmp_path / "first.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(first, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 600
+            while process.poll() is None and time.monotonic() < deadline and not _epochs(checkpoint) >= 2:
+                time.sleep(0.2)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == -signal.SIGKILL, log.read_text()[-2000:]
+    reached = _epochs(checkpoint)
+    assert reached >= 2
+
+    # From another folder, where the package must be installed.
+    again = command_line(str(CONFIGS / "train.json"), {**overrides, "epochs": reached + 2})
+    done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"resumed {checkpoint} after epoch {reached}" in done.stdout + done.stderr
+    assert _epochs(checkpoint) == reached + 2
+
+
+def _epochs(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["trainer"]["iteration"] if checkpoint.is_file() else 0
+
+
+@pytest.mark.integration
+def test_two_processes_train_together(datalist: Path, tmp_path: Path) -> None:
+    overrides = {
+        **TRAIN_OVERRIDES,
+        **NETWORK_OVERRIDES,
+        "bundle_root": str(tmp_path / "bundle"),
+        "data_list_file": str(datalist),
+    }
+    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    done = subprocess.run(
+        command_line(files, overrides, *launcher), cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_checkpoint(tmp_path / "bundle/models/model.pt").network().template.std() > 0.01  # type: ignore
+    assert len(list((tmp_path / "bundle/eval").glob("events.out.tfevents*"))) <= 2, "one process writes curves"
+    # A single process goes on with what two have begun.
+    run(["train.json"], "train", **{**overrides, "epochs": 2})
+    state = torch.load(tmp_path / "bundle/models/checkpoint_last.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == 2 * TRAIN_OVERRIDES["iterations_per_epoch"]
+
+
+@pytest.mark.integration
+def test_network_takes_an_image_alone_at_its_own_size() -> None:
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=str(CONFIGS / "inference.json"),
+        device="cpu",
+    )
