@@ -110,7 +110,7 @@ def test_noise_depends_on_the_case_and_the_seed_alone(cohort: Path) -> None:
         paths[name] = (cohort.parent / f"radiographs/{name}/a0002.nii.gz").read_bytes()
     assert paths["all"] == paths["one"] != paths["other"]
     assert entries(cohort.parent / "datalist_one.json")[0]["case"] == "a0002"
-    assert "training" not in json.loads((cohort.parent / "datalist_one.json").read_text())
+    assert "image" not in json.loads((cohort.parent / "datalist_one.json").read_text())["training"][0]
 
 
 def test_degradations_are_applied(cohort: Path) -> None:
