@@ -122,7 +122,7 @@ def test_presets_have_their_sizes(preset: str) -> None:
     network = parser.get_parsed_content("network_def")
     total = sum(p.numel() for p in network.parameters())
     if preset == "default":
-        assert total == 5_039_886
+        assert total <= 5_000_000 and f"{total:,}" in (BUNDLE / "docs/README.md").read_text()
     if preset == "released_code":
         parts = [network.encoder, *network.view_mlps, network.volume_mlp]
         sizes = [sum(p.numel() for p in part.parameters()) for part in parts]
