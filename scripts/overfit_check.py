@@ -1,6 +1,6 @@
 """Can the network tell two patients apart by their radiographs? It learns two CTs together from four radiographs each.
 
-    python scripts/overfit_check.py data/prepared --size 64 --steps 600
+    python scripts/overfit_check.py data/prepared --size 64 --steps 900
 
 Both must reach 28 dB (`psnr_range`), and exchanging the radiographs must cost at least 8 dB; otherwise the exit status
 is 1. The network is the default preset's, its grids at the size asked for.
@@ -30,7 +30,7 @@ from custom.values import hu_to_unit, unit_to_hu
 CONFIG = Path(__file__).parents[1] / "bundles/inr_recon/configs/train.json"
 
 
-def main(prepared: str, size: int = 64, steps: int = 600, points: int = 16384, learning_rate: float = 2e-3) -> None:
+def main(prepared: str, size: int = 64, steps: int = 900, points: int = 16384, learning_rate: float = 2e-3) -> None:
     """Train on the first two training cases and print the four figures.
 
     Args:
