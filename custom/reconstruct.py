@@ -91,7 +91,7 @@ def reconstruct(
     output: str,
     checkpoint: str,
     angles_deg: Sequence[float] | float | None = None,
-    precision: str = "bf16",
+    precision: str = "auto",
     device: str | None = None,
 ) -> Path:
     """Reconstruct a CT from stored radiographs.
@@ -105,7 +105,7 @@ def reconstruct(
         output: volume to write, .nii or .nii.gz, int16 HU.
         checkpoint: weights, such as bundles/inr_recon/models/model.pt.
         angles_deg: views to use, by angle; all by default.
-        precision: "bf16" or "fp32".
+        precision: "auto" (bf16 where the device is fast at it), "bf16" or "fp32".
         device: torch device; a GPU where there is one, else the CPU.
 
     Returns:
