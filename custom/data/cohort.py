@@ -7,19 +7,36 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILE_KEYS", "load_cases"]
+__all__ = ["FILE_KEYS", "load_cases", "mixing_weights", "read_datalist"]
 
 #: Entries of a case that are files, relative to the datalist.
 FILE_KEYS = ("label", "source", "segmentation", "image", "geometry")
 
 
+def read_datalist(path: Path) -> dict[str, Any]:
+    """A datalist as it is written.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and what is wrong with it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such datalist; 'fewview-ct prepare INPUT OUTPUT' writes one")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a datalist: it holds a {type(content).__name__} instead of an object")
+    return content
+
+
 def load_cases(
-    data_list_file: str | os.PathLike[str], part: str, shuffle_radiographs: bool = False
+    data_list_file: str | os.PathLike[str] | None, part: str, shuffle_radiographs: bool = False
 ) -> list[dict[str, Any]]:
     """The cases of one part of a datalist, with absolute file names.
 
     Args:
-        data_list_file: datalist.json.
+        data_list_file: datalist.json; None, for a cohort that is optional, gives no cases.
         part: "training", "validation", "test", ...
         shuffle_radiographs: give every case the radiographs of the next one: the control that shows whether a
             network looks at them.
@@ -28,13 +45,10 @@ def load_cases(
         FileNotFoundError: if the datalist or a file that it names is missing.
         ValueError: if there is no such part, or it is empty.
     """
+    if data_list_file is None:
+        return []
     path = Path(data_list_file)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such datalist; 'fewview-ct prepare INPUT OUTPUT' writes one")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    content = read_datalist(path)
     if not content.get(part):
         parts = [name for name, value in content.items() if isinstance(value, list) and value]
         raise ValueError(f"{path}: no cases under {part!r}; it has {parts}")
@@ -52,3 +66,21 @@ def load_cases(
         for case, (image, geometry) in zip(cases, pairs[1:] + pairs[:1], strict=True):
             case["image"], case["geometry"] = image, geometry
     return cases
+
+
+def mixing_weights(patients: int, phantoms: int, phantom_share: float) -> list[float]:
+    """How often each case of a list of patients, then phantoms, is drawn, for a weighted random sampler.
+
+    Args:
+        patients: number of them.
+        phantoms: number of them.
+        phantom_share: of the draws that are phantoms, where there are any.
+
+    Raises:
+        ValueError: if the share is no share.
+    """
+    if not 0 <= phantom_share <= 1:
+        raise ValueError(f"phantom_share must lie between 0 and 1, got {phantom_share}")
+    if not phantoms:
+        return [1 / patients] * patients
+    return [(1 - phantom_share) / patients] * patients + [phantom_share / phantoms] * phantoms

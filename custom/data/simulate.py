@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from custom.data.cohort import FILE_KEYS
+from custom.data.cohort import FILE_KEYS, read_datalist
 from custom.data.files import sha256_file, write_json, write_nifti
 from custom.data.workers import Workers
 from custom.geometry import Geometry, VolumeGrid
@@ -238,14 +238,7 @@ class _NeverRaised(Exception):
 
 def _read_datalist(path: Path, parts: Sequence[str] | None) -> tuple[dict[str, Any], set[str]]:
     """The datalist, and the parts that get radiographs; the others stay in it as they are."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such datalist; make one with `fewview-ct prepare`")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a datalist: it holds a {type(content).__name__} instead of an object")
+    content = read_datalist(path)
     lists = {part for part, entries in content.items() if isinstance(entries, list)}
     wanted = lists if parts is None else {parts} if isinstance(parts, str) else set(parts)
     if not wanted <= lists:
