@@ -25,11 +25,13 @@ def sirt(
     bounds: tuple[float, float] = (0.0, float("inf")),
     initial: Tensor | None = None,
     view_mask: Tensor | None = None,
+    freedom: Tensor | None = None,
 ) -> Tensor:
     """Simultaneous iterative reconstruction technique, clipped to `bounds` after every iteration.
 
     x <- clip(x + C A^T R (p - A x)), R and C the inverse row and column sums of A (Gilbert 1972; van der Sluis and
-    van der Vorst 1990).
+    van der Vorst 1990). With `freedom` s the same is done for y in x = s y: what the radiographs ask for is put where
+    s is large, which from a mean volume and its standard deviation is a crude maximum a posteriori estimate.
 
     Args:
         projector: its grid is the grid of the result.
@@ -39,15 +41,19 @@ def sirt(
         bounds: smallest and largest attenuation [1/mm].
         initial: start volume (B, 1, X, Y, Z), zeros if None.
         view_mask: bool (B, K); views that are False carry no weight.
+        freedom: how easily each voxel moves, relative to the others, broadcastable to (B, 1, X, Y, Z), not negative;
+            None treats all alike.
 
     Returns:
         Attenuation [1/mm], (B, 1, X, Y, Z).
 
     Raises:
-        ValueError: for shapes that do not fit the projector, or fewer than one iteration.
+        ValueError: for shapes that do not fit the projector, or fewer than one iteration, or for a negative freedom.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
+    if freedom is not None and not freedom.min() >= 0:
+        raise ValueError(f"freedom must not be negative, got {float(freedom.min())}")
     image = full_precision(image)
     projector.check_image(image, views)
     bound = projector.bind(views, image)
@@ -55,7 +61,7 @@ def sirt(
         if iterations >= _WORTH_PREPARING:
             for operator in bound.operators:
                 stack.enter_context(operator.prepared())
-        return _iterate(bound, projector.grid, image, iterations, bounds, initial, view_mask)
+        return _iterate(bound, projector.grid, image, iterations, bounds, initial, view_mask, freedom)
 
 
 def _iterate(
@@ -66,10 +72,13 @@ def _iterate(
     bounds: tuple[float, float],
     initial: Tensor | None,
     view_mask: Tensor | None,
+    freedom: Tensor | None,
 ) -> Tensor:
-    ones = image.new_ones(len(image), 1, *grid.shape)
+    mobility = image.new_ones(len(image), 1, *grid.shape)
+    if freedom is not None:
+        mobility = mobility * (freedom / freedom.max()).to(image)
     smallest = min(grid.spacing_mm)
-    lengths = bound.forward(ones)
+    lengths = bound.forward(mobility)
     # A ray that only grazes a voxel's border has a tiny length; dividing by it would amplify noise.
     row_weight = torch.where(lengths > 0.1 * smallest, 1 / lengths.clamp(min=0.1 * smallest), 0.0)
     seen = torch.ones_like(image)
@@ -77,8 +86,8 @@ def _iterate(
         seen = seen * view_mask[:, :, None, None].to(image)
         row_weight = row_weight * seen
     column_sum = bound.adjoint(seen)
-    column_weight = torch.where(column_sum > 1e-3 * smallest, 1 / column_sum.clamp(min=1e-3 * smallest), 0.0)
-    volume = torch.zeros_like(ones) if initial is None else initial.clone().to(image)
+    column_weight = torch.where(column_sum > 1e-3 * smallest, mobility / column_sum.clamp(min=1e-3 * smallest), 0.0)
+    volume = torch.zeros_like(mobility) if initial is None else initial.clone().to(image)
     for _ in range(iterations):
         residual = (image - bound.forward(volume)).mul_(row_weight)
         volume.add_(bound.adjoint(residual).mul_(column_weight)).clamp_(*bounds)
