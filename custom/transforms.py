@@ -67,7 +67,8 @@ class SampleOnGridd(MapTransform):
         widths = [max(1, round(g / float(s))) for g, s in zip(self.grid.spacing_mm, spacing, strict=True)]
         first = affine[:3, 3].clone()
         if max(widths) > 1:
-            values = F.avg_pool3d(values, widths, stride=1)
+            for width, axis in zip(widths, range(3), strict=True):  # one axis after the other is several times faster
+                values = F.avg_pool3d(values, [width if i == axis else 1 for i in range(3)], stride=1)
             first = first + spacing * (torch.tensor(widths, dtype=torch.float64) - 1) / 2
         positions = []
         for axis in range(3):
