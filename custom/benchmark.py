@@ -21,10 +21,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from nibabel import nifti1
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from custom.checkpoints import load_checkpoint
+from custom.checkpoints import definition, load_checkpoint
 from custom.data.cohort import load_cases
 from custom.data.radiographs import match_detector
 from custom.geometry import Geometry, VolumeGrid
@@ -70,26 +70,34 @@ def mean_training_ct(data_list_file: str | os.PathLike[str], hu_window: Sequence
     return Method("mean training CT", lambda image, views: mean)
 
 
-def sirt_row(grid: VolumeGrid, energy_kev: float = 70.0, iterations: int = 100) -> Method:
-    """SIRT on the cube, clipped to -1000 to 1000 HU."""
+def sirt_row(grid: VolumeGrid, energy_kev: float = 70.0, iterations: int = 100, start: Method | None = None) -> Method:
+    """SIRT on the cube, clipped to -1000 to 1000 HU, from air or from what another method gives.
+
+    From the mean training CT it is the least that a prior can do: no network is needed for it.
+    """
     bounds = (0.0, float(hu_to_attenuation(torch.tensor(1000.0), energy_kev)))
 
     def run(image: Tensor, views: Tensor) -> Tensor:
-        projector = Projector(grid, image.shape[1:])
-        volume = sirt(projector, image[None], views, iterations, bounds)
+        projector, initial = Projector(grid, image.shape[1:]), None
+        if start is not None:
+            hu = F.adaptive_avg_pool3d(start.run(image, views)[None], grid.shape)
+            initial = hu_to_attenuation(hu[None], energy_kev)
+        volume = sirt(projector, image[None], views, iterations, bounds, initial)
         return attenuation_to_hu(volume[0, 0], energy_kev)
 
-    return Method(f"SIRT, {iterations} iterations (clipped)", run)
+    origin = "" if start is None else f" from the {start.name}"
+    return Method(f"SIRT{origin}, {iterations} iterations (clipped)", run)
 
 
-def network_row(name: str, checkpoint: str | os.PathLike[str]) -> tuple[Method, nn.Module]:
-    """A trained network, as a clinic would run it, and the network itself."""
-    network = load_checkpoint(checkpoint).network()
+def network_row(name: str, checkpoint: str | os.PathLike[str], grid: VolumeGrid | None = None) -> Method:
+    """A trained network, as a clinic would run it; on another grid than its own, if that is given."""
+    overrides = {} if grid is None else {"grid": definition(grid)}
+    network: Any = load_checkpoint(checkpoint).network(**overrides)
 
     def run(image: Tensor, views: Tensor) -> Tensor:
-        return reconstruct_volume(network, *match_detector(image, views, network.grid.spacing_mm[0]))  # type: ignore
+        return reconstruct_volume(network, *match_detector(image, views, network.grid.spacing_mm[0]))
 
-    return Method(name, run), network
+    return Method(name, run)
 
 
 def read_volume(path: str) -> Tensor:

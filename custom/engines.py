@@ -15,6 +15,8 @@ from custom.values import hu_to_unit
 
 __all__ = ["SimulatedRadiographs", "StoredRadiographs"]
 
+AIR_HU = -1000.0
+
 
 class SimulatedRadiographs(PrepareBatch):
     """Computes the radiographs of a training step from CT volumes, at views drawn for this step.
@@ -28,14 +30,17 @@ class SimulatedRadiographs(PrepareBatch):
         detector_shape: rows and columns (V, U).
         energy_kev: of the line integrals.
         hu_window: CT values that become -1 and 1 in the label.
-        sampling: "random" points of the grid, one "patch" of it, or the whole "grid".
+        sampling: "random" points of the grid, one "patch" of it, the whole "grid", or "coarse": the whole
+            `coarse_grid`, for a network's volume network alone.
         points: number of random points.
         patch: voxels along each side of the patch.
         degradation: applied to the line integrals (B, K, V, U), such as quantum noise; None for none.
         volume_key: batch entry (B, 1, X, Y, Z) in HU.
+        cube_share: probability that a step sees only what lies in `grid`, as where the papers project the cube itself.
+        coarse_grid: for `sampling` "coarse"; of the spacing and centre of `source_grid`, and not larger.
 
     Raises:
-        ValueError: if the two grids do not fit each other.
+        ValueError: if the grids do not fit each other.
     """
 
     def __init__(
@@ -51,22 +56,22 @@ class SimulatedRadiographs(PrepareBatch):
         patch: int = 48,
         degradation: Callable[[Tensor], Tensor] | None = None,
         volume_key: str = "source",
+        cube_share: float = 0.0,
+        coarse_grid: VolumeGrid | None = None,
     ) -> None:
-        if sampling not in ("random", "patch", "grid"):
-            raise ValueError(f"sampling must be 'random', 'patch' or 'grid', got {sampling!r}")
-        self.margin = [(wide - n) // 2 for wide, n in zip(source_grid.shape, grid.shape, strict=True)]
-        fits = all(
-            m >= 0 and 2 * m + n == w for m, n, w in zip(self.margin, grid.shape, source_grid.shape, strict=True)
-        )
-        if not fits or source_grid.spacing_mm != grid.spacing_mm or source_grid.center_mm != grid.center_mm:
-            raise ValueError(f"source_grid must be grid with the same margin on both sides, got {source_grid}, {grid}")
+        if sampling not in ("random", "patch", "grid", "coarse"):
+            raise ValueError(f"sampling must be 'random', 'patch', 'grid' or 'coarse', got {sampling!r}")
+        if sampling == "coarse" and coarse_grid is None:
+            raise ValueError("sampling 'coarse' needs a coarse_grid")
+        target = coarse_grid if sampling == "coarse" and coarse_grid is not None else grid
+        self.cube, self.region = _inside(source_grid, grid), _inside(source_grid, target)
         if sampling == "patch" and patch > min(grid.shape):
             raise ValueError(f"patch must not exceed the grid {grid.shape}, got {patch}")
-        self.acquisition, self.grid, self.source_grid = acquisition, grid, source_grid
+        self.acquisition, self.grid, self.source_grid = acquisition, target, source_grid
         self.projector = Projector(source_grid, detector_shape)
         self.energy_kev, self.hu_window = energy_kev, tuple(hu_window)
         self.sampling, self.points, self.patch = sampling, points, patch
-        self.degradation, self.volume_key = degradation, volume_key
+        self.degradation, self.volume_key, self.cube_share = degradation, volume_key, cube_share
 
     def __call__(
         self,
@@ -74,17 +79,24 @@ class SimulatedRadiographs(PrepareBatch):
         device: str | torch.device | None = None,
         non_blocking: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor, tuple, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, tuple, dict[str, Any]]:
         """Radiographs (B, K, V, U), label (B, 1, *spatial), and the keywords of the network's forward."""
         volume = torch.as_tensor(batchdata[self.volume_key]).to(device, torch.float32, non_blocking=non_blocking)
+        if self.cube_share and float(torch.rand(())) < self.cube_share:
+            whole, volume = volume, torch.full_like(volume, AIR_HU)
+            volume[self.cube] = whole[self.cube]
         views = self.acquisition().to(volume.device).expand(len(volume), -1, -1)
         with torch.no_grad():
             image = self.projector(hu_to_attenuation(volume, self.energy_kev), views[0])
             if self.degradation is not None:
                 image = self.degradation(image)
-        x, y, z = (slice(m, m + n) for m, n in zip(self.margin, self.grid.shape, strict=True))
-        label = hu_to_unit(volume[:, :, x, y, z], self.hu_window)
-        keywords = {"views": views, "view_mask": torch.ones(views.shape[:2], dtype=torch.bool, device=volume.device)}
+        label = hu_to_unit(volume[self.region], self.hu_window)
+        keywords: dict[str, Any] = {
+            "views": views,
+            "view_mask": torch.ones(views.shape[:2], dtype=torch.bool, device=volume.device),
+        }
+        if self.sampling == "coarse":
+            return image, label, (), {**keywords, "coarse": True}
         if self.sampling == "grid":
             return image, label, (), keywords
         points = self.grid.points(volume.device)
@@ -96,6 +108,15 @@ class SimulatedRadiographs(PrepareBatch):
         chosen = torch.randint(points[..., 0].numel(), (self.points,), device=volume.device)
         keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(volume), -1, -1)
         return image, label.flatten(2)[..., chosen], (), keywords
+
+
+def _inside(source_grid: VolumeGrid, grid: VolumeGrid) -> tuple[slice, ...]:
+    """Index of a grid's voxels in batches on a larger one."""
+    margin = [(wide - n) // 2 for wide, n in zip(source_grid.shape, grid.shape, strict=True)]
+    fits = all(m >= 0 and 2 * m + n == w for m, n, w in zip(margin, grid.shape, source_grid.shape, strict=True))
+    if not fits or source_grid.spacing_mm != grid.spacing_mm or source_grid.center_mm != grid.center_mm:
+        raise ValueError(f"source_grid must be grid with the same margin on both sides, got {source_grid}, {grid}")
+    return (slice(None), slice(None), *(slice(m, m + n) for m, n in zip(margin, grid.shape, strict=True)))
 
 
 class StoredRadiographs(PrepareBatch):

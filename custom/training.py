@@ -15,7 +15,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.engines.utils import IterationEvents
 
-from custom.checkpoints import save_checkpoint, sha256
+from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
 
 __all__ = [
     "BestModelSaver",
@@ -24,6 +24,7 @@ __all__ = [
     "UpdateAverage",
     "WeightAverage",
     "fit_template",
+    "load_weights",
     "warmup_cosine",
 ]
 
@@ -194,23 +195,46 @@ def fit_template(
     dataset: Iterable[Mapping[str, torch.Tensor]],
     spacing_mm: Sequence[float],
     key: str = "source",
+    smooth_voxels: int = 5,
+    smallest_spread_hu: float = 20.0,
 ) -> None:
-    """Give a network that takes one the mean training CT (`ImplicitReconstructor.set_template`).
+    """Give a network that takes one the mean training CT and its spread (`ImplicitReconstructor.set_template`).
 
     Args:
         network: left alone if it takes no template.
         dataset: training cases; `key` is a CT (1, X, Y, Z) in HU around the isocentre, larger than the coarse grid.
         spacing_mm: voxel size of the CTs.
         key: of the CT.
+        smooth_voxels: the standard deviation over the patients is averaged over a cube of so many coarse voxels (odd):
+            from few patients it is noisy.
+        smallest_spread_hu: added to it, so that no voxel is fixed.
     """
     if getattr(network, "template", None) is None:
         return
-    mean = torch.stack([case[key].float().clamp(*network.hu_window) for case in dataset]).mean(0)
     grid = network.coarse_grid
     factor = [round(c / s) for c, s in zip(grid.spacing_mm, spacing_mm, strict=True)]
-    coarse = torch.nn.functional.avg_pool3d(mean, factor)[0]
-    margin = [(n - m) // 2 for n, m in zip(coarse.shape, grid.shape, strict=True)]
-    network.set_template(coarse[tuple(slice(a, a + n) for a, n in zip(margin, grid.shape, strict=True))])
+
+    def coarse(volume: torch.Tensor) -> torch.Tensor:
+        averaged = torch.nn.functional.avg_pool3d(volume.float().clamp(*network.hu_window), factor)[0]
+        margin = [(n - m) // 2 for n, m in zip(averaged.shape, grid.shape, strict=True)]
+        return averaged[tuple(slice(a, a + n) for a, n in zip(margin, grid.shape, strict=True))]
+
+    volumes = torch.stack([coarse(case[key]) for case in dataset])
+    deviation = volumes.std(0, correction=0)[None]
+    smooth = torch.nn.functional.avg_pool3d(deviation, smooth_voxels, 1, smooth_voxels // 2, count_include_pad=False)
+    network.set_template(volumes.mean(0), smooth[0] + smallest_spread_hu)
+
+
+def load_weights(network: torch.nn.Module, checkpoint: str | os.PathLike[str] | None) -> None:
+    """Begin with the weights of another training, for example of a coarser stage; None: with what the network has.
+
+    Its template comes along. A training that resumes from its own checkpoint takes that one's weights afterwards.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, or it is of another architecture.
+    """
+    if checkpoint is not None:
+        load_checkpoint(checkpoint).load_into(network)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int, final: float = 0.02) -> object:

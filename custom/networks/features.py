@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from custom.checkpoints import describes_itself
@@ -15,7 +17,7 @@ __all__ = ["FeatureUNet"]
 
 @describes_itself
 class FeatureUNet(nn.Module):
-    """A plain U-Net without normalisation, so that absolute line integrals survive.
+    """A plain U-Net, without normalisation unless it is asked for.
 
     With its defaults it is the network of INRR3CT's released code, 20,284,224 parameters: 5 x 5 convolutions,
     LeakyReLU 0.2, and no skip at full resolution.
@@ -27,6 +29,8 @@ class FeatureUNet(nn.Module):
         output_stride: 1 gives features at the radiograph's resolution, 2 at half of it, and so on (powers of two).
         full_resolution_skip: concatenate the encoder's first level as well. The released code does not.
         negative_slope: of the LeakyReLU.
+        normalise: group normalisation after every convolution but the last: without it the features of a fast learner
+            grow without bound. Absolute line integrals do not survive it; SIRT has them.
         initialisation: "he" keeps the variance from layer to layer, which a network without normalisation needs to
             learn from few steps; "torch" is the library's default, as in the released code, under which a radiograph
             has nearly vanished after so many layers.
@@ -40,6 +44,7 @@ class FeatureUNet(nn.Module):
         output_stride: int = 1,
         full_resolution_skip: bool = False,
         negative_slope: float = 0.2,
+        normalise: bool = False,
         initialisation: str = "torch",
     ) -> None:
         super().__init__()
@@ -53,10 +58,9 @@ class FeatureUNet(nn.Module):
         def double_convolution(before: int, after: int) -> nn.Sequential:
             layers: list[nn.Module] = []
             for channels in (before, after):
-                layers += [
-                    nn.Conv2d(channels, after, kernel_size, padding=kernel_size // 2),
-                    nn.LeakyReLU(negative_slope, inplace=True),
-                ]
+                layers.append(nn.Conv2d(channels, after, kernel_size, padding=kernel_size // 2))
+                layers += [nn.GroupNorm(math.gcd(8, after), after)] if normalise else []
+                layers.append(nn.LeakyReLU(negative_slope, inplace=True))
             return nn.Sequential(*layers)
 
         self.encoder = nn.ModuleList(
@@ -78,14 +82,19 @@ class FeatureUNet(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Radiographs (N, 1, V, U) to features (N, out_channels, V / output_stride, U / output_stride).
 
+        What cannot be halved often enough is padded with zeros (air) for the time being.
+
         Raises:
-            ValueError: if V or U cannot be halved often enough.
+            ValueError: if V or U are not multiples of output_stride.
         """
-        factor = 2 ** (self.levels - 1)
-        if image.shape[-1] % factor or image.shape[-2] % factor:
+        if any(n % self.output_stride for n in image.shape[2:]):
             raise ValueError(
-                f"radiograph rows and columns must be multiples of {factor}, got {tuple(image.shape[-2:])}"
+                f"radiograph rows and columns must be multiples of {self.output_stride}, got {tuple(image.shape[2:])}"
             )
+        rows, columns = (n // self.output_stride for n in image.shape[2:])
+        short = [-n % 2 ** (self.levels - 1) for n in image.shape[2:]]
+        if any(short):
+            image = F.pad(image, (0, short[1], 0, short[0]))
         x, skips = image, []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else self.pool(x))
@@ -94,4 +103,4 @@ class FeatureUNet(nn.Module):
             x = up(x)
             if not isinstance(block, nn.Identity):
                 x = block(torch.cat([x, skips[self.levels - 2 - step]], 1))
-        return self.head(x)
+        return self.head(x)[..., :rows, :columns]

@@ -9,7 +9,7 @@ gives h_tau 3D context, and `consistency_iterations` of SIRT pull the result bac
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +22,13 @@ from custom.geometry import VIEW_SIZE, VolumeGrid
 from custom.networks.implicit import FourierFeatures, PointMLP
 from custom.networks.volume import VolumeUNet
 from custom.projection import Projector, sirt, water_attenuation_per_mm
+from custom.values import check_precision, hu_to_unit, uses_bf16
 
 __all__ = ["ImplicitReconstructor"]
 
 _PROJECTORS = 4
+#: Features (B, C, X/2, Y/2, Z/2) and prediction (B, 1, X, Y, Z) of the volume network; both cover the coarse grid.
+_Context: TypeAlias = tuple[Tensor, Tensor]
 
 
 @describes_itself
@@ -45,23 +48,27 @@ class ImplicitReconstructor(nn.Module):
         plain_mean: the papers' mean over all views; else the mean over the views that see the point.
         volume_network: keywords of `VolumeUNet` (without input channels), or None.
         coarse_grid: grid of the volume network; it may reach beyond `grid`, because tissue outside casts shadows too.
-            Its shape must be divisible by 2^(levels of the volume network - 1).
+            Its shape must be divisible by 2^(levels of the volume network).
+        feature_spacing_mm: radiographs are averaged to pixels of about this size (at the isocentre) for the encoder;
+            None leaves them as they are.
         rough_iterations: SIRT iterations on the coarse grid; 0 for none.
-        template: the volume network also reads the mean training CT on the coarse grid (`set_template`).
+        template: the volume network also reads the mean training CT on the coarse grid, and SIRT starts from it, each
+            voxel as free as training patients differ there (`set_template`).
         consistency_iterations: SIRT iterations on the result, in evaluation mode only; 0 for none.
         coordinate_half_side_mm: coordinates are millimetres in the isocentre frame over this length.
         radiograph_scale: line integrals are multiplied by it, a constant: never by the image's own maximum.
         energy_kev: photon energy of the line integrals.
         hu_window: CT values that become -1 and 1.
         points_per_chunk: bounds the memory of evaluation, and of training on whole grids.
-        precision: "bf16" or "fp32" for convolutions and silu layers; coordinates, Fourier features, sines, projector
-            and SIRT are always float32.
+        precision: of convolutions and silu layers, "bf16", "fp32" or "auto" (bf16 where the device is fast at it, see
+            `custom.values.uses_bf16`); coordinates, Fourier features, sines, projector and SIRT are always float32.
 
     Raises:
         ValueError: if options contradict each other.
     """
 
     template: Tensor | None
+    template_spread: Tensor | None
     views: Tensor | None
 
     def __init__(
@@ -76,6 +83,7 @@ class ImplicitReconstructor(nn.Module):
         plain_mean: bool = False,
         volume_network: dict | None = None,
         coarse_grid: VolumeGrid | None = None,
+        feature_spacing_mm: float | None = None,
         rough_iterations: int = 0,
         template: bool = False,
         consistency_iterations: int = 0,
@@ -84,20 +92,20 @@ class ImplicitReconstructor(nn.Module):
         energy_kev: float = 70.0,
         hu_window: Sequence[float] = (-1000.0, 1000.0),
         points_per_chunk: int = 131072,
-        precision: str = "bf16",
+        precision: str = "auto",
     ) -> None:
         super().__init__()
-        if precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision must be 'bf16' or 'fp32', got {precision!r}")
+        check_precision(precision)
         if volume_network is not None and (coarse_grid is None or encoder is None):
             raise ValueError("volume_network needs a coarse_grid and an encoder")
         if separate_view_mlps and encoder is None:
             raise ValueError("separate_view_mlps needs an encoder")
         if volume_network is not None and coarse_grid is not None:
-            factor = 2 ** (len(volume_network.get("widths", (16, 48, 96, 128))) - 1)
+            factor = 2 ** len(volume_network.get("widths", (32, 96, 128)))
             if any(n % factor for n in coarse_grid.shape):
                 raise ValueError(f"coarse_grid's shape must be divisible by {factor}, got {coarse_grid.shape}")
         self.encoder, self.grid, self.fourier, self.coarse_grid = encoder, grid, fourier, coarse_grid
+        self.feature_spacing_mm = feature_spacing_mm
         self.separate_view_mlps, self.plain_mean = separate_view_mlps, plain_mean
         self.rough_iterations, self.consistency_iterations = rough_iterations, consistency_iterations
         self.coordinate_half_side_mm, self.radiograph_scale = coordinate_half_side_mm, radiograph_scale
@@ -114,11 +122,13 @@ class ImplicitReconstructor(nn.Module):
         volume_features = 0
         self.volume_network = None
         self.register_buffer("template", None)
+        self.register_buffer("template_spread", None)
         if volume_network is not None:
             assert coarse_grid is not None
             if template:
-                self.template = torch.zeros(1, 1, *coarse_grid.shape)
-            rough_channels = 1 + int(rough_iterations > 0) + int(template)
+                self.template = torch.full((1, 1, *coarse_grid.shape), -1.0)  # air, until it is set
+                self.template_spread = torch.ones(1, 1, *coarse_grid.shape)
+            rough_channels = 1 + int(template)
             self.volume_network = VolumeUNet(rough_channels, image_features + 4, **volume_network)
             # The point sees the volume network's features and its prediction.
             volume_features = self.volume_network.out_channels + 1 + fourier.out_channels
@@ -132,6 +142,7 @@ class ImplicitReconstructor(nn.Module):
         views: Tensor | None = None,
         view_mask: Tensor | None = None,
         points: Tensor | None = None,
+        coarse: bool = False,
     ) -> Tensor:
         """Reconstruct.
 
@@ -140,16 +151,21 @@ class ImplicitReconstructor(nn.Module):
             views: (B, K, 13) or (K, 13); None for the views given at construction.
             view_mask: bool (B, K), False for padding; None: every view counts.
             points: (B, *spatial, 3) [mm, isocentre frame]; None: the voxel centres of `grid`.
+            coarse: give the volume network's prediction on `coarse_grid` instead, to train that network alone.
 
         Returns:
             Intensities, `hu_window` as [-1, 1]: (B, 1, X, Y, Z), or (B, 1, *spatial) at points.
 
         Raises:
-            ValueError: if image, views and mask do not match.
+            ValueError: if image, views and mask do not match, or there is no volume network to give the coarse volume.
         """
         views, view_mask = self._check(image, views, view_mask)
         features = self._encode(image)
         context = self._volume_context(image, features, views, view_mask)
+        if coarse:
+            if context is None:
+                raise ValueError("a network without volume_network has no coarse prediction")
+            return context[1]
         if points is not None:
             shape = points.shape[1:-1]
             values = self._at_points(features, views, view_mask, context, points.flatten(1, -2))
@@ -161,16 +177,24 @@ class ImplicitReconstructor(nn.Module):
             pred = self.make_consistent(pred, image, views, view_mask, context)
         return pred
 
-    def set_template(self, mean_hu: Tensor) -> None:
-        """Set the mean training CT.
+    def set_template(self, mean_hu: Tensor, spread_hu: Tensor) -> None:
+        """Set the mean training CT and how far patients differ from it.
 
         Args:
             mean_hu: (X, Y, Z) in HU on `coarse_grid`.
+            spread_hu: (X, Y, Z), standard deviation in HU, positive.
+
+        Raises:
+            ValueError: if the network takes no template, or for another shape.
         """
-        if self.template is None or mean_hu.shape != self.template.shape[2:]:
-            raise ValueError(f"the network takes no template of shape {tuple(mean_hu.shape)}")
+        if self.template is None or self.template_spread is None:
+            raise ValueError("the network takes no template: it was built with template=False")
+        expected, given = tuple(self.template.shape[2:]), (tuple(mean_hu.shape), tuple(spread_hu.shape))
+        if given != (expected, expected):
+            raise ValueError(f"mean and spread must be {expected}, got {given[0]} and {given[1]}")
         low, high = self.hu_window
-        self.template.copy_((mean_hu.clamp(low, high) - low) / (high - low) * 2 - 1)
+        self.template.copy_(hu_to_unit(mean_hu, self.hu_window))
+        self.template_spread.copy_(spread_hu / (high - low) * 2)
 
     def _check(self, image: Tensor, views: Tensor | None, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if image.ndim != 4:
@@ -193,51 +217,64 @@ class ImplicitReconstructor(nn.Module):
         return views.to(image.device, torch.float32), view_mask
 
     def _mixed(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.precision, device))
 
     def _encode(self, image: Tensor) -> Tensor | None:
         if self.encoder is None:
             return None
         batch, count = image.shape[:2]
         stack = (image.float() * self.radiograph_scale).flatten(0, 1).unsqueeze(1)
+        factor = self._feature_factor()
+        if any(n % factor for n in stack.shape[2:]):
+            raise ValueError(
+                f"radiograph rows and columns must be multiples of {factor}, got {tuple(stack.shape[2:])}: the encoder "
+                f"reads pixels of {self.feature_spacing_mm:g} mm"
+            )
+        if factor > 1:
+            stack = F.avg_pool2d(stack, factor)
         with self._mixed(image.device):
             features = self.encoder(stack.to(memory_format=torch.channels_last))
         return features.float().unflatten(0, (batch, count))
 
     def _volume_context(
         self, image: Tensor, features: Tensor | None, views: Tensor, view_mask: Tensor | None
-    ) -> Tensor | None:
-        """Features and prediction of the volume network on the coarse grid, (B, C + 1, X, Y, Z)."""
+    ) -> _Context | None:
+        """What the volume network says, see `_Context`."""
         if self.volume_network is None or features is None or self.coarse_grid is None:
             return None
         half = self.coarse_grid.resized([n // 2 for n in self.coarse_grid.shape])
         fused = fuse_features(features, views, half, image.shape[2:], view_mask, with_count=True)
         coordinates = half.points(image.device).movedim(-1, 0) / self.coordinate_half_side_mm
         fused = torch.cat([fused.float(), coordinates.expand(len(image), -1, -1, -1, -1)], 1)
-        x = torch.linspace(-1, 1, self.coarse_grid.shape[0], device=image.device)[:, None, None]
-        fine = [x.expand(len(image), 1, *self.coarse_grid.shape)]
-        rough = torch.zeros_like(fine[0])
-        if self.rough_iterations:
-            rough = self._rough(image, views, view_mask)
-            fine.append(rough)
-        if self.template is not None:
-            fine.append(self.template.expand_as(rough))
+        rough = self._rough(image, views, view_mask)
+        fine = [rough] if self.template is None else [rough, self.template.expand_as(rough)]
         with self._mixed(image.device):
-            inputs = [t.contiguous(memory_format=torch.channels_last_3d) for t in (torch.cat(fine, 1), fused)]
-            deep, correction = self.volume_network(*inputs)
-        return torch.cat([deep.float(), rough + correction.float()], 1)
+            deep, correction = self.volume_network(torch.cat(fine, 1), fused)
+        return deep.float(), rough + correction.float()
 
     @torch.no_grad()
     def _rough(self, image: Tensor, views: Tensor, view_mask: Tensor | None) -> Tensor:
-        """SIRT on the coarse grid, from radiographs averaged to its resolution; `hu_window` as [-1, 1]."""
+        """The template, pulled to the radiographs by SIRT on the coarse grid; `hu_window` as [-1, 1]."""
         assert self.coarse_grid is not None
+        start = self.template
+        if start is None:
+            start = image.new_full((1, 1, *self.coarse_grid.shape), -1.0)
+        start = start.expand(len(image), -1, -1, -1, -1)
+        if not self.rough_iterations:
+            return start
         factor = max(1, round(self.coarse_grid.spacing_mm[0] / self.grid.spacing_mm[0]))
         averaged = F.avg_pool2d(image.float(), factor)
         coarse_views = views.clone()
         coarse_views[..., 6:12] *= factor
-        projector = self._projector(self.coarse_grid, averaged.shape[2:])
         volume = sirt(
-            projector, self._water_path(averaged), coarse_views, self.rough_iterations, self._bounds(), None, view_mask
+            self._projector(self.coarse_grid, averaged.shape[2:]),
+            self._water_path(averaged),
+            coarse_views,
+            self.rough_iterations,
+            self._bounds(),
+            self._to_water(start),
+            view_mask,
+            self.template_spread,
         )
         return self._from_water(volume)
 
@@ -247,7 +284,7 @@ class ImplicitReconstructor(nn.Module):
         image: Tensor,
         views: Tensor,
         view_mask: Tensor | None = None,
-        context: Tensor | None = None,
+        context: _Context | None = None,
         iterations: int | None = None,
     ) -> Tensor:
         """Move a volume towards the radiographs by SIRT, on a grid with the tissue around it where it is known.
@@ -255,10 +292,10 @@ class ImplicitReconstructor(nn.Module):
         Args:
             pred: (B, 1, X, Y, Z) on `grid`, `hu_window` as [-1, 1].
             image, views, view_mask: as in `forward`.
-            context: coarse features whose last channel is the prediction on `coarse_grid`; None: air around the cube.
+            context: of the volume network, whose prediction reaches beyond the cube; None: air around the cube.
             iterations: overrides `consistency_iterations`.
         """
-        grid, start = self.grid, pred
+        grid, start, freedom = self.grid, pred, None
         x, y, z = slice(None), slice(None), slice(None)
         if context is not None and self.coarse_grid is not None:
             margin = [
@@ -268,19 +305,20 @@ class ImplicitReconstructor(nn.Module):
                 )
             ]
             grid = grid.padded(margin)
-            start = self._sample_volume(context[:, -1:], grid.points(pred.device).reshape(1, -1, 3))
-            start = start.transpose(1, 2).reshape(len(pred), 1, *grid.shape)
+            start = self._on_grid(context[1], grid)
+            if self.template_spread is not None:
+                freedom = self._on_grid(self.template_spread, grid)
             x, y, z = (slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True))
             start[:, :, x, y, z] = pred
         projector = self._projector(grid, image.shape[2:])
         steps = self.consistency_iterations if iterations is None else iterations
         volume = sirt(
-            projector, self._water_path(image), views, steps, self._bounds(), self._to_water(start), view_mask
+            projector, self._water_path(image), views, steps, self._bounds(), self._to_water(start), view_mask, freedom
         )
         return self._from_water(volume)[:, :, x, y, z].contiguous()
 
     def _at_points(
-        self, features: Tensor | None, views: Tensor, view_mask: Tensor | None, context: Tensor | None, points: Tensor
+        self, features: Tensor | None, views: Tensor, view_mask: Tensor | None, context: _Context | None, points: Tensor
     ) -> Tensor:
         """(B, N) at points (B or 1, N, 3), in chunks."""
         pieces = points.split(self.points_per_chunk, 1)
@@ -294,7 +332,7 @@ class ImplicitReconstructor(nn.Module):
         return torch.cat(values, 1)
 
     def _chunk(
-        self, features: Tensor | None, views: Tensor, view_mask: Tensor | None, context: Tensor | None, points: Tensor
+        self, features: Tensor | None, views: Tensor, view_mask: Tensor | None, context: _Context | None, points: Tensor
     ) -> Tensor:
         encoded = self.fourier(points / self.coordinate_half_side_mm)
         batch = len(views)
@@ -305,9 +343,10 @@ class ImplicitReconstructor(nn.Module):
                 fused = self._fuse(features, views, view_mask, points, encoded)
             if context is None:
                 return self.volume_mlp(fused).float().squeeze(-1)
-            local = self._sample_volume(context, points)
-            rest = self.volume_mlp(torch.cat([fused, local.to(fused), encoded.expand(batch, -1, -1).to(fused)], -1))
-        return local[..., -1] + rest.float().squeeze(-1)
+            deep, coarse = (self._sample_volume(volume, points) for volume in context)
+            parts = [fused, deep.to(fused), coarse.to(fused), encoded.expand(batch, -1, -1).to(fused)]
+            rest = self.volume_mlp(torch.cat(parts, -1))
+        return coarse.squeeze(-1) + rest.float().squeeze(-1)
 
     def _fuse(
         self, features: Tensor, views: Tensor, view_mask: Tensor | None, points: Tensor, encoded: Tensor
@@ -324,12 +363,18 @@ class ImplicitReconstructor(nn.Module):
             total = total + mlp(joint) * weight[:, k, :, None]
         return total / weight.sum(1).clamp(min=1)[..., None]
 
+    def _feature_factor(self) -> int:
+        """Pixels of the radiograph to one that the encoder reads, along each side."""
+        return (
+            1 if self.feature_spacing_mm is None else max(1, round(self.feature_spacing_mm / self.grid.spacing_mm[0]))
+        )
+
     def _detector_shape(self, features: Tensor) -> tuple[int, int]:
-        stride = getattr(self.encoder, "output_stride", 1)
+        stride = getattr(self.encoder, "output_stride", 1) * self._feature_factor()
         return features.shape[-2] * stride, features.shape[-1] * stride
 
     def _sample_volume(self, volume: Tensor, points: Tensor) -> Tensor:
-        """Trilinear samples (B, N, C) of a volume on the coarse grid."""
+        """Trilinear samples (B, N, C) of a volume that covers the coarse grid, whatever its voxels."""
         assert self.coarse_grid is not None
         half = torch.tensor(self.coarse_grid.half_extent_mm, device=points.device)
         middle = torch.tensor(self.coarse_grid.center_mm, device=points.device)
@@ -337,6 +382,11 @@ class ImplicitReconstructor(nn.Module):
         with torch.autocast(points.device.type, enabled=False):
             sampled = F.grid_sample(volume.float(), grid.float(), padding_mode="border", align_corners=False)
         return sampled[..., 0, 0].transpose(1, 2)
+
+    def _on_grid(self, volume: Tensor, grid: VolumeGrid) -> Tensor:
+        """A volume (B, 1, X, Y, Z) on the coarse grid, sampled on another."""
+        values = self._sample_volume(volume, grid.points(volume.device).reshape(1, -1, 3))
+        return values.transpose(1, 2).reshape(len(volume), 1, *grid.shape)
 
     def _projector(self, grid: VolumeGrid, detector_shape: Sequence[int]) -> Projector:
         key = grid, tuple(detector_shape)

@@ -24,7 +24,14 @@ from custom.checkpoints import load_checkpoint
 from custom.geometry import Geometry
 from custom.reconstruct import reconstruct
 from tests.bundles.documented import commands, unknown_overrides
-from tests.bundles.tiny_cohort import CUBE, INFERENCE_OVERRIDES, NETWORK_OVERRIDES, TRAIN_OVERRIDES, make_cohort
+from tests.bundles.tiny_cohort import (
+    COARSE_OVERRIDES,
+    CUBE,
+    INFERENCE_OVERRIDES,
+    NETWORK_OVERRIDES,
+    TRAIN_OVERRIDES,
+    make_cohort,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "inr_recon"
@@ -109,9 +116,19 @@ def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
         assert key in added or key.startswith("_desc_") or key.lstrip("+").replace("#", "::") in merged, key
 
 
-@pytest.mark.parametrize("name", [f"presets/{preset}.json" for preset in PRESETS])
+@pytest.mark.parametrize("name", ["coarse_stage.json", *(f"presets/{preset}.json" for preset in PRESETS)])
 def test_presets_change_only_what_training_has(name: str) -> None:
-    assert set(config(name)) - {"_desc_preset"} <= set(config("train.json"))
+    assert set(config(name)) - {"_desc_", "_desc_preset"} <= set(config("train.json"))
+
+
+def test_the_coarse_stage_is_the_same_training_at_the_coarse_grid() -> None:
+    train, coarse = config("train.json"), config("coarse_stage.json")
+    spacing = train["coarse_grid"]["spacing_mm"]
+    for key in ("grid", "source_grid"):
+        fine = [n * s for n, s in zip(train[key]["shape"], train[key]["spacing_mm"], strict=True)]
+        assert coarse[key]["spacing_mm"] == spacing
+        assert [n * s for n, s in zip(coarse[key]["shape"], spacing, strict=True)] == fine
+    assert coarse["pixel_at_isocenter_mm"] == spacing[0] == train["network_def"]["feature_spacing_mm"]
 
 
 @pytest.mark.parametrize("preset", ["default", *PRESETS])
@@ -192,6 +209,26 @@ def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]
     state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
     assert state["trainer"]["iteration"] == TRAIN_OVERRIDES["iterations_per_epoch"]
     assert list((folder / "eval").glob("events.out.tfevents*"))
+
+
+def test_the_coarse_stage_trains_the_volume_network_that_training_starts_from(
+    paths: dict[str, Any], datalist: Path, tmp_path: Path
+) -> None:
+    """With phantoms mixed in. A training without steps shows what it started from."""
+    coarse = {**TRAIN_OVERRIDES, **NETWORK_OVERRIDES, **COARSE_OVERRIDES, "data_list_file": paths["data_list_file"]}
+    mixed = {"phantom_list_file": str(datalist), "phantom_share": 0.5}
+    run(["train.json", "coarse_stage.json"], "train", **coarse, **mixed, bundle_root=str(tmp_path / "coarse"))
+    first = tmp_path / "coarse/models/model.pt"
+    weights = load_checkpoint(first).state
+    assert all(name in weights for name in ("template_spread", "volume_network.leave.weight"))
+    heads = [name for name in weights if name.startswith("volume_mlp") and name.endswith("weight")]
+    assert weights[heads[-1]].abs().max() == 0, "the point head was not trained"
+    assert weights["volume_network.leave.bias"].abs().max() > 0, "the volume network was"
+    fine = {**TRAIN_OVERRIDES, **NETWORK_OVERRIDES, "data_list_file": paths["data_list_file"], "learning_rate": 0.0}
+    run(["train.json"], "train", **fine, bundle_root=str(tmp_path / "fine"), start_from=str(first))
+    second = load_checkpoint(tmp_path / "fine/models/model.pt").state
+    for name, value in weights.items():
+        torch.testing.assert_close(second[name], value)
 
 
 def test_evaluation_sees_the_radiographs_that_it_is_given(trained: dict[str, Any], tmp_path: Path) -> None:

@@ -37,12 +37,23 @@ TRAIN_OVERRIDES: dict[str, Any] = {
 }
 #: The same for network_def, of training and inference alike.
 NETWORK_OVERRIDES: dict[str, Any] = {
-    "network_def#encoder#widths": [4, 4, 4, 4],
+    "network_def#encoder#widths": [4, 4, 4],
     "network_def#encoder#out_channels": 4,
-    "network_def#volume_network#widths": [4, 4, 4, 4],
-    "network_def#volume_network#out_channels": 2,
+    "network_def#volume_network#widths": [4, 4, 4],
+    "network_def#feature_spacing_mm": 2 * VOXEL_MM,
     "network_def#rough_iterations": 2,
     "network_def#consistency_iterations": 2,
+}
+#: What coarse_stage.json changes, in voxels of the coarse grid.
+COARSE_OVERRIDES: dict[str, Any] = {
+    "pixel_at_isocenter_mm": 2 * VOXEL_MM,
+    "detector_shape": [8, 12],
+    "grid#shape": [CUBE // 2] * 3,
+    "grid#spacing_mm": [2 * VOXEL_MM] * 3,
+    "source_grid#shape": [20, 12, 8],
+    "source_grid#spacing_mm": [2 * VOXEL_MM] * 3,
+    "loading_grid#shape": [24, 16, 12],
+    "loading_grid#spacing_mm": [2 * VOXEL_MM] * 3,
 }
 INFERENCE_OVERRIDES: dict[str, Any] = {
     key: value

@@ -66,6 +66,25 @@ def test_mean_training_ct_is_the_mean(cohort: Path) -> None:
     torch.testing.assert_close(mean, (patient(90) + patient(110)) / 2)
 
 
+def test_sirt_from_the_mean_keeps_what_no_radiograph_contradicts(cohort: Path) -> None:
+    """From the lateral view of a patient who is the mean nothing changes; the row says where it started."""
+    mean = mean_training_ct(cohort)
+    row = sirt_row(GRID, iterations=5, start=mean)
+    assert row.name == "SIRT from the mean training CT, 5 iterations (clipped)"
+    geometry = Geometry.from_angles([0.0], beam="parallel", grid=GRID)
+    hu = mean.run(torch.zeros(1), torch.zeros(1))
+    image = Projector.from_geometry(geometry)(hu_to_attenuation(hu[None, None]))[0]
+    torch.testing.assert_close(row.run(image, geometry.tensor()), hu, atol=0.5, rtol=0)
+    assert (sirt_row(GRID, iterations=5).run(image, geometry.tensor()) - hu).abs().max() > 100
+
+
+def test_a_network_can_answer_on_another_grid(cohort: Path, tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "model.pt", network())
+    other = VolumeGrid.cube(8, 320)
+    geometry = Geometry.from_angles([0.0, 90.0], beam="parallel", grid=other)
+    assert network_row("net", checkpoint, other).run(torch.zeros(2, 8, 12), geometry.tensor()).shape == (8, 8, 8)
+
+
 def test_table_of_simple_rows_and_the_control(cohort: Path, tmp_path: Path) -> None:
     simple = sirt_row(GRID, iterations=20)
     view_sets = {"2": ("parallel", (0.0, 90.0)), "1 lateral": ("parallel", (0.0,)), "2 cone": ("cone", (0.0,))}
@@ -105,7 +124,7 @@ def test_network_row_is_what_reconstruct_writes(cohort: Path, tmp_path: Path) ->
     from custom.transforms import LoadRadiographsd
 
     stored = LoadRadiographsd()(case)
-    expected = network_row("net", checkpoint)[0].run(stored["image"], stored["views"])
+    expected = network_row("net", checkpoint).run(stored["image"], stored["views"])
     np.testing.assert_allclose(np.asarray(written.dataobj), expected.numpy(), atol=0.51)
     record = json.loads((tmp_path / "ct.json").read_text())
     assert len(record["checkpoint"]["sha256"]) == 64 and len(record["views"]) == 2
@@ -127,7 +146,7 @@ def test_reconstruct_names_what_is_wrong(cohort: Path, tmp_path: Path) -> None:
     ("change", "part", "error", "message"),
     [
         (None, "test", FileNotFoundError, "no such datalist"),
-        ("{", "test", ValueError, "not valid JSON"),
+        ("{", "test", ValueError, "is not a JSON file"),
         ('{"training": [{"case": "a"}]}', "test", ValueError, r"no cases under 'test'; it has \['training'\]"),
         ('{"test": [{"case": "a", "label": "gone.nii.gz"}]}', "test", FileNotFoundError, "gone.nii.gz: .*missing"),
     ],

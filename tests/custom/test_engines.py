@@ -60,6 +60,21 @@ def test_tissue_outside_the_cube_casts_shadows() -> None:
     assert float(image.max()) > 0.1
 
 
+def test_the_papers_project_the_cube_alone() -> None:
+    hu = volume()
+    alone, _, _, keywords = prepare(cube_share=1.0)({"source": hu})
+    cube = hu_to_attenuation(hu[:, :, 2:18, 1:17], 70.0)
+    torch.testing.assert_close(alone, Projector(GRID, (16, 24))(cube, keywords["views"]), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(alone, prepare()({"source": hu})[0], atol=0.1)
+
+
+def test_coarse_sampling_learns_the_coarse_grid() -> None:
+    hu, coarse = volume(), VolumeGrid((18, 16, 16), GRID.spacing_mm)
+    _, label, _, keywords = prepare(sampling="coarse", coarse_grid=coarse)({"source": hu})
+    torch.testing.assert_close(label, hu_to_unit(hu[:, :, 1:19, 1:17], (-1000, 1000)))
+    assert keywords["coarse"] is True and "points" not in keywords
+
+
 def test_radiographs_are_those_of_the_projector() -> None:
     hu = volume()
     image, _, _, keywords = prepare()({"source": hu})
@@ -72,6 +87,8 @@ def test_radiographs_are_those_of_the_projector() -> None:
     [
         ({"sampling": "everything"}, "sampling"),
         ({"sampling": "patch", "patch": 17}, "patch must not exceed"),
+        ({"sampling": "coarse"}, "needs a coarse_grid"),
+        ({"sampling": "coarse", "coarse_grid": VolumeGrid((8, 8, 8), (40.0,) * 3)}, "same margin"),
     ],
 )
 def test_wrong_options(change: dict, message: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from custom.geometry import Geometry, VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor, PointMLP, VolumeUNet
 from custom.projection import Projector, hu_to_attenuation
+from custom.values import uses_bf16
 
 RELEASED_FREQUENCIES = [[-8.9113, 19.1638, -8.8575], [3.9577, 10.2506, 3.8891], [12.1395, 5.0181, 12.4339]]
 SINE = {"width": 128, "depth": 3, "block": "residual", "activation": "sine", "w0": 50.0, "tied": True}
@@ -22,7 +23,7 @@ def small(size: int = 16, volume_network: bool = True, **options: object) -> Imp
     torch.manual_seed(0)
     if volume_network:
         options |= {
-            "volume_network": {"widths": (4, 6, 8), "blocks": (1, 1), "out_channels": 3},
+            "volume_network": {"widths": (4, 6), "encoder_blocks": (1, 1), "decoder_blocks": (1,)},
             "coarse_grid": VolumeGrid((12, 12, 8), (320 / 8,) * 3),
             "rough_iterations": 3,
             "template": True,
@@ -185,6 +186,76 @@ def test_consistency_brings_the_radiographs_closer() -> None:
     assert residuals[1] < 0.5 * residuals[0]
 
 
+def test_without_a_correction_the_template_is_pulled_to_the_radiographs() -> None:
+    """The template alone without SIRT; with SIRT the radiographs are met better, where patients differ."""
+    coarse, (_, views) = VolumeGrid((12, 12, 8), (40.0,) * 3), acquisition(2)
+    mean = torch.rand(coarse.shape, generator=torch.Generator().manual_seed(3)) * 1000 - 1000
+    spread = torch.full(coarse.shape, 100.0)
+    spread[:3] = 0.0
+    wide = Projector(VolumeGrid((24, 24, 16), (20.0,) * 3), (16, 24))
+    patient = (wide.grid.points().norm(dim=-1) < 100)[None, None].float()
+    image = wide(hu_to_attenuation(patient * 1000 - 1000), views[0])
+    predictions = []
+    for iterations in (0, 12):
+        torch.manual_seed(0)
+        network = ImplicitReconstructor(
+            FeatureUNet(4, (4, 6, 8), 3),
+            VolumeGrid.cube(16, 320),
+            FourierFeatures(count=4),
+            {"width": 8, "depth": 1},
+            {"width": 8, "depth": 1},
+            volume_network={"widths": (4, 6), "encoder_blocks": (1, 1), "decoder_blocks": (1,)},
+            coarse_grid=coarse,
+            rough_iterations=iterations,
+            template=True,
+        )
+        network.set_template(mean, spread)
+        nn.init.zeros_(network.volume_network.leave.weight)  # type: ignore[union-attr, arg-type]
+        with torch.no_grad():
+            predictions.append(network(image, views, coarse=True))
+    torch.testing.assert_close(predictions[0][0, 0], (mean + 1000) / 1000 - 1)
+    torch.testing.assert_close(predictions[1][:, :, :3], predictions[0][:, :, :3])
+    projector = Projector(coarse, (8, 12))
+    doubled = views[0].clone()
+    doubled[:, 6:12] *= 2
+    seen = torch.nn.functional.avg_pool2d(network._water_path(image), 2)
+    before, after = ((projector(network._to_water(p), doubled) - seen).norm() for p in predictions)
+    assert after < 0.5 * before
+
+
+def test_any_detector_that_the_stride_divides() -> None:
+    """Rows and columns that cannot be halved often enough are padded with air, and the padding is cut off again."""
+    torch.manual_seed(0)
+    encoder = FeatureUNet(3, (4, 6, 8), 3, output_stride=2)
+    image = torch.zeros(1, 1, 16, 24)
+    image[..., :14, :18] = torch.rand(14, 18)
+    with torch.no_grad():
+        found = encoder(image[..., :14, :18])
+        assert found.shape == (1, 3, 7, 9)
+        torch.testing.assert_close(found[..., :5, :7], encoder(image[..., :16, :20])[..., :5, :7])
+
+
+def test_features_of_larger_pixels() -> None:
+    """The encoder reads averaged radiographs; what is finer than its pixels it cannot see."""
+    network = small(volume_network=False, feature_spacing_mm=40.0)
+    image, views = acquisition(2)
+    ripple = torch.zeros_like(image)
+    ripple[..., ::2], ripple[..., 1::2] = 0.5, -0.5
+    with torch.no_grad():
+        torch.testing.assert_close(network(image + ripple, views), network(image, views), atol=1e-5, rtol=1e-5)
+        assert network._encode(image).shape == (1, 2, 4, 4, 6)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_auto_precision_takes_bf16_where_the_processor_has_it(supported: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    cpu = torch.device("cpu")
+    assert uses_bf16("auto", cpu) == supported
+    assert uses_bf16("bf16", cpu) and not uses_bf16("fp32", cpu)
+    with pytest.raises(ValueError, match="precision must be one of"):
+        uses_bf16("fp16", cpu)
+
+
 def test_fixed_views_serve_forward_without_views() -> None:
     image, views = acquisition(2)
     with torch.no_grad():
@@ -197,13 +268,23 @@ def test_fixed_views_serve_forward_without_views() -> None:
         (lambda image, views: (image[0], views), "image must be"),
         (lambda image, views: (image, views[:, :1]), "2 radiographs of 1 cases do not match"),
         (lambda image, views: (image, None), "no views"),
-        (lambda image, views: (image[..., :10], views), "multiples of 4"),
+        (lambda image, views: (image[..., :11], views), "multiples of 2"),
     ],
 )
 def test_inputs_that_do_not_match(change: object, message: str) -> None:
     image, views = acquisition(2)
     with pytest.raises(ValueError, match=message):
         small()(*change(image, views))  # type: ignore[operator]
+
+
+def test_what_a_network_without_the_parts_refuses() -> None:
+    image, views = acquisition(2)
+    with pytest.raises(ValueError, match="no coarse prediction"):
+        small(volume_network=False)(image, views, coarse=True)
+    with pytest.raises(ValueError, match="takes no template"):
+        small(volume_network=False).set_template(torch.zeros(2, 2, 2), torch.ones(2, 2, 2))
+    with pytest.raises(ValueError, match=r"multiples of 3, got \(16, 24\): the encoder reads pixels of 60 mm"):
+        small(feature_spacing_mm=60.0)(image, views)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +296,7 @@ def test_inputs_that_do_not_match(change: object, message: str) -> None:
         (lambda: PointMLP(4, width=8, stem=False), "without a stem"),
         (lambda: PointMLP(4, activation="relu"), "activation"),
         (lambda: FourierFeatures(frequencies=[[1.0, 2.0]]), "three numbers"),
-        (lambda: VolumeUNet(1, 1, (4, 8), (1, 1)), "blocks"),
+        (lambda: VolumeUNet(1, 1, (4, 8), (1,), (1,)), "encoder_blocks"),
     ],
 )
 def test_wrong_arguments(build: object, message: str) -> None:

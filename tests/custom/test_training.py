@@ -10,8 +10,18 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
+from custom.checkpoints import save_checkpoint
+from custom.geometry import VolumeGrid
 from custom.networks import FourierFeatures
-from custom.training import BestModelSaver, GradientClip, ResumableCheckpoint, WeightAverage, warmup_cosine
+from custom.training import (
+    BestModelSaver,
+    GradientClip,
+    ResumableCheckpoint,
+    WeightAverage,
+    fit_template,
+    load_weights,
+    warmup_cosine,
+)
 
 
 def trainer(handlers: list, network: nn.Module, optimizer: torch.optim.Optimizer, epochs: int) -> SupervisedTrainer:
@@ -118,3 +128,33 @@ def test_schedule_warms_up_and_decays() -> None:
     assert rates[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] == pytest.approx(0.1)
+
+
+def test_the_template_is_mean_and_spread_of_the_training_patients() -> None:
+    class Taker:
+        template, hu_window, coarse_grid = True, (-1000.0, 1000.0), VolumeGrid((4, 4, 4), (10.0,) * 3)
+
+        def set_template(self, mean_hu: torch.Tensor, spread_hu: torch.Tensor) -> None:
+            self.mean, self.spread = mean_hu, spread_hu
+
+    taker, first, second = Taker(), torch.zeros(1, 12, 10, 8), torch.zeros(1, 12, 10, 8)
+    first[:, :6], second[:, :6] = 5000.0, 200.0  # clipped at 1000
+    fit_template(taker, [{"source": first}, {"source": second}], (5.0, 5.0, 5.0), smooth_voxels=1)
+    assert taker.mean.shape == taker.spread.shape == (4, 4, 4)
+    assert (taker.mean[:2] == 600).all() and (taker.mean[2:] == 0).all()
+    torch.testing.assert_close(taker.spread[:2], torch.full((2, 4, 4), 420.0))
+    torch.testing.assert_close(taker.spread[2:], torch.full((2, 4, 4), 20.0))
+    fit_template(taker, [{"source": first}, {"source": second}], (5.0, 5.0, 5.0), smooth_voxels=3)
+    assert 20 < float(taker.spread[2, 0, 0]) < float(taker.spread[1, 0, 0]) < float(taker.spread[0, 0, 0])
+
+
+def test_a_training_can_begin_with_the_weights_of_another(tmp_path: Path) -> None:
+    first, second = FourierFeatures(seed=1), FourierFeatures(seed=2)
+    load_weights(second, None)
+    assert not torch.equal(first.matrix, second.matrix)
+    load_weights(second, save_checkpoint(tmp_path / "model.pt", first))
+    assert torch.equal(first.matrix, second.matrix)
+    with pytest.raises(ValueError, match="another architecture"):
+        load_weights(FourierFeatures(count=5), tmp_path / "model.pt")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        load_weights(second, tmp_path / "none.pt")
