@@ -16,7 +16,15 @@ from pathlib import Path
 import fire
 import torch
 
-from custom.benchmark import benchmark, mean_training_ct, network_row, same_operator_rows, sirt_row, write_tables
+from custom.benchmark import (
+    Method,
+    benchmark,
+    mean_training_ct,
+    network_row,
+    same_operator_rows,
+    sirt_row,
+    write_tables,
+)
 from custom.geometry import VolumeGrid
 
 
@@ -34,16 +42,17 @@ def main(
     """
     folder = Path(prepared)
     sets = {kind: folder / f"datalist_fine_{kind}.json" for kind in ("parallel", "cone")}
-    trained = [network_row(name, path)[0] for name, path in (networks or {}).items()]
     mean = mean_training_ct(folder / "datalist.json")
-    simple = [mean, sirt_row(VolumeGrid())]
-    benchmark([*simple, *trained], sets, output, part, shuffled=trained[0] if trained else None)
+
+    def rows(grid: VolumeGrid, on: VolumeGrid | None) -> list[Method]:
+        trained = [network_row(name, path, on) for name, path in (networks or {}).items()]
+        return [mean, sirt_row(grid), sirt_row(grid, start=mean), *trained]
+
+    methods = rows(VolumeGrid(), None)
+    benchmark(methods, sets, output, part, shuffled=methods[3] if networks else None)
     if easy:
-
-        def rows(grid: VolumeGrid) -> list:
-            return [mean, sirt_row(grid), *trained[:1]]
-
-        write_tables(same_operator_rows(rows, folder / "datalist.json", part), Path(output) / "same_operator_64")
+        easy_rows = same_operator_rows(lambda grid: rows(grid, grid)[:4], folder / "datalist.json", part)
+        write_tables(easy_rows, Path(output) / "same_operator_64")
     print((Path(output) / "benchmark.md").read_text())
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
 

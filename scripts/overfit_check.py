@@ -51,7 +51,7 @@ def main(prepared: str, size: int = 64, steps: int = 900, points: int = 16384, l
         "shape": list(grid.shape),
         "spacing_mm": list(grid.spacing_mm),
     }
-    coarse_shape = [math.ceil(n * size / 128 / 8) * 8 for n in (88, 72, 64)]
+    coarse_shape = [math.ceil(n * size / 128 / 8) * 8 for n in (88, 64, 64)]
     coarse = {"shape": coarse_shape, "spacing_mm": [640 / size] * 3}
     parser["coarse_grid"] = {"_target_": "custom.geometry.VolumeGrid", **coarse}
     network = parser.get_parsed_content("network_def")
