@@ -42,6 +42,7 @@ ALLOWED_TARGETS = frozenset(
         "custom.networks.FeatureUNet",
         "custom.networks.FourierFeatures",
         "custom.networks.ImplicitReconstructor",
+        "custom.networks.PopulationPrior",
     }
 )
 

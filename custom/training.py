@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.engines.utils import IterationEvents
+from tqdm import tqdm
 
+from custom.augmentation import RandThoraxAugment
 from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
 
 __all__ = [
@@ -23,7 +25,7 @@ __all__ = [
     "ResumableCheckpoint",
     "UpdateAverage",
     "WeightAverage",
-    "fit_template",
+    "fit_prior",
     "load_weights",
     "warmup_cosine",
 ]
@@ -190,45 +192,45 @@ class BestModelSaver:
         logger.info("%s: best %s so far, %.3f", self.path, name, value)
 
 
-def fit_template(
+def fit_prior(
     network: Any,
-    dataset: Iterable[Mapping[str, torch.Tensor]],
-    spacing_mm: Sequence[float],
+    dataset: Sequence[Mapping[str, torch.Tensor]],
+    weights: Sequence[float],
+    augment: RandThoraxAugment,
+    members: int,
+    known_from: str | os.PathLike[str] | None = None,
     key: str = "source",
-    smooth_voxels: int = 5,
-    smallest_spread_hu: float = 20.0,
+    seed: int = 0,
 ) -> None:
-    """Give a network that takes one the mean training CT and its spread (`ImplicitReconstructor.set_template`).
+    """Fit a network's `PopulationPrior` to training CTs that are warped at random, again and again.
 
     Args:
-        network: left alone if it takes no template.
-        dataset: training cases; `key` is a CT (1, X, Y, Z) in HU around the isocentre, larger than the coarse grid.
-        spacing_mm: voxel size of the CTs.
+        network: left alone if it has no prior.
+        dataset: training cases; `key` is a CT (1, X, Y, Z) in HU around the isocentre.
+        weights: how often each case is drawn.
+        augment: the warp, to the prior's grid.
+        members: of the population. More is better, slowly: the prior knows what it has seen.
+        known_from: checkpoint that brings a prior, so that none is fitted, if that file is there.
         key: of the CT.
-        smooth_voxels: the standard deviation over the patients is averaged over a cube of so many coarse voxels (odd):
-            from few patients it is noisy.
-        smallest_spread_hu: added to it, so that no voxel is fixed.
+        seed: of cases and warps.
     """
-    if getattr(network, "template", None) is None:
+    prior = getattr(network, "prior", None)
+    if prior is None or (known_from is not None and Path(known_from).is_file()):
         return
-    grid = network.coarse_grid
-    factor = [round(c / s) for c, s in zip(grid.spacing_mm, spacing_mm, strict=True)]
-
-    def coarse(volume: torch.Tensor) -> torch.Tensor:
-        averaged = torch.nn.functional.avg_pool3d(volume.float().clamp(*network.hu_window), factor)[0]
-        margin = [(n - m) // 2 for n, m in zip(averaged.shape, grid.shape, strict=True)]
-        return averaged[tuple(slice(a, a + n) for a, n in zip(margin, grid.shape, strict=True))]
-
-    volumes = torch.stack([coarse(case[key]) for case in dataset])
-    deviation = volumes.std(0, correction=0)[None]
-    smooth = torch.nn.functional.avg_pool3d(deviation, smooth_voxels, 1, smooth_voxels // 2, count_include_pad=False)
-    network.set_template(volumes.mean(0), smooth[0] + smallest_spread_hu)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(torch.tensor(weights), members, replacement=True, generator=generator)
+    augment.set_random_state(seed)
+    population = torch.empty(members, *prior.grid.shape)
+    for member, case in zip(population, tqdm(drawn.tolist(), desc="population", disable=None), strict=True):
+        member.copy_(augment(dataset[case][key])[0].clamp(*network.hu_window) / 1000 + 1)
+    prior.fit(population)
+    logger.info("prior: %d components of %d warped CTs", len(prior.components), members)
 
 
 def load_weights(network: torch.nn.Module, checkpoint: str | os.PathLike[str] | None) -> None:
     """Begin with the weights of another training, for example of a coarser stage; None: with what the network has.
 
-    Its template comes along. A training that resumes from its own checkpoint takes that one's weights afterwards.
+    Its prior comes along. A training that resumes from its own checkpoint takes that one's weights afterwards.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it is of another architecture.

@@ -2,8 +2,9 @@
 
 One class serves every preset; what a preset leaves out is None. A point p is handled as in the paper (section 2):
 r(p) = mean over views of f_rho([Fourier(p), W_i(Pi(p, theta_i))]), intensity = h_tau(r(p)). Beyond the paper, each
-optional: `rough` reconstructs a coarse volume by SIRT, `volume_network` reads it together with the fused features and
-gives h_tau 3D context, and `consistency_iterations` of SIRT pull the result back onto the radiographs.
+optional: a `prior` says which chest of a population fits the radiographs best, SIRT makes a coarse volume of it,
+`volume_network` reads that together with the fused features and gives h_tau 3D context, and `consistency_iterations` of
+SIRT pull the result back onto the radiographs.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from custom.checkpoints import describes_itself
 from custom.fusion import fuse_features, sample_features
 from custom.geometry import VIEW_SIZE, VolumeGrid
 from custom.networks.implicit import FourierFeatures, PointMLP
+from custom.networks.prior import PopulationPrior, average_pixels
 from custom.networks.volume import VolumeUNet
 from custom.projection import Projector, sirt, water_attenuation_per_mm
-from custom.values import check_precision, hu_to_unit, uses_bf16
+from custom.values import check_precision, uses_bf16
 
 __all__ = ["ImplicitReconstructor"]
 
@@ -52,8 +54,8 @@ class ImplicitReconstructor(nn.Module):
         feature_spacing_mm: radiographs are averaged to pixels of about this size (at the isocentre) for the encoder;
             None leaves them as they are.
         rough_iterations: SIRT iterations on the coarse grid; 0 for none.
-        template: the volume network also reads the mean training CT on the coarse grid, and SIRT starts from it, each
-            voxel as free as training patients differ there (`set_template`).
+        prior: `PopulationPrior`; SIRT starts from its estimate, each voxel as free as patients differ there, and the
+            volume network reads its mean and estimate too. None: SIRT starts from air.
         consistency_iterations: SIRT iterations on the result, in evaluation mode only; 0 for none.
         coordinate_half_side_mm: coordinates are millimetres in the isocentre frame over this length.
         radiograph_scale: line integrals are multiplied by it, a constant: never by the image's own maximum.
@@ -67,8 +69,6 @@ class ImplicitReconstructor(nn.Module):
         ValueError: if options contradict each other.
     """
 
-    template: Tensor | None
-    template_spread: Tensor | None
     views: Tensor | None
 
     def __init__(
@@ -85,7 +85,7 @@ class ImplicitReconstructor(nn.Module):
         coarse_grid: VolumeGrid | None = None,
         feature_spacing_mm: float | None = None,
         rough_iterations: int = 0,
-        template: bool = False,
+        prior: PopulationPrior | None = None,
         consistency_iterations: int = 0,
         coordinate_half_side_mm: float = 160.0,
         radiograph_scale: float = 0.2,
@@ -98,6 +98,8 @@ class ImplicitReconstructor(nn.Module):
         check_precision(precision)
         if volume_network is not None and (coarse_grid is None or encoder is None):
             raise ValueError("volume_network needs a coarse_grid and an encoder")
+        if prior is not None and volume_network is None:
+            raise ValueError("a prior is read by the volume_network, which is missing")
         if separate_view_mlps and encoder is None:
             raise ValueError("separate_view_mlps needs an encoder")
         if volume_network is not None and coarse_grid is not None:
@@ -105,6 +107,7 @@ class ImplicitReconstructor(nn.Module):
             if any(n % factor for n in coarse_grid.shape):
                 raise ValueError(f"coarse_grid's shape must be divisible by {factor}, got {coarse_grid.shape}")
         self.encoder, self.grid, self.fourier, self.coarse_grid = encoder, grid, fourier, coarse_grid
+        self.prior = prior
         self.feature_spacing_mm = feature_spacing_mm
         self.separate_view_mlps, self.plain_mean = separate_view_mlps, plain_mean
         self.rough_iterations, self.consistency_iterations = rough_iterations, consistency_iterations
@@ -121,15 +124,8 @@ class ImplicitReconstructor(nn.Module):
         )
         volume_features = 0
         self.volume_network = None
-        self.register_buffer("template", None)
-        self.register_buffer("template_spread", None)
         if volume_network is not None:
-            assert coarse_grid is not None
-            if template:
-                self.template = torch.full((1, 1, *coarse_grid.shape), -1.0)  # air, until it is set
-                self.template_spread = torch.ones(1, 1, *coarse_grid.shape)
-            rough_channels = 1 + int(template)
-            self.volume_network = VolumeUNet(rough_channels, image_features + 4, **volume_network)
+            self.volume_network = VolumeUNet(1 if prior is None else 3, image_features + 4, **volume_network)
             # The point sees the volume network's features and its prediction.
             volume_features = self.volume_network.out_channels + 1 + fourier.out_channels
         self.volume_mlp = PointMLP(int(view_mlp.get("width", 128)) + volume_features, out_features=1, **volume_mlp)
@@ -177,25 +173,6 @@ class ImplicitReconstructor(nn.Module):
             pred = self.make_consistent(pred, image, views, view_mask, context)
         return pred
 
-    def set_template(self, mean_hu: Tensor, spread_hu: Tensor) -> None:
-        """Set the mean training CT and how far patients differ from it.
-
-        Args:
-            mean_hu: (X, Y, Z) in HU on `coarse_grid`.
-            spread_hu: (X, Y, Z), standard deviation in HU, positive.
-
-        Raises:
-            ValueError: if the network takes no template, or for another shape.
-        """
-        if self.template is None or self.template_spread is None:
-            raise ValueError("the network takes no template: it was built with template=False")
-        expected, given = tuple(self.template.shape[2:]), (tuple(mean_hu.shape), tuple(spread_hu.shape))
-        if given != (expected, expected):
-            raise ValueError(f"mean and spread must be {expected}, got {given[0]} and {given[1]}")
-        low, high = self.hu_window
-        self.template.copy_(hu_to_unit(mean_hu, self.hu_window))
-        self.template_spread.copy_(spread_hu / (high - low) * 2)
-
     def _check(self, image: Tensor, views: Tensor | None, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if image.ndim != 4:
             raise ValueError(f"image must be (B, K, V, U), got {tuple(image.shape)}")
@@ -224,7 +201,7 @@ class ImplicitReconstructor(nn.Module):
             return None
         batch, count = image.shape[:2]
         stack = (image.float() * self.radiograph_scale).flatten(0, 1).unsqueeze(1)
-        factor = self._feature_factor()
+        factor = self._factor(self.feature_spacing_mm)
         if any(n % factor for n in stack.shape[2:]):
             raise ValueError(
                 f"radiograph rows and columns must be multiples of {factor}, got {tuple(stack.shape[2:])}: the encoder "
@@ -246,37 +223,32 @@ class ImplicitReconstructor(nn.Module):
         fused = fuse_features(features, views, half, image.shape[2:], view_mask, with_count=True)
         coordinates = half.points(image.device).movedim(-1, 0) / self.coordinate_half_side_mm
         fused = torch.cat([fused.float(), coordinates.expand(len(image), -1, -1, -1, -1)], 1)
-        rough = self._rough(image, views, view_mask)
-        fine = [rough] if self.template is None else [rough, self.template.expand_as(rough)]
+        rough, known = self._rough(image, views, view_mask)
         with self._mixed(image.device):
-            deep, correction = self.volume_network(torch.cat(fine, 1), fused)
+            deep, correction = self.volume_network(torch.cat([rough, *known], 1), fused)
         return deep.float(), rough + correction.float()
 
     @torch.no_grad()
-    def _rough(self, image: Tensor, views: Tensor, view_mask: Tensor | None) -> Tensor:
-        """The template, pulled to the radiographs by SIRT on the coarse grid; `hu_window` as [-1, 1]."""
+    def _rough(self, image: Tensor, views: Tensor, view_mask: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """SIRT on the coarse grid, from the prior's estimate or from air; and that estimate and the prior's mean.
+
+        All of them as networks see them, `hu_window` as [-1, 1].
+        """
         assert self.coarse_grid is not None
-        start = self.template
-        if start is None:
-            start = image.new_full((1, 1, *self.coarse_grid.shape), -1.0)
-        start = start.expand(len(image), -1, -1, -1, -1)
+        grid, known, spread = self.coarse_grid, [], None
+        start = image.new_zeros(len(image), 1, *grid.shape, dtype=torch.float32)
+        if self.prior is not None:
+            factor = self._factor(self.prior.grid.spacing_mm[0])
+            estimate = self.prior.estimate(self._water_path(image), views, view_mask, factor)
+            start = self.prior.on(grid, estimate).clamp(*self._bounds())
+            mean = self.prior.on(grid, self.prior.mean).expand_as(start)
+            known, spread = [self._from_water(start), self._from_water(mean)], self.prior.on(grid, self.prior.spread)
         if not self.rough_iterations:
-            return start
-        factor = max(1, round(self.coarse_grid.spacing_mm[0] / self.grid.spacing_mm[0]))
-        averaged = F.avg_pool2d(image.float(), factor)
-        coarse_views = views.clone()
-        coarse_views[..., 6:12] *= factor
-        volume = sirt(
-            self._projector(self.coarse_grid, averaged.shape[2:]),
-            self._water_path(averaged),
-            coarse_views,
-            self.rough_iterations,
-            self._bounds(),
-            self._to_water(start),
-            view_mask,
-            self.template_spread,
-        )
-        return self._from_water(volume)
+            return self._from_water(start), known
+        averaged, coarse_views = average_pixels(self._water_path(image), views, self._factor(grid.spacing_mm[0]))
+        projector, bounds = self._projector(grid, averaged.shape[2:]), self._bounds()
+        volume = sirt(projector, averaged, coarse_views, self.rough_iterations, bounds, start, view_mask, spread)
+        return self._from_water(volume), known
 
     def make_consistent(
         self,
@@ -306,8 +278,8 @@ class ImplicitReconstructor(nn.Module):
             ]
             grid = grid.padded(margin)
             start = self._on_grid(context[1], grid)
-            if self.template_spread is not None:
-                freedom = self._on_grid(self.template_spread, grid)
+            if self.prior is not None:
+                freedom = self.prior.on(grid, self.prior.spread)
             x, y, z = (slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True))
             start[:, :, x, y, z] = pred
         projector = self._projector(grid, image.shape[2:])
@@ -363,14 +335,12 @@ class ImplicitReconstructor(nn.Module):
             total = total + mlp(joint) * weight[:, k, :, None]
         return total / weight.sum(1).clamp(min=1)[..., None]
 
-    def _feature_factor(self) -> int:
-        """Pixels of the radiograph to one that the encoder reads, along each side."""
-        return (
-            1 if self.feature_spacing_mm is None else max(1, round(self.feature_spacing_mm / self.grid.spacing_mm[0]))
-        )
+    def _factor(self, spacing_mm: float | None) -> int:
+        """Pixels of the radiograph to one of this size at the isocentre, along each side; None: to one of its own."""
+        return 1 if spacing_mm is None else max(1, round(spacing_mm / self.grid.spacing_mm[0]))
 
     def _detector_shape(self, features: Tensor) -> tuple[int, int]:
-        stride = getattr(self.encoder, "output_stride", 1) * self._feature_factor()
+        stride = getattr(self.encoder, "output_stride", 1) * self._factor(self.feature_spacing_mm)
         return features.shape[-2] * stride, features.shape[-1] * stride
 
     def _sample_volume(self, volume: Tensor, points: Tensor) -> Tensor:

@@ -102,7 +102,16 @@ def messages(error: BaseException | None) -> str:
 
 def test_network_is_the_same_in_training_and_inference() -> None:
     train, inference = config("train.json"), config("inference.json")
-    for key in ("network_def", "grid", "coarse_grid", "hu_window", "energy_kev", "precision", "pixel_at_isocenter_mm"):
+    for key in (
+        "network_def",
+        "grid",
+        "coarse_grid",
+        "prior_grid",
+        "hu_window",
+        "energy_kev",
+        "precision",
+        "pixel_at_isocenter_mm",
+    ):
         assert train[key] == inference[key], key
 
 
@@ -205,7 +214,7 @@ def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]
     checkpoint = load_checkpoint(folder / "models/model.pt")
     assert checkpoint.meta["preset"] == "default" and checkpoint.meta["validation"]["psnr_range"] > 0
     assert checkpoint.meta["network_def"]["grid"]["shape"] == [CUBE] * 3, "overrides of nested keys reached the network"
-    assert checkpoint.network().template.std() > 0.01  # type: ignore[union-attr]
+    assert checkpoint.network().prior.mean.std() > 0.01  # type: ignore[union-attr]
     state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
     assert state["trainer"]["iteration"] == TRAIN_OVERRIDES["iterations_per_epoch"]
     assert list((folder / "eval").glob("events.out.tfevents*"))
@@ -220,7 +229,7 @@ def test_the_coarse_stage_trains_the_volume_network_that_training_starts_from(
     run(["train.json", "coarse_stage.json"], "train", **coarse, **mixed, bundle_root=str(tmp_path / "coarse"))
     first = tmp_path / "coarse/models/model.pt"
     weights = load_checkpoint(first).state
-    assert all(name in weights for name in ("template_spread", "volume_network.leave.weight"))
+    assert all(name in weights for name in ("prior.components", "volume_network.leave.weight"))
     heads = [name for name in weights if name.startswith("volume_mlp") and name.endswith("weight")]
     assert weights[heads[-1]].abs().max() == 0, "the point head was not trained"
     assert weights["volume_network.leave.bias"].abs().max() > 0, "the volume network was"
@@ -357,7 +366,7 @@ def test_two_processes_train_together(datalist: Path, tmp_path: Path) -> None:
         command_line(files, overrides, *launcher), cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert load_checkpoint(tmp_path / "bundle/models/model.pt").network().template.std() > 0.01  # type: ignore
+    assert load_checkpoint(tmp_path / "bundle/models/model.pt").network().prior.mean.std() > 0.01  # type: ignore
     assert len(list((tmp_path / "bundle/eval").glob("events.out.tfevents*"))) <= 2, "one process writes curves"
     # A single process goes on with what two have begun.
     run(["train.json"], "train", **{**overrides, "epochs": 2})

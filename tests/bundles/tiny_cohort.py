@@ -34,6 +34,9 @@ TRAIN_OVERRIDES: dict[str, Any] = {
     "loading_grid#spacing_mm": [VOXEL_MM] * 3,
     "coarse_grid#shape": [16, 8, 8],
     "coarse_grid#spacing_mm": [2 * VOXEL_MM] * 3,
+    "prior_grid#shape": [8, 4, 4],
+    "prior_grid#spacing_mm": [4 * VOXEL_MM] * 3,
+    "prior_members": 8,
 }
 #: The same for network_def, of training and inference alike.
 NETWORK_OVERRIDES: dict[str, Any] = {
@@ -41,6 +44,7 @@ NETWORK_OVERRIDES: dict[str, Any] = {
     "network_def#encoder#out_channels": 4,
     "network_def#volume_network#widths": [4, 4, 4],
     "network_def#feature_spacing_mm": 2 * VOXEL_MM,
+    "network_def#prior#components": 3,
     "network_def#rough_iterations": 2,
     "network_def#consistency_iterations": 2,
 }
@@ -58,7 +62,8 @@ COARSE_OVERRIDES: dict[str, Any] = {
 INFERENCE_OVERRIDES: dict[str, Any] = {
     key: value
     for key, value in TRAIN_OVERRIDES.items()
-    if key.split("#")[0] in ("precision", "pixel_at_isocenter_mm", "detector_shape", "grid", "coarse_grid")
+    if key.split("#")[0]
+    in ("precision", "pixel_at_isocenter_mm", "detector_shape", "grid", "coarse_grid", "prior_grid")
 }
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from custom.geometry import Geometry, VolumeGrid
-from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor, PointMLP, VolumeUNet
+from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor, PointMLP, PopulationPrior, VolumeUNet
+from custom.networks.prior import average_pixels
 from custom.projection import Projector, hu_to_attenuation
 from custom.values import uses_bf16
 
@@ -19,6 +20,16 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def fitted_prior() -> PopulationPrior:
+    """Of balls of water that differ in place and size."""
+    prior = PopulationPrior(VolumeGrid((6, 6, 4), (80.0,) * 3), components=6)
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.rand(64, 1, 1, 1, 3, generator=generator) * 80 - 40
+    radii = torch.rand(64, 1, 1, 1, generator=generator) * 60 + 100
+    prior.fit(((prior.grid.points() - centers).norm(dim=-1) < radii).float())
+    return prior
+
+
 def small(size: int = 16, volume_network: bool = True, **options: object) -> ImplicitReconstructor:
     torch.manual_seed(0)
     if volume_network:
@@ -26,7 +37,7 @@ def small(size: int = 16, volume_network: bool = True, **options: object) -> Imp
             "volume_network": {"widths": (4, 6), "encoder_blocks": (1, 1), "decoder_blocks": (1,)},
             "coarse_grid": VolumeGrid((12, 12, 8), (320 / 8,) * 3),
             "rough_iterations": 3,
-            "template": True,
+            "prior": fitted_prior(),
         }
     network = ImplicitReconstructor(
         FeatureUNet(4, (4, 6, 8), 3, output_stride=2),
@@ -186,12 +197,8 @@ def test_consistency_brings_the_radiographs_closer() -> None:
     assert residuals[1] < 0.5 * residuals[0]
 
 
-def test_without_a_correction_the_template_is_pulled_to_the_radiographs() -> None:
-    """The template alone without SIRT; with SIRT the radiographs are met better, where patients differ."""
+def test_without_a_correction_the_priors_estimate_is_pulled_to_the_radiographs() -> None:
     coarse, (_, views) = VolumeGrid((12, 12, 8), (40.0,) * 3), acquisition(2)
-    mean = torch.rand(coarse.shape, generator=torch.Generator().manual_seed(3)) * 1000 - 1000
-    spread = torch.full(coarse.shape, 100.0)
-    spread[:3] = 0.0
     wide = Projector(VolumeGrid((24, 24, 16), (20.0,) * 3), (16, 24))
     patient = (wide.grid.points().norm(dim=-1) < 100)[None, None].float()
     image = wide(hu_to_attenuation(patient * 1000 - 1000), views[0])
@@ -207,19 +214,16 @@ def test_without_a_correction_the_template_is_pulled_to_the_radiographs() -> Non
             volume_network={"widths": (4, 6), "encoder_blocks": (1, 1), "decoder_blocks": (1,)},
             coarse_grid=coarse,
             rough_iterations=iterations,
-            template=True,
+            prior=fitted_prior(),
         )
-        network.set_template(mean, spread)
         nn.init.zeros_(network.volume_network.leave.weight)  # type: ignore[union-attr, arg-type]
         with torch.no_grad():
-            predictions.append(network(image, views, coarse=True))
-    torch.testing.assert_close(predictions[0][0, 0], (mean + 1000) / 1000 - 1)
-    torch.testing.assert_close(predictions[1][:, :, :3], predictions[0][:, :, :3])
-    projector = Projector(coarse, (8, 12))
-    doubled = views[0].clone()
-    doubled[:, 6:12] *= 2
-    seen = torch.nn.functional.avg_pool2d(network._water_path(image), 2)
-    before, after = ((projector(network._to_water(p), doubled) - seen).norm() for p in predictions)
+            predictions.append(network._to_water(network(image, views, coarse=True)))
+    prior = fitted_prior()
+    expected = prior.on(coarse, prior.estimate(network._water_path(image), views, None, 4)).clamp(0, 2)
+    torch.testing.assert_close(predictions[0], expected, atol=1e-4, rtol=1e-4)
+    projector, (seen, doubled) = Projector(coarse, (8, 12)), average_pixels(network._water_path(image), views, 2)
+    before, after = ((projector(p, doubled) - seen).norm() for p in predictions)
     assert after < 0.5 * before
 
 
@@ -281,8 +285,8 @@ def test_what_a_network_without_the_parts_refuses() -> None:
     image, views = acquisition(2)
     with pytest.raises(ValueError, match="no coarse prediction"):
         small(volume_network=False)(image, views, coarse=True)
-    with pytest.raises(ValueError, match="takes no template"):
-        small(volume_network=False).set_template(torch.zeros(2, 2, 2), torch.ones(2, 2, 2))
+    with pytest.raises(ValueError, match="prior is read by the volume_network"):
+        small(volume_network=False, prior=fitted_prior())
     with pytest.raises(ValueError, match=r"multiples of 3, got \(16, 24\): the encoder reads pixels of 60 mm"):
         small(feature_spacing_mm=60.0)(image, views)
 

@@ -10,15 +10,16 @@ from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from torch import nn
 
+from custom.augmentation import RandThoraxAugment
 from custom.checkpoints import save_checkpoint
 from custom.geometry import VolumeGrid
-from custom.networks import FourierFeatures
+from custom.networks import FourierFeatures, PopulationPrior
 from custom.training import (
     BestModelSaver,
     GradientClip,
     ResumableCheckpoint,
     WeightAverage,
-    fit_template,
+    fit_prior,
     load_weights,
     warmup_cosine,
 )
@@ -130,22 +131,28 @@ def test_schedule_warms_up_and_decays() -> None:
     assert rates[-1] == pytest.approx(0.1)
 
 
-def test_the_template_is_mean_and_spread_of_the_training_patients() -> None:
-    class Taker:
-        template, hu_window, coarse_grid = True, (-1000.0, 1000.0), VolumeGrid((4, 4, 4), (10.0,) * 3)
+def test_the_prior_is_of_warped_training_patients(tmp_path: Path) -> None:
+    """Its mean lies between the patients, by how often they are drawn; a checkpoint that knows one spares the work."""
+    grid = VolumeGrid((4, 4, 4), (10.0,) * 3)
 
-        def set_template(self, mean_hu: torch.Tensor, spread_hu: torch.Tensor) -> None:
-            self.mean, self.spread = mean_hu, spread_hu
+    class WithPrior(nn.Module):
+        hu_window = (-1000.0, 1000.0)
 
-    taker, first, second = Taker(), torch.zeros(1, 12, 10, 8), torch.zeros(1, 12, 10, 8)
-    first[:, :6], second[:, :6] = 5000.0, 200.0  # clipped at 1000
-    fit_template(taker, [{"source": first}, {"source": second}], (5.0, 5.0, 5.0), smooth_voxels=1)
-    assert taker.mean.shape == taker.spread.shape == (4, 4, 4)
-    assert (taker.mean[:2] == 600).all() and (taker.mean[2:] == 0).all()
-    torch.testing.assert_close(taker.spread[:2], torch.full((2, 4, 4), 420.0))
-    torch.testing.assert_close(taker.spread[2:], torch.full((2, 4, 4), 20.0))
-    fit_template(taker, [{"source": first}, {"source": second}], (5.0, 5.0, 5.0), smooth_voxels=3)
-    assert 20 < float(taker.spread[2, 0, 0]) < float(taker.spread[1, 0, 0]) < float(taker.spread[0, 0, 0])
+        def __init__(self) -> None:
+            super().__init__()
+            self.prior = PopulationPrior(grid, components=2)
+
+    cases = [{"source": torch.full((1, 12, 12, 12), hu)} for hu in (5000.0, -1000.0)]  # the first is clipped
+    still = RandThoraxAugment(grid.shape, 10.0, 5.0, prob=0.0)
+    network = WithPrior()
+    fit_prior(network, cases, [0.75, 0.25], still, members=400)
+    assert network.prior.mean.mean() == pytest.approx(1.5, abs=0.1)
+    assert network.prior.spread.mean() == pytest.approx(0.87, abs=0.1)
+    other = WithPrior()
+    (tmp_path / "known.pt").write_text("")
+    fit_prior(other, cases, [0.5, 0.5], still, members=400, known_from=tmp_path / "known.pt")
+    assert (other.prior.mean == 0).all()
+    fit_prior(nn.Linear(1, 1), cases, [0.5, 0.5], still, members=400)  # has no prior
 
 
 def test_a_training_can_begin_with_the_weights_of_another(tmp_path: Path) -> None:
