@@ -217,6 +217,7 @@ def fit_prior(
     prior = getattr(network, "prior", None)
     if prior is None or (known_from is not None and Path(known_from).is_file()):
         return
+    logger.info("fitting the prior to %d warped CTs", members)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(torch.tensor(weights), members, replacement=True, generator=generator)
     augment.set_random_state(seed)
@@ -224,7 +225,7 @@ def fit_prior(
     for member, case in zip(population, tqdm(drawn.tolist(), desc="population", disable=None), strict=True):
         member.copy_(augment(dataset[case][key])[0].clamp(*network.hu_window) / 1000 + 1)
     prior.fit(population)
-    logger.info("prior: %d components of %d warped CTs", len(prior.components), members)
+    logger.info("the prior has %d components", len(prior.components))
 
 
 def load_weights(network: torch.nn.Module, checkpoint: str | os.PathLike[str] | None) -> None:

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from monai.utils import set_determinism
 
 from custom import __version__
-from custom.checkpoints import load_checkpoint
+from custom.checkpoints import definition, load_checkpoint
 from custom.geometry import Geometry
 from custom.reconstruct import reconstruct
 from tests.bundles.documented import commands, unknown_overrides
@@ -171,6 +171,22 @@ def test_metadata_is_valid_and_says_what_the_network_does() -> None:
     assert shapes["inputs"]["image"]["num_channels"] == len(train["network_def"]["views"]["angles_deg"])
     assert shapes["outputs"]["pred"]["spatial_shape"] == train["grid"]["shape"]
     assert shapes["post_processed_outputs"]["pred"]["value_range"] == train["hu_window"]
+
+
+def test_published_weights_are_those_of_the_card_and_fit_the_config() -> None:
+    path = BUNDLE / "models/model.pt"
+    checkpoint = load_checkpoint(path)
+    assert path.stat().st_size <= 10_000_000
+    assert checkpoint.hash in (BUNDLE / "models/README.md").read_text()
+    parser = ConfigParser()
+    parser.read_config(CONFIGS / "inference.json")
+    network = parser.get_parsed_content("network_def")
+    checkpoint.load_into(network)
+    assert network.prior.scales.min() > 0 and 0.3 < network.prior.mean.mean() < 0.7, "the prior of chests is there"
+    written = checkpoint.meta["network_def"]
+    assert {k: written[k] for k in ("grid", "coarse_grid", "consistency_iterations", "rough_iterations")} == {
+        k: definition(network)[k] for k in ("grid", "coarse_grid", "consistency_iterations", "rough_iterations")
+    }
 
 
 def test_licence_is_the_repositorys() -> None:
