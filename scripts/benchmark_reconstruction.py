@@ -44,15 +44,19 @@ def main(
     sets = {kind: folder / f"datalist_fine_{kind}.json" for kind in ("parallel", "cone")}
     mean = mean_training_ct(folder / "datalist.json")
 
-    def rows(grid: VolumeGrid, on: VolumeGrid | None) -> list[Method]:
-        trained = [network_row(name, path, on) for name, path in (networks or {}).items()]
-        return [mean, sirt_row(grid), sirt_row(grid, start=mean), *trained]
+    def simple(grid: VolumeGrid) -> list[Method]:
+        return [mean, sirt_row(grid), sirt_row(grid, start=mean)]
 
-    methods = rows(VolumeGrid(), None)
-    benchmark(methods, sets, output, part, shuffled=methods[3] if networks else None)
+    trained = [network_row(name, path) for name, path in (networks or {}).items()]
+    benchmark([*simple(VolumeGrid()), *trained], sets, output, part, shuffled=trained[0] if trained else None)
     if easy:
-        easy_rows = same_operator_rows(lambda grid: rows(grid, grid)[:4], folder / "datalist.json", part)
-        write_tables(easy_rows, Path(output) / "same_operator_64")
+
+        def easy_rows(grid: VolumeGrid) -> list[Method]:
+            first = list((networks or {}).items())[:1]
+            return [*simple(grid), *(network_row(name, path, grid) for name, path in first)]
+
+        found = same_operator_rows(easy_rows, folder / "datalist.json", part)
+        write_tables(found, Path(output) / "same_operator_64")
     print((Path(output) / "benchmark.md").read_text())
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from custom.checkpoints import describes_itself
 from custom.geometry import VolumeGrid
-from custom.projection import Projector
+from custom.projection import ProjectorCache
 
-__all__ = ["PopulationPrior", "average_pixels"]
-
-_PROJECTORS = 4
+__all__ = ["PopulationPrior", "average_pixels", "sample_on"]
 
 
 def average_pixels(image: Tensor, views: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -30,6 +26,18 @@ def average_pixels(image: Tensor, views: Tensor, factor: int) -> tuple[Tensor, T
     moved[..., 3:6] -= views[..., 6:9] * (cut_u / 2) + views[..., 9:12] * (cut_v / 2)
     moved[..., 6:12] *= factor
     return F.avg_pool2d(image, factor), moved
+
+
+def sample_on(grid: VolumeGrid, volume: Tensor, source: VolumeGrid) -> Tensor:
+    """A volume (B, C, X, Y, Z) that fills `source`, sampled trilinearly at the voxel centres of `grid`.
+
+    It may have another number of voxels than its source. Outside, its border goes on.
+    """
+    half, middle = (torch.tensor(v, device=volume.device) for v in (source.half_extent_mm, source.center_mm))
+    points = ((grid.points(volume.device) - middle) / half).flip(-1)
+    where = points[None].expand(len(volume), -1, -1, -1, -1)
+    with torch.autocast(volume.device.type, enabled=False):
+        return F.grid_sample(volume.float(), where.float(), padding_mode="border", align_corners=False)
 
 
 @describes_itself
@@ -64,7 +72,7 @@ class PopulationPrior(nn.Module):
         self.register_buffer("spread", torch.ones(1, 1, *grid.shape))
         self.register_buffer("components", torch.zeros(components, *grid.shape, dtype=torch.int8))
         self.register_buffer("scales", torch.zeros(components))
-        self._projectors: dict[Sequence[int], Projector] = {}
+        self._projector = ProjectorCache()
 
     @torch.no_grad()
     def fit(self, population: Tensor, smallest_spread: float = 0.02) -> None:
@@ -115,7 +123,7 @@ class PopulationPrior(nn.Module):
         estimates = []
         for b in range(len(image)):
             used = torch.ones_like(views[b, :, 0], dtype=torch.bool) if view_mask is None else view_mask[b]
-            projector = self._projector(image.shape[2:])
+            projector = self._projector(self.grid, image.shape[2:])
             seen = projector(directions[:, None], views[b][used]).flatten(1)
             surprise = (image[b][used] - projector(self.mean, views[b][used])[0]).flatten()
             normal = seen @ seen.T
@@ -125,16 +133,5 @@ class PopulationPrior(nn.Module):
         return torch.stack(estimates)
 
     def on(self, grid: VolumeGrid, volume: Tensor) -> Tensor:
-        """A volume (B, 1, X, Y, Z) on the prior's grid, sampled on another of the same extent or smaller."""
-        half, middle = (torch.tensor(v, device=volume.device) for v in (self.grid.half_extent_mm, self.grid.center_mm))
-        points = ((grid.points(volume.device) - middle) / half).flip(-1)
-        where = points[None].expand(len(volume), -1, -1, -1, -1)
-        return F.grid_sample(volume, where, padding_mode="border", align_corners=False)
-
-    def _projector(self, detector_shape: Sequence[int]) -> Projector:
-        key = tuple(detector_shape)
-        if key not in self._projectors:
-            if len(self._projectors) >= _PROJECTORS:
-                self._projectors.clear()
-            self._projectors[key] = Projector(self.grid, key)
-        return self._projectors[key]
+        """A volume (B, 1, X, Y, Z) on the prior's grid, sampled on another."""
+        return sample_on(grid, volume, self.grid)

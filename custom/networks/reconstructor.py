@@ -21,14 +21,13 @@ from custom.checkpoints import describes_itself
 from custom.fusion import fuse_features, sample_features
 from custom.geometry import VIEW_SIZE, VolumeGrid
 from custom.networks.implicit import FourierFeatures, PointMLP
-from custom.networks.prior import PopulationPrior, average_pixels
+from custom.networks.prior import PopulationPrior, average_pixels, sample_on
 from custom.networks.volume import VolumeUNet
-from custom.projection import Projector, sirt, water_attenuation_per_mm
+from custom.projection import ProjectorCache, sirt, water_attenuation_per_mm
 from custom.values import check_precision, uses_bf16
 
 __all__ = ["ImplicitReconstructor"]
 
-_PROJECTORS = 4
 #: Features (B, C, X/2, Y/2, Z/2) and prediction (B, 1, X, Y, Z) of the volume network; both cover the coarse grid.
 _Context: TypeAlias = tuple[Tensor, Tensor]
 
@@ -116,7 +115,7 @@ class ImplicitReconstructor(nn.Module):
         self.points_per_chunk, self.precision = points_per_chunk, precision
         fixed = None if views is None else torch.as_tensor(views, dtype=torch.float32)
         self.register_buffer("views", fixed, persistent=False)
-        self._projectors: dict[tuple, Projector] = {}
+        self._projector = ProjectorCache()
 
         image_features = 0 if encoder is None else int(encoder.out_channels)
         self.view_mlps = nn.ModuleList(
@@ -277,7 +276,7 @@ class ImplicitReconstructor(nn.Module):
                 )
             ]
             grid = grid.padded(margin)
-            start = self._on_grid(context[1], grid)
+            start = sample_on(grid, context[1], self.coarse_grid)
             if self.prior is not None:
                 freedom = self.prior.on(grid, self.prior.spread)
             x, y, z = (slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True))
@@ -352,19 +351,6 @@ class ImplicitReconstructor(nn.Module):
         with torch.autocast(points.device.type, enabled=False):
             sampled = F.grid_sample(volume.float(), grid.float(), padding_mode="border", align_corners=False)
         return sampled[..., 0, 0].transpose(1, 2)
-
-    def _on_grid(self, volume: Tensor, grid: VolumeGrid) -> Tensor:
-        """A volume (B, 1, X, Y, Z) on the coarse grid, sampled on another."""
-        values = self._sample_volume(volume, grid.points(volume.device).reshape(1, -1, 3))
-        return values.transpose(1, 2).reshape(len(volume), 1, *grid.shape)
-
-    def _projector(self, grid: VolumeGrid, detector_shape: Sequence[int]) -> Projector:
-        key = grid, tuple(detector_shape)
-        if key not in self._projectors:
-            if len(self._projectors) >= _PROJECTORS:
-                self._projectors.pop(next(iter(self._projectors)))
-            self._projectors[key] = Projector(grid, detector_shape)
-        return self._projectors[key]
 
     def _water_path(self, image: Tensor) -> Tensor:
         """Line integrals as millimetres of water."""

@@ -9,7 +9,7 @@ from custom.projection.attenuation import (
 from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter, focal_spot_blur_mm
 from custom.projection.iterative import sirt
 from custom.projection.operators import JosephOperator, LinearOperator, ParallelOperator, joseph, make_operator
-from custom.projection.projector import BoundProjector, Projector
+from custom.projection.projector import BoundProjector, Projector, ProjectorCache
 from custom.projection.simulation import SIMULATION_PRESETS, simulate_fine, simulate_paper
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "LinearOperator",
     "ParallelOperator",
     "Projector",
+    "ProjectorCache",
     "QuantumNoise",
     "Scatter",
     "attenuation_to_hu",

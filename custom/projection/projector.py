@@ -12,7 +12,7 @@ from custom.geometry import VIEW_SIZE, Geometry, VolumeGrid
 from custom.projection.operators import LinearOperator, joseph, make_operator
 from custom.projection.tigre_engine import tigre_forward
 
-__all__ = ["BoundProjector", "Projector", "full_precision"]
+__all__ = ["BoundProjector", "Projector", "ProjectorCache", "full_precision"]
 
 ENGINES = ("torch", "tigre")
 _CACHED_OPERATORS = 8
@@ -151,3 +151,25 @@ def full_precision(x: Tensor) -> Tensor:
     """float32 and float64 as they are, anything else in float32; a plain tensor."""
     plain = x.as_subclass(Tensor)
     return plain if plain.dtype in (torch.float32, torch.float64) else plain.float()
+
+
+class ProjectorCache:
+    """Projectors by grid and detector shape, the latest few kept, with the operators that they keep.
+
+    Args:
+        size: how many.
+    """
+
+    def __init__(self, size: int = 4) -> None:
+        self.size = size
+        self._projectors: OrderedDict[tuple, Projector] = OrderedDict()
+
+    def __call__(self, grid: VolumeGrid, detector_shape: Sequence[int]) -> Projector:
+        """The projector of a grid and a detector of (V, U) pixels."""
+        key = grid, tuple(detector_shape)
+        if key not in self._projectors:
+            self._projectors[key] = Projector(grid, detector_shape)
+        self._projectors.move_to_end(key)
+        while len(self._projectors) > self.size:
+            self._projectors.popitem(last=False)
+        return self._projectors[key]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from custom.geometry import Geometry, VolumeGrid, views_from_angles
-from custom.projection import JosephOperator, ParallelOperator, Projector, joseph, make_operator
+from custom.projection import JosephOperator, ParallelOperator, Projector, ProjectorCache, joseph, make_operator
 
 GRID = VolumeGrid((20, 24, 16), (6.0, 5.0, 7.0), (4.0, -3.0, 6.0))
 SHAPE = (18, 30)
@@ -288,3 +288,14 @@ def test_what_is_refused() -> None:
         projector.adjoint(random_image(3), views)
     with pytest.raises(ValueError, match="image must be"):
         projector.adjoint(torch.zeros(1, 4, 18, 31), views)
+
+
+def test_the_latest_projectors_are_kept() -> None:
+    cache, grids = ProjectorCache(size=2), [VolumeGrid.cube(n, 320.0) for n in (4, 8, 16)]
+    first = cache(grids[0], (4, 6))
+    cache(grids[1], (4, 6))
+    assert cache(grids[0], [4, 6]) is first
+    cache(grids[2], (4, 6))
+    assert cache(grids[0], (4, 6)) is first, "asked for since the second was"
+    cache(grids[1], (4, 6)), cache(grids[2], (4, 6))
+    assert cache(grids[0], (4, 6)) is not first
