@@ -10,6 +10,7 @@ from monai.engines import PrepareBatch
 from torch import Tensor
 
 from custom.geometry import VolumeGrid
+from custom.networks.prior import OutOfFoldPriors
 from custom.projection import Projector, hu_to_attenuation
 from custom.values import hu_to_unit
 
@@ -38,6 +39,7 @@ class SimulatedRadiographs(PrepareBatch):
         volume_key: batch entry (B, 1, X, Y, Z) in HU.
         cube_share: probability that a step sees only what lies in `grid`, as where the papers project the cube itself.
         coarse_grid: for `sampling` "coarse"; of the spacing and centre of `source_grid`, and not larger.
+        priors: chosen by the batch entry "fold" and handed to the network; None, or none in it: its own.
 
     Raises:
         ValueError: if the grids do not fit each other.
@@ -58,6 +60,7 @@ class SimulatedRadiographs(PrepareBatch):
         volume_key: str = "source",
         cube_share: float = 0.0,
         coarse_grid: VolumeGrid | None = None,
+        priors: OutOfFoldPriors | None = None,
     ) -> None:
         if sampling not in ("random", "patch", "grid", "coarse"):
             raise ValueError(f"sampling must be 'random', 'patch', 'grid' or 'coarse', got {sampling!r}")
@@ -72,6 +75,7 @@ class SimulatedRadiographs(PrepareBatch):
         self.energy_kev, self.hu_window = energy_kev, tuple(hu_window)
         self.sampling, self.points, self.patch = sampling, points, patch
         self.degradation, self.volume_key, self.cube_share = degradation, volume_key, cube_share
+        self.priors = priors
 
     def __call__(
         self,
@@ -95,6 +99,8 @@ class SimulatedRadiographs(PrepareBatch):
             "views": views,
             "view_mask": torch.ones(views.shape[:2], dtype=torch.bool, device=volume.device),
         }
+        if self.priors:
+            keywords["priors"] = self.priors.of(batchdata["fold"])
         if self.sampling == "coarse":
             return image, label, (), {**keywords, "coarse": True}
         if self.sampling == "grid":

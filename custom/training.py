@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from custom.augmentation import RandThoraxAugment
 from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
+from custom.networks.prior import OutOfFoldPriors
 
 __all__ = [
     "BestModelSaver",
@@ -194,10 +195,11 @@ class BestModelSaver:
 
 def fit_prior(
     network: Any,
-    dataset: Sequence[Mapping[str, torch.Tensor]],
+    dataset: Sequence[Mapping[str, Any]],
     weights: Sequence[float],
     augment: RandThoraxAugment,
     members: int,
+    out_of_fold: OutOfFoldPriors | None = None,
     known_from: str | os.PathLike[str] | None = None,
     key: str = "source",
     seed: int = 0,
@@ -205,17 +207,20 @@ def fit_prior(
     """Fit a network's `PopulationPrior` to training CTs that are warped at random, again and again.
 
     Args:
-        network: left alone if it has no prior.
-        dataset: training cases; `key` is a CT (1, X, Y, Z) in HU around the isocentre.
+        network: left alone if it has no prior, or one that came with its weights.
+        dataset: training cases; `key` is a CT (1, X, Y, Z) in HU around the isocentre, "fold" its part of the patients.
         weights: how often each case is drawn.
         augment: the warp, to the prior's grid.
         members: of the population. More is better, slowly: the prior knows what it has seen.
-        known_from: checkpoint that brings a prior, so that none is fitted, if that file is there.
+        out_of_fold: fitted to the same population.
+        known_from: checkpoint that brings all of them, so that nothing is fitted, if that file is there.
         key: of the CT.
         seed: of cases and warps.
     """
     prior = getattr(network, "prior", None)
     if prior is None or (known_from is not None and Path(known_from).is_file()):
+        return
+    if prior.fitted and not out_of_fold:
         return
     logger.info("fitting the prior to %d warped CTs", members)
     generator = torch.Generator().manual_seed(seed)
@@ -229,8 +234,12 @@ def fit_prior(
             member.copy_(augment(dataset[case][key])[0].clamp(*network.hu_window) / 1000 + 1)
     finally:
         torch.set_num_threads(threads)
-    prior.fit(population)
-    logger.info("the prior has %d components", len(prior.components))
+    if out_of_fold:
+        out_of_fold.fit(population, torch.tensor([int(case["fold"]) for case in dataset])[drawn])
+        logger.info("%d priors are fitted, each without its own fold of the patients", len(out_of_fold))
+    if not prior.fitted:
+        prior.fit(population)
+        logger.info("the prior has %d components", len(prior.components))
 
 
 def load_weights(network: torch.nn.Module, checkpoint: str | os.PathLike[str] | None) -> None:

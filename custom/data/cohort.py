@@ -31,7 +31,7 @@ def read_datalist(path: Path) -> dict[str, Any]:
 
 
 def load_cases(
-    data_list_file: str | os.PathLike[str] | None, part: str, shuffle_radiographs: bool = False
+    data_list_file: str | os.PathLike[str] | None, part: str, shuffle_radiographs: bool = False, folds: int = 0
 ) -> list[dict[str, Any]]:
     """The cases of one part of a datalist, with absolute file names.
 
@@ -40,6 +40,7 @@ def load_cases(
         part: "training", "validation", "test", ...
         shuffle_radiographs: give every case the radiographs of the next one: the control that shows whether a
             network looks at them.
+        folds: give every case the entry "fold", a number below this one, the same for all cases of a patient.
 
     Raises:
         FileNotFoundError: if the datalist or a file that it names is missing.
@@ -65,6 +66,10 @@ def load_cases(
         pairs = [(case.get("image"), case.get("geometry")) for case in cases]
         for case, (image, geometry) in zip(cases, pairs[1:] + pairs[:1], strict=True):
             case["image"], case["geometry"] = image, geometry
+    if folds:
+        patients = {patient: n for n, patient in enumerate(dict.fromkeys(case["patient"] for case in cases))}
+        for case in cases:
+            case["fold"] = patients[case["patient"]] % folds
     return cases
 
 

@@ -2,8 +2,16 @@
 
 from custom.networks.features import FeatureUNet
 from custom.networks.implicit import FourierFeatures, PointMLP
-from custom.networks.prior import PopulationPrior
+from custom.networks.prior import OutOfFoldPriors, PopulationPrior
 from custom.networks.reconstructor import ImplicitReconstructor
 from custom.networks.volume import VolumeUNet
 
-__all__ = ["FeatureUNet", "FourierFeatures", "ImplicitReconstructor", "PointMLP", "PopulationPrior", "VolumeUNet"]
+__all__ = [
+    "FeatureUNet",
+    "FourierFeatures",
+    "ImplicitReconstructor",
+    "OutOfFoldPriors",
+    "PointMLP",
+    "PopulationPrior",
+    "VolumeUNet",
+]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +13,7 @@ from custom.checkpoints import describes_itself
 from custom.geometry import VolumeGrid
 from custom.projection import ProjectorCache
 
-__all__ = ["PopulationPrior", "average_pixels", "sample_on"]
+__all__ = ["OutOfFoldPriors", "PopulationPrior", "average_pixels", "sample_on"]
 
 
 def average_pixels(image: Tensor, views: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -74,6 +77,11 @@ class PopulationPrior(nn.Module):
         self.register_buffer("scales", torch.zeros(components))
         self._projector = ProjectorCache()
 
+    @property
+    def fitted(self) -> bool:
+        """Whether it has seen a population, by itself or through its weights."""
+        return bool((self.scales > 0).any())
+
     @torch.no_grad()
     def fit(self, population: Tensor, smallest_spread: float = 0.02) -> None:
         """Learn mean, spread and components.
@@ -135,3 +143,51 @@ class PopulationPrior(nn.Module):
     def on(self, grid: VolumeGrid, volume: Tensor) -> Tensor:
         """A volume (B, 1, X, Y, Z) on the prior's grid, sampled on another."""
         return sample_on(grid, volume, self.grid)
+
+
+class OutOfFoldPriors(nn.Module):
+    """Priors of which each has not seen one part of the training patients.
+
+    A patient whose warps a prior was fitted to is reconstructed better by it than an unknown one. A network that is
+    trained on top of such estimates learns to leave them as they are; it must see them as bad as they will be in use.
+
+    Args:
+        prior: one of the same kind, which sees everybody and serves in use; None: there are none.
+        folds: number of parts; 0: none, every training patient meets `prior`.
+
+    Raises:
+        ValueError: for a single fold, whose prior would have nobody left.
+    """
+
+    def __init__(self, prior: PopulationPrior | None, folds: int) -> None:
+        super().__init__()
+        if folds < 0 or folds == 1:
+            raise ValueError(f"folds must be 0 or at least 2, got {folds}")
+        copies = [] if prior is None else [copy.deepcopy(prior) for _ in range(folds)]
+        self.priors: Sequence[PopulationPrior] = nn.ModuleList(copies)  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return len(self.priors)
+
+    @torch.no_grad()
+    def fit(self, population: Tensor, folds: Tensor) -> None:
+        """Fit every prior to the members (N, X, Y, Z) that are not of its own fold; `folds` (N,).
+
+        Raises:
+            ValueError: if a fold leaves too few.
+        """
+        for fold, prior in enumerate(self.priors):
+            others = folds != fold
+            if others.all():
+                continue  # more folds than patients
+            if int(others.sum()) <= len(prior.components):
+                raise ValueError(
+                    f"without fold {fold} of the patients {int(others.sum())} members are left for a prior of "
+                    f"{len(prior.components)} components: add training cases, raise prior_members, or set prior_folds "
+                    "to 0"
+                )
+            prior.fit(population[others])
+
+    def of(self, folds: Tensor) -> list[PopulationPrior] | None:
+        """The prior that each of B cases may meet, by their folds (B,); None where there are none."""
+        return [self.priors[int(fold)] for fold in folds] if len(self.priors) else None

@@ -138,6 +138,7 @@ class ImplicitReconstructor(nn.Module):
         view_mask: Tensor | None = None,
         points: Tensor | None = None,
         coarse: bool = False,
+        priors: Sequence[PopulationPrior] | None = None,
     ) -> Tensor:
         """Reconstruct.
 
@@ -147,6 +148,7 @@ class ImplicitReconstructor(nn.Module):
             view_mask: bool (B, K), False for padding; None: every view counts.
             points: (B, *spatial, 3) [mm, isocentre frame]; None: the voxel centres of `grid`.
             coarse: give the volume network's prediction on `coarse_grid` instead, to train that network alone.
+            priors: one for each of the B cases instead of the network's own; see `OutOfFoldPriors`.
 
         Returns:
             Intensities, `hu_window` as [-1, 1]: (B, 1, X, Y, Z), or (B, 1, *spatial) at points.
@@ -156,7 +158,7 @@ class ImplicitReconstructor(nn.Module):
         """
         views, view_mask = self._check(image, views, view_mask)
         features = self._encode(image)
-        context = self._volume_context(image, features, views, view_mask)
+        context = self._volume_context(image, features, views, view_mask, priors)
         if coarse:
             if context is None:
                 raise ValueError("a network without volume_network has no coarse prediction")
@@ -213,7 +215,12 @@ class ImplicitReconstructor(nn.Module):
         return features.float().unflatten(0, (batch, count))
 
     def _volume_context(
-        self, image: Tensor, features: Tensor | None, views: Tensor, view_mask: Tensor | None
+        self,
+        image: Tensor,
+        features: Tensor | None,
+        views: Tensor,
+        view_mask: Tensor | None,
+        priors: Sequence[PopulationPrior] | None,
     ) -> _Context | None:
         """What the volume network says, see `_Context`."""
         if self.volume_network is None or features is None or self.coarse_grid is None:
@@ -222,13 +229,15 @@ class ImplicitReconstructor(nn.Module):
         fused = fuse_features(features, views, half, image.shape[2:], view_mask, with_count=True)
         coordinates = half.points(image.device).movedim(-1, 0) / self.coordinate_half_side_mm
         fused = torch.cat([fused.float(), coordinates.expand(len(image), -1, -1, -1, -1)], 1)
-        rough, known = self._rough(image, views, view_mask)
+        rough, known = self._rough(image, views, view_mask, priors)
         with self._mixed(image.device):
             deep, correction = self.volume_network(torch.cat([rough, *known], 1), fused)
         return deep.float(), rough + correction.float()
 
     @torch.no_grad()
-    def _rough(self, image: Tensor, views: Tensor, view_mask: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    def _rough(
+        self, image: Tensor, views: Tensor, view_mask: Tensor | None, priors: Sequence[PopulationPrior] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """SIRT on the coarse grid, from the prior's estimate or from air; and that estimate and the prior's mean.
 
         All of them as networks see them, `hu_window` as [-1, 1].
@@ -238,10 +247,16 @@ class ImplicitReconstructor(nn.Module):
         start = image.new_zeros(len(image), 1, *grid.shape, dtype=torch.float32)
         if self.prior is not None:
             factor = self._factor(self.prior.grid.spacing_mm[0])
-            estimate = self.prior.estimate(self._water_path(image), views, view_mask, factor)
-            start = self.prior.on(grid, estimate).clamp(*self._bounds())
-            mean = self.prior.on(grid, self.prior.mean).expand_as(start)
-            known, spread = [self._from_water(start), self._from_water(mean)], self.prior.on(grid, self.prior.spread)
+            estimates, means, spreads = [], [], []
+            for b, prior in enumerate([self.prior] * len(image) if priors is None else priors):
+                case = slice(b, b + 1)
+                mask = None if view_mask is None else view_mask[case]
+                estimate = prior.estimate(self._water_path(image[case]), views[case], mask, factor)
+                estimates.append(prior.on(grid, estimate))
+                means.append(prior.on(grid, prior.mean))
+                spreads.append(prior.on(grid, prior.spread))
+            start, spread = torch.cat(estimates).clamp(*self._bounds()), torch.cat(spreads)
+            known = [self._from_water(start), self._from_water(torch.cat(means))]
         if not self.rough_iterations:
             return self._from_water(start), known
         averaged, coarse_views = average_pixels(self._water_path(image), views, self._factor(grid.spacing_mm[0]))

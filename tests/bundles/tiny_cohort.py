@@ -36,7 +36,7 @@ TRAIN_OVERRIDES: dict[str, Any] = {
     "coarse_grid#spacing_mm": [2 * VOXEL_MM] * 3,
     "prior_grid#shape": [8, 4, 4],
     "prior_grid#spacing_mm": [4 * VOXEL_MM] * 3,
-    "prior_members": 8,
+    "prior_members": 16,
 }
 #: The same for network_def, of training and inference alike.
 NETWORK_OVERRIDES: dict[str, Any] = {

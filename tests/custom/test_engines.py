@@ -8,6 +8,7 @@ import torch
 from custom.data.acquisition import PAPER_ANGLES_DEG, AcquisitionSampler
 from custom.engines import SimulatedRadiographs, StoredRadiographs
 from custom.geometry import Geometry, VolumeGrid, is_cone
+from custom.networks import OutOfFoldPriors, PopulationPrior
 from custom.projection import Projector, hu_to_attenuation
 from custom.values import hu_to_unit, unit_to_hu
 
@@ -138,3 +139,12 @@ def test_sampler_is_reproducible() -> None:
 def test_sampler_refuses(weights: dict) -> None:
     with pytest.raises(ValueError, match="view_weights"):
         sampler(view_weights=weights)
+
+
+def test_a_case_meets_the_prior_of_its_fold() -> None:
+    priors = OutOfFoldPriors(PopulationPrior(GRID, 2), 3)
+    batch = {"source": volume().expand(2, -1, -1, -1, -1), "fold": torch.tensor([2, 0])}
+    *_, keywords = prepare(sampling="grid", priors=priors)(batch)
+    assert [id(prior) for prior in keywords["priors"]] == [id(priors.priors[2]), id(priors.priors[0])]
+    *_, keywords = prepare(sampling="grid", priors=OutOfFoldPriors(None, 3))(batch)
+    assert "priors" not in keywords

@@ -227,6 +227,19 @@ def test_without_a_correction_the_priors_estimate_is_pulled_to_the_radiographs()
     assert after < 0.5 * before
 
 
+def test_each_case_of_a_batch_may_meet_a_prior_of_its_own() -> None:
+    """In training: one that has not seen it. In use the network's own."""
+    network, (image, views) = small(prior=fitted_prior()), acquisition(2)
+    other = fitted_prior()
+    other.mean += 0.2
+    with torch.no_grad():
+        own = network(image, views, coarse=True)
+        torch.testing.assert_close(network(image, views, coarse=True, priors=[network.prior]), own)  # type: ignore
+        both = network(image.repeat(2, 1, 1, 1), views.repeat(2, 1, 1), coarse=True, priors=[network.prior, other])  # type: ignore
+        torch.testing.assert_close(both[:1], own)
+        assert float((both[1] - own[0]).abs().mean()) > 1e-3
+
+
 def test_any_detector_that_the_stride_divides() -> None:
     """Rows and columns that cannot be halved often enough are padded with air, and the padding is cut off again."""
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 
 from custom.checkpoints import build_network, definition
 from custom.geometry import Geometry, VolumeGrid
-from custom.networks import PopulationPrior
+from custom.networks import OutOfFoldPriors, PopulationPrior
 from custom.networks.prior import average_pixels
 from custom.projection import Projector
 
@@ -127,3 +127,23 @@ def test_half_precision_files_keep_the_components(tmp_path: Path) -> None:
     state = load_checkpoint(save_checkpoint(tmp_path / "prior.pt", prior, half=True)).state
     assert torch.equal(state["components"], prior.components)
     torch.testing.assert_close(state["mean"], prior.mean, atol=1e-3, rtol=1e-3)
+
+
+def test_a_prior_out_of_fold_has_not_seen_its_own_patients() -> None:
+    prior = PopulationPrior(GRID, components=2)
+    priors = OutOfFoldPriors(prior, folds=3)
+    folds = torch.arange(30) % 2
+    members = folds.float()[:, None, None, None] * torch.ones(30, *GRID.shape)
+    priors.fit(members, folds)
+    of_zero, of_one = priors.of(torch.tensor([0, 1]))  # type: ignore[misc]
+    assert float(of_zero.mean.mean()) == 1 and float(of_one.mean.mean()) == 0
+    assert not prior.fitted and not priors.priors[2].fitted  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="without fold 0 of the patients 0 members are left"):
+        priors.fit(members, torch.zeros(30))
+
+
+def test_without_folds_there_are_no_priors_out_of_fold() -> None:
+    for priors in (OutOfFoldPriors(None, 5), OutOfFoldPriors(PopulationPrior(GRID, 2), 0)):
+        assert len(priors) == 0 and priors.of(torch.tensor([0])) is None
+    with pytest.raises(ValueError, match="got 1"):
+        OutOfFoldPriors(None, 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from custom.data.cohort import load_cases, mixing_weights
@@ -22,3 +25,11 @@ def test_phantoms_get_their_share_of_the_draws() -> None:
 def test_a_share_is_a_share(share: float) -> None:
     with pytest.raises(ValueError, match="phantom_share must lie between 0 and 1"):
         mixing_weights(1, 1, share)
+
+
+def test_folds_part_patients_not_scans(tmp_path: Path) -> None:
+    (tmp_path / "ct.nii.gz").touch()
+    cases = [{"case": f"{n}", "patient": p, "label": "ct.nii.gz"} for n, p in enumerate(["a", "b", "a", "c", "b", "d"])]
+    (tmp_path / "list.json").write_text(json.dumps({"training": cases}))
+    assert [case["fold"] for case in load_cases(tmp_path / "list.json", "training", folds=3)] == [0, 1, 0, 2, 1, 0]
+    assert "fold" not in load_cases(tmp_path / "list.json", "training")[0]
