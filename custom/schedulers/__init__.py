@@ -1,0 +1,6 @@
+"""From noise to data: DPM-Solver++ and noise schedules, in MONAI's `Scheduler` interface."""
+
+from custom.schedulers.dpm_solver import DPMSolverPPScheduler, dpm_solver_update
+from custom.schedulers.noise_schedules import cosine_floor, ddpm_linear, gamma_linear
+
+__all__ = ["DPMSolverPPScheduler", "cosine_floor", "ddpm_linear", "dpm_solver_update", "gamma_linear"]
