@@ -1,0 +1,238 @@
+"""Pictures of many samples of one patient: mean, spread and error side by side, convergence and calibration.
+
+Like figure 8 of the DIFR3CT paper, but spread and error share one scale in HU that is fixed, so that both columns, and
+pictures of different patients or numbers of views, can be compared by eye.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from custom.report.boxplots import _COLOURS
+from custom.report.figures import (
+    _GAP,
+    _MARGIN,
+    _MUTED,
+    _WIDTH,
+    DIFFERENCE_HU,
+    HU_DISPLAY,
+    PLANES,
+    _colour_bar,
+    _compass,
+    _Page,
+    _scale_bar,
+    plane,
+    save_figure,
+)
+from custom.uncertainty import SampleStatistics, Volume
+
+__all__ = ["UncertaintyMaps", "calibration_figure", "uncertainty_figure"]
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+# Dark where the samples agree or the mean is right; lightness grows evenly, so that it reads without colours too.
+_SPREAD = "magma"
+_WIDEST = 3.0
+
+
+class UncertaintyMaps(NamedTuple):
+    """What is drawn of one case, each (X, Y, Z) HU, RAS+, on one grid.
+
+    Attributes:
+        mean_hu: mean of the samples.
+        std_hu: their standard deviation.
+        truth_hu: the true CT; None where it is not known.
+        sample_hu: one of the samples, to show what the mean has lost; None to leave the column out.
+    """
+
+    mean_hu: FloatArray
+    std_hu: FloatArray
+    truth_hu: FloatArray | None = None
+    sample_hu: FloatArray | None = None
+
+    @classmethod
+    def of(
+        cls, statistics: SampleStatistics, truth_hu: Volume | None = None, sample_hu: Volume | None = None
+    ) -> UncertaintyMaps:
+        """Maps of statistics; the truth is clipped to the samples' window, as for the numbers."""
+        truth, sample = (None if volume is None else np.asarray(volume) for volume in (truth_hu, sample_hu))
+        if truth is not None:
+            truth = truth.clip(*statistics.hu_window)
+        return cls(statistics.mean().numpy(), statistics.std().numpy(), truth, sample)
+
+
+def _columns(maps: UncertaintyMaps, squared: bool) -> list[tuple[str, FloatArray, bool]]:
+    """Name, volume, and whether it is a spread or an error (else it is shown in grey)."""
+    columns: list[tuple[str, FloatArray, bool]] = []
+    if maps.truth_hu is not None:
+        columns.append(("truth", maps.truth_hu, False))
+    if maps.sample_hu is not None:
+        columns.append(("one sample", maps.sample_hu, False))
+    columns.append(("mean", maps.mean_hu, False))
+    power = 2 if squared else 1
+    columns.append(("variance" if squared else "standard deviation", np.asarray(maps.std_hu) ** power, True))
+    if maps.truth_hu is not None:
+        error = np.abs(np.asarray(maps.mean_hu, np.float32) - np.asarray(maps.truth_hu, np.float32))
+        columns.append(("(mean − truth)²" if squared else "|mean − truth|", error**power, True))
+    return columns
+
+
+def _check_cases(cases: Mapping[str, UncertaintyMaps]) -> tuple[int, ...]:
+    """The shape that all volumes have."""
+    if not cases:
+        raise ValueError("no case to draw: pass at least one, as {label: UncertaintyMaps}")
+    first = next(iter(cases.values()))
+    shape = np.shape(first.mean_hu)
+    if len(shape) != 3:
+        raise ValueError(f"maps must be (X, Y, Z); the mean has shape {shape}")
+    for label, maps in cases.items():
+        for name, one, other in zip(maps._fields, maps, first, strict=True):
+            if (one is None) != (other is None):
+                raise ValueError(f"{name} is given for some cases only: give it for all or for none (case {label!r})")
+            if one is not None and np.shape(one) != shape:
+                raise ValueError(f"{name} of case {label!r} has shape {np.shape(one)}, the first mean {shape}")
+    return shape
+
+
+def uncertainty_figure(
+    cases: Mapping[str, UncertaintyMaps],
+    spacing_mm: Sequence[float],
+    path: str | os.PathLike[str],
+    planes: Sequence[str] = tuple(PLANES),
+    title: str = "",
+    caption: str = "",
+    squared: bool = False,
+    limit_hu: float = DIFFERENCE_HU,
+    hu_display: Sequence[float] = HU_DISPLAY,
+) -> Path:
+    """Draws truth, sample, mean, standard deviation and error of the mean into one PNG, a row per plane and case.
+
+    One case in three planes shows a patient. Several cases in one plane, such as ``{"2 views": ..., "4 views": ...}``
+    and ``planes=["coronal"]``, are figure 8 of the DIFR3CT paper.
+
+    Args:
+        cases: maps by label; all on one grid. An empty label names the row after its plane alone.
+        spacing_mm: voxel size along X, Y, Z in mm.
+        path: where the PNG goes.
+        planes: which of axial, coronal, sagittal; each through the volume's middle.
+        title: first line.
+        caption: line below the title, for example the single numbers.
+        squared: variance and squared error in HU^2, as in the paper, instead of their roots in HU, which show more
+            than the few largest values.
+        limit_hu: HU (its square if ``squared``) at the bright end of spread and error.
+        hu_display: HU shown black and white.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: no case, volumes of different shapes, columns that only some cases have, an unknown plane.
+    """
+    shape = _check_cases(cases)
+    if not planes or any(name not in PLANES for name in planes):
+        raise ValueError(f"planes must be some of {sorted(PLANES)}; got {list(planes)}")
+    columns = {label: _columns(maps, squared) for label, maps in cases.items()}
+    count = len(next(iter(columns.values())))
+    extent_mm = [size * step for size, step in zip(shape, spacing_mm, strict=True)]
+    width = min(_WIDEST, (_WIDTH - 2 * _MARGIN - (count - 1) * _GAP) / count)
+    heights = {name: width * extent_mm[PLANES[name][2]] / extent_mm[PLANES[name][1]] for name in planes}
+    lefts = [(_WIDTH - count * (width + _GAP) + _GAP) / 2 + index * (width + _GAP) for index in range(count)]
+    top = 0.45 + 0.36 * bool(title) + 0.3 * bool(caption)
+    page = _Page(top + len(cases) * sum(height + _GAP for height in heights.values()) + 0.75)
+    if title:
+        page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
+    if caption:
+        page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=10, color=_MUTED)
+    for left, (name, _, _) in zip(lefts, next(iter(columns.values())), strict=True):
+        page.text(left + width / 2, top - 0.22, name, ha="center", fontsize=10.5)
+
+    limits = {False: (float(hu_display[0]), float(hu_display[1])), True: (0.0, limit_hu ** (2 if squared else 1))}
+    cmaps = {False: "gray", True: _SPREAD}
+    for name in planes:
+        _, across, _, *letters = PLANES[name]
+        for label, shown in columns.items():
+            for left, (_, volume, spread) in zip(lefts, shown, strict=True):
+                axes = page.panel(left, top, width, heights[name])
+                axes.imshow(
+                    plane(volume, name),
+                    cmap=cmaps[spread],
+                    vmin=limits[spread][0],
+                    vmax=limits[spread][1],
+                    aspect="auto",
+                    interpolation="bilinear",
+                )
+                _compass(axes, *letters)
+                if left == lefts[0]:
+                    _scale_bar(axes, extent_mm[across])
+            words = label if label and len(planes) == 1 else f"{label}, {name}" if label else name
+            page.text(lefts[0] - 0.14, top + heights[name] / 2, words, rotation=90, va="center", ha="right")
+            top += heights[name] + _GAP
+
+    spread_from = next(index for index, (_, _, spread) in enumerate(shown) if spread)
+    units = {False: "HU", True: "HU²" if squared else "HU"}
+    for spread, first, last in ((False, 0, spread_from - 1), (True, spread_from, count - 1)):
+        span = lefts[last] + width - lefts[first]
+        bar = min(0.8 * span, 3.2)
+        box = (lefts[first] + (span - bar) / 2, page.height - 0.55, bar)
+        _colour_bar(page, box, limits[spread], cmaps[spread], units[spread])
+    return save_figure(page.figure, path)
+
+
+def calibration_figure(
+    convergence: Mapping[str, Sequence[Mapping[str, float]]],
+    coverage: Mapping[str, Sequence[Mapping[str, float]]],
+    path: str | os.PathLike[str],
+) -> Path:
+    """Plots the spread against the number of samples and, where the truth is known, coverage against nominal level.
+
+    A curve of the right panel below the diagonal belongs to samples that are too sure of themselves.
+
+    Args:
+        convergence: rows of `SampleStatistics.convergence` by label, such as ``{"2 views": [...]}``.
+        coverage: rows of `custom.uncertainty.interval_coverage` by label; empty to leave that panel out.
+        path: where the PNG goes.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: nothing to plot.
+    """
+    if not any(convergence.values()):
+        raise ValueError("no convergence to plot: it begins at 2 samples")
+    panels = 2 if coverage else 1
+    figure = Figure(figsize=(4.2 * panels, 3.8), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    labels = list(dict.fromkeys([*convergence, *coverage]))
+    colours = {label: _COLOURS[index % len(_COLOURS)] for index, label in enumerate(labels)}
+    counts = sorted({int(row["samples"]) for rows in convergence.values() for row in rows})
+    for label, rows in convergence.items():
+        spread = [row["std_hu_body"] for row in rows]
+        axes[0].plot([row["samples"] for row in rows], spread, "o-", color=colours[label], label=label, markersize=4)
+    axes[0].set_xscale("log", base=2)
+    axes[0].xaxis.set(
+        major_locator=FixedLocator(counts), minor_locator=NullLocator(), major_formatter=ScalarFormatter()
+    )
+    axes[0].set(xlabel="samples", ylabel="root mean variance in the body [HU]")
+    axes[0].set_ylim(bottom=0)
+    if coverage:
+        axes[1].plot([0, 1], [0, 1], color="#8a8f98", linewidth=1, linestyle="--")
+        for label, rows in coverage.items():
+            levels, shares = [row["level"] for row in rows], [row["coverage"] for row in rows]
+            axes[1].plot(levels, shares, "o-", color=colours[label], label=label, markersize=4)
+        axes[1].set(xlabel="nominal level", ylabel="share of voxels within the interval", xlim=(0, 1), ylim=(0, 1))
+    for one in axes:
+        one.grid(color="#d9dce0", linewidth=0.6)
+        one.set_axisbelow(True)
+        one.spines[["top", "right"]].set_visible(False)
+    if labels != [""]:
+        axes[0].legend(frameon=False)
+    return save_figure(figure, path)
