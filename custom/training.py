@@ -149,13 +149,14 @@ class ResumableCheckpoint:
 
 
 class BestModelSaver:
-    """Writes `model.pt` (see `custom.checkpoints`) whenever the evaluator's key metric is the best so far.
+    """Writes `model.pt` (see `custom.checkpoints`) whenever the evaluator's key metric is the best so far, or always.
 
     Args:
         path: the weights file.
         network: the network that was evaluated, usually the averaged one.
         data_list_file: datalist that the network was trained on; its hash goes into the meta.
         meta: more for the meta, such as the preset's name.
+        always: write at every evaluation, for networks that the metric does not judge.
     """
 
     def __init__(
@@ -164,8 +165,10 @@ class BestModelSaver:
         network: torch.nn.Module,
         data_list_file: str | os.PathLike[str] | None = None,
         meta: Mapping[str, Any] | None = None,
+        always: bool = False,
     ) -> None:
         self.path, self.network, self.data_list_file, self.meta = Path(path), network, data_list_file, dict(meta or {})
+        self.always = always
         self.best = -math.inf
 
     def attach(self, engine: Engine) -> None:
@@ -183,14 +186,14 @@ class BestModelSaver:
     def _save(self, engine: Engine) -> None:
         name = engine.state.key_metric_name  # type: ignore[attr-defined]
         value = float(engine.state.metrics[name])
-        if idist.get_rank() != 0 or not value > self.best:
+        if idist.get_rank() != 0 or not (self.always or value > self.best):
             return
-        self.best = value
+        self.best = max(self.best, value)
         meta = {**self.meta, "validation": {name: value}, "epoch": getattr(engine.state, "epoch", None)}
         if self.data_list_file is not None:
             meta["datalist_sha256"] = sha256(self.data_list_file)
         save_checkpoint(self.path, self.network, meta)
-        logger.info("%s: best %s so far, %.3f", self.path, name, value)
+        logger.info("%s: %s %.3f, best so far %.3f", self.path, name, value, self.best)
 
 
 def fit_prior(
@@ -201,6 +204,7 @@ def fit_prior(
     members: int,
     out_of_fold: OutOfFoldPriors | None = None,
     known_from: str | os.PathLike[str] | None = None,
+    priors_from: str | os.PathLike[str] | None = None,
     key: str = "source",
     seed: int = 0,
 ) -> None:
@@ -214,12 +218,19 @@ def fit_prior(
         members: of the population. More is better, slowly: the prior knows what it has seen.
         out_of_fold: fitted to the same population.
         known_from: checkpoint that brings all of them, so that nothing is fitted, if that file is there.
+        priors_from: checkpoint_last.pt of another stage, whose priors out of fold are taken over.
         key: of the CT.
         seed: of cases and warps.
+
+    Raises:
+        FileNotFoundError, ValueError: if priors_from is missing, or holds no priors of this kind.
     """
     prior = getattr(network, "prior", None)
     if prior is None or (known_from is not None and Path(known_from).is_file()):
         return
+    if out_of_fold and priors_from is not None:
+        _take_over(out_of_fold, Path(priors_from))
+        out_of_fold = None
     if prior.fitted and not out_of_fold:
         return
     logger.info("fitting the prior to %d warped CTs", members)
@@ -240,6 +251,17 @@ def fit_prior(
     if not prior.fitted:
         prior.fit(population)
         logger.info("the prior has %d components", len(prior.components))
+
+
+def _take_over(priors: OutOfFoldPriors, checkpoint: Path) -> None:
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint to take priors from: pass a checkpoint_last.pt")
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        priors.load_state_dict(state["out_of_fold"])
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{checkpoint} holds no priors of this grid, size and number of folds: {error}") from error
+    logger.info("priors out of fold are those of %s", checkpoint)
 
 
 def load_weights(network: torch.nn.Module, checkpoint: str | os.PathLike[str] | None) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from custom.augmentation import RandThoraxAugment
 from custom.checkpoints import save_checkpoint
 from custom.geometry import VolumeGrid
-from custom.networks import FourierFeatures, PopulationPrior
+from custom.networks import FourierFeatures, OutOfFoldPriors, PopulationPrior
 from custom.training import (
     BestModelSaver,
     GradientClip,
@@ -153,6 +153,33 @@ def test_the_prior_is_of_warped_training_patients(tmp_path: Path) -> None:
     fit_prior(other, cases, [0.5, 0.5], still, members=400, known_from=tmp_path / "known.pt")
     assert (other.prior.mean == 0).all()
     fit_prior(nn.Linear(1, 1), cases, [0.5, 0.5], still, members=400)  # has no prior
+
+
+def test_priors_out_of_fold_are_fitted_or_taken_over(tmp_path: Path) -> None:
+    grid = VolumeGrid((4, 4, 4), (10.0,) * 3)
+
+    class WithPrior(nn.Module):
+        hu_window = (-1000.0, 1000.0)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.prior = PopulationPrior(grid, components=2)
+
+    cases = [{"source": torch.full((1, 12, 12, 12), hu), "fold": n} for n, hu in enumerate((1000.0, -1000.0))]
+    still = RandThoraxAugment(grid.shape, 10.0, 5.0, prob=0.0)
+    network, priors = WithPrior(), OutOfFoldPriors(PopulationPrior(grid, components=2), 2)
+    fit_prior(network, cases, [0.5, 0.5], still, 100, priors)
+    assert [float(prior.mean.mean()) for prior in priors.priors] == [0.0, 2.0], "each knows the other patient alone"
+    assert network.prior.fitted and 0.8 < network.prior.mean.mean() < 1.2
+    last = tmp_path / "checkpoint_last.pt"
+    torch.save({"out_of_fold": priors.state_dict()}, last)
+    others = OutOfFoldPriors(PopulationPrior(grid, components=2), 2)
+    fit_prior(network, [], [], still, 100, others, priors_from=last)  # nothing is drawn
+    torch.testing.assert_close(others.state_dict(), priors.state_dict())
+    with pytest.raises(ValueError, match="no priors of this grid"):
+        fit_prior(network, [], [], still, 100, OutOfFoldPriors(network.prior, 3), priors_from=last)
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        fit_prior(network, [], [], still, 100, others, priors_from=tmp_path / "none.pt")
 
 
 def test_a_training_can_begin_with_the_weights_of_another(tmp_path: Path) -> None:
