@@ -67,7 +67,7 @@ class SimulatedRadiographs(PrepareBatch):
         if sampling == "coarse" and coarse_grid is None:
             raise ValueError("sampling 'coarse' needs a coarse_grid")
         target = coarse_grid if sampling == "coarse" and coarse_grid is not None else grid
-        self.cube, self.region = _inside(source_grid, grid), _inside(source_grid, target)
+        self.cube, self.region = ((..., *part.middle_of(source_grid)) for part in (grid, target))
         if sampling == "patch" and patch > min(grid.shape):
             raise ValueError(f"patch must not exceed the grid {grid.shape}, got {patch}")
         self.acquisition, self.grid, self.source_grid = acquisition, target, source_grid
@@ -114,15 +114,6 @@ class SimulatedRadiographs(PrepareBatch):
         chosen = torch.randint(points[..., 0].numel(), (self.points,), device=volume.device)
         keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(volume), -1, -1)
         return image, label.flatten(2)[..., chosen], (), keywords
-
-
-def _inside(source_grid: VolumeGrid, grid: VolumeGrid) -> tuple[slice, ...]:
-    """Index of a grid's voxels in batches on a larger one."""
-    margin = [(wide - n) // 2 for wide, n in zip(source_grid.shape, grid.shape, strict=True)]
-    fits = all(m >= 0 and 2 * m + n == w for m, n, w in zip(margin, grid.shape, source_grid.shape, strict=True))
-    if not fits or source_grid.spacing_mm != grid.spacing_mm or source_grid.center_mm != grid.center_mm:
-        raise ValueError(f"source_grid must be grid with the same margin on both sides, got {source_grid}, {grid}")
-    return (slice(None), slice(None), *(slice(m, m + n) for m, n in zip(margin, grid.shape, strict=True)))
 
 
 class StoredRadiographs(PrepareBatch):

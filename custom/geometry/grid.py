@@ -78,6 +78,18 @@ class VolumeGrid:
         shape = tuple(n + 2 * p for n, p in zip(self.shape, voxels, strict=True))
         return replace(self, shape=shape)  # type: ignore[arg-type]
 
+    def middle_of(self, wider: VolumeGrid) -> tuple[slice, slice, slice]:
+        """Where this grid's voxels stand in a volume (..., X, Y, Z) on a wider grid.
+
+        Raises:
+            ValueError: unless that has the same voxels, with the same margin on both sides of each axis.
+        """
+        margin = [(wide - n) // 2 for wide, n in zip(wider.shape, self.shape, strict=True)]
+        fits = all(m >= 0 and 2 * m + n == w for m, n, w in zip(margin, self.shape, wider.shape, strict=True))
+        if not fits or wider.spacing_mm != self.spacing_mm or wider.center_mm != self.center_mm:
+            raise ValueError(f"the wider grid must be this one with the same margin on both sides, got {wider}, {self}")
+        return tuple(slice(m, m + n) for m, n in zip(margin, self.shape, strict=True))  # type: ignore[return-value]
+
     def affine(self, isocenter_mm: Sequence[float] | None = None) -> np.ndarray:
         """Voxel index to millimetres, shape (4, 4): the CT's frame if its isocentre is given, else the isocentre's."""
         affine = np.diag([*self.spacing_mm, 1.0])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from custom.checkpoints import describes_itself
 from custom.networks.initialisation import initialise_he
 
-__all__ = ["FeatureUNet"]
+__all__ = ["FeatureUNet", "encode_views"]
 
 
 @describes_itself
@@ -104,3 +104,29 @@ class FeatureUNet(nn.Module):
             if not isinstance(block, nn.Identity):
                 x = block(torch.cat([x, skips[self.levels - 2 - step]], 1))
         return self.head(x)[..., :rows, :columns]
+
+
+def encode_views(encoder: nn.Module, image: Tensor, factor: int, scale: float) -> Tensor:
+    """Feature images of radiographs, each encoded by itself.
+
+    Args:
+        encoder: from (N, 1, V, U) to (N, C, V', U').
+        image: line integrals (B, K, V, U).
+        factor: pixels along each side that are averaged to one before.
+        scale: a constant that the line integrals are multiplied by.
+
+    Returns:
+        (B, K, C, V', U').
+
+    Raises:
+        ValueError: if rows and columns are not multiples of factor.
+    """
+    stack = (image.float() * scale).flatten(0, 1).unsqueeze(1)
+    if any(n % factor for n in stack.shape[2:]):
+        raise ValueError(
+            f"radiograph rows and columns must be multiples of {factor}, the pixels that the encoder reads as one; got "
+            f"{tuple(stack.shape[2:])}"
+        )
+    if factor > 1:
+        stack = F.avg_pool2d(stack, factor)
+    return encoder(stack.to(memory_format=torch.channels_last)).unflatten(0, image.shape[:2])

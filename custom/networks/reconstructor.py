@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from custom.checkpoints import describes_itself
 from custom.fusion import fuse_features, sample_features
 from custom.geometry import VIEW_SIZE, VolumeGrid
+from custom.networks.features import encode_views
 from custom.networks.implicit import FourierFeatures, PointMLP
 from custom.networks.prior import PopulationPrior, average_pixels, sample_on
 from custom.networks.volume import VolumeUNet
@@ -200,19 +201,10 @@ class ImplicitReconstructor(nn.Module):
     def _encode(self, image: Tensor) -> Tensor | None:
         if self.encoder is None:
             return None
-        batch, count = image.shape[:2]
-        stack = (image.float() * self.radiograph_scale).flatten(0, 1).unsqueeze(1)
-        factor = self._factor(self.feature_spacing_mm)
-        if any(n % factor for n in stack.shape[2:]):
-            raise ValueError(
-                f"radiograph rows and columns must be multiples of {factor}, got {tuple(stack.shape[2:])}: the encoder "
-                f"reads pixels of {self.feature_spacing_mm:g} mm"
-            )
-        if factor > 1:
-            stack = F.avg_pool2d(stack, factor)
         with self._mixed(image.device):
-            features = self.encoder(stack.to(memory_format=torch.channels_last))
-        return features.float().unflatten(0, (batch, count))
+            return encode_views(
+                self.encoder, image, self._factor(self.feature_spacing_mm), self.radiograph_scale
+            ).float()
 
     def _volume_context(
         self,

@@ -300,7 +300,7 @@ def test_what_a_network_without_the_parts_refuses() -> None:
         small(volume_network=False)(image, views, coarse=True)
     with pytest.raises(ValueError, match="prior is read by the volume_network"):
         small(volume_network=False, prior=fitted_prior())
-    with pytest.raises(ValueError, match=r"multiples of 3, got \(16, 24\): the encoder reads pixels of 60 mm"):
+    with pytest.raises(ValueError, match=r"multiples of 3, the pixels that the encoder reads as one; got \(16, 24\)"):
         small(feature_spacing_mm=60.0)(image, views)
 
 
