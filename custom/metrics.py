@@ -62,7 +62,7 @@ METRIC_NAMES: tuple[str, ...] = (
 )
 
 
-def _check_window(hu_window: Sequence[float]) -> tuple[float, float]:
+def check_window(hu_window: Sequence[float]) -> tuple[float, float]:
     low, high = (float(limit) for limit in hu_window)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"hu_window must be two finite numbers, the lower first; got {list(hu_window)}")
@@ -185,7 +185,7 @@ def body_mask(truth_hu: torch.Tensor | np.ndarray) -> np.ndarray:
 def _prepare_pair(
     pred_hu: torch.Tensor | np.ndarray, truth_hu: torch.Tensor | np.ndarray, hu_window: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[float, float]]:
-    low, high = _check_window(hu_window)
+    low, high = check_window(hu_window)
     pred, truth = _as_volume(pred_hu, "the reconstruction"), _as_volume(truth_hu, "the truth")
     if pred.shape != truth.shape:
         raise ValueError(
@@ -267,7 +267,7 @@ def evaluate_batch(
         names: which of ``METRIC_NAMES`` to compute.
         in_hu: the volumes are in HU already (a postprocessing that scales them back runs before metrics).
     """
-    low, high = _check_window(hu_window)
+    low, high = check_window(hu_window)
     if pred.shape != truth.shape or pred.ndim != 5 or pred.shape[1] != 1:
         raise ValueError(f"expected two (B, 1, X, Y, Z) tensors; got {tuple(pred.shape)} and {tuple(truth.shape)}")
 
@@ -308,7 +308,7 @@ class VolumeMetric(CumulativeIterationMetric):
         if name not in METRIC_NAMES:
             raise ValueError(f"unknown metric {name!r}; known are {list(METRIC_NAMES)}")
         self.name = name
-        self.hu_window = _check_window(hu_window)
+        self.hu_window = check_window(hu_window)
         self.reduction = reduction
         self.in_hu = in_hu
 

@@ -22,7 +22,7 @@ from scipy import special, stats
 from torch import Tensor
 
 from custom.data.files import write_nifti
-from custom.metrics import HU_WINDOW, _check_window, body_mask
+from custom.metrics import HU_WINDOW, body_mask, check_window
 from custom.report.tables import write_csv, write_json
 
 __all__ = [
@@ -86,7 +86,7 @@ class SampleStatistics:
     """
 
     def __init__(self, body: Volume | None = None, hu_window: Sequence[float] = HU_WINDOW) -> None:
-        self.hu_window = _check_window(hu_window)
+        self.hu_window = check_window(hu_window)
         self.count = 0
         self._body = None if body is None else _one_volume(body, "the body mask") != 0
         if self._body is not None and not self._body.any():

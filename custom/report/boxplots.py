@@ -18,7 +18,7 @@ from custom.report.tables import metric_label
 
 __all__ = ["metric_boxplots"]
 
-_COLOURS = ("#3b6fb6", "#e07b39", "#4f9d69", "#b6516b", "#7a6bb0", "#8a8f98", "#c9a227", "#3aa6a6")
+COLOURS = ("#3b6fb6", "#e07b39", "#4f9d69", "#b6516b", "#7a6bb0", "#8a8f98", "#c9a227", "#3aa6a6")
 
 
 def metric_boxplots(
@@ -54,7 +54,7 @@ def metric_boxplots(
     width = 0.8 / len(methods)
     for axes, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for index, method in enumerate(methods):
-            colour = _COLOURS[index % len(_COLOURS)]
+            colour = COLOURS[index % len(COLOURS)]
             for position, value in enumerate(groups):
                 cases = [
                     float(row[name])
@@ -88,6 +88,6 @@ def metric_boxplots(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     if methods != [""]:
-        handles = [Patch(color=_COLOURS[index % len(_COLOURS)], label=method) for index, method in enumerate(methods)]
+        handles = [Patch(color=COLOURS[index % len(COLOURS)], label=method) for index, method in enumerate(methods)]
         figure.legend(handles=handles, loc="outside upper center", ncols=min(len(methods), 5), frameon=False)
     return save_figure(figure, path)

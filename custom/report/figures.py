@@ -76,7 +76,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) ->
     return path
 
 
-class _Page:
+class Page:
     """A figure whose panels are placed in inches from the top left corner."""
 
     def __init__(self, height: float) -> None:
@@ -104,14 +104,14 @@ def _outlined(axes: Axes, x: float, y: float, words: str, **style: Any) -> None:
     letters.set_path_effects([patheffects.withStroke(linewidth=2, foreground="black")])
 
 
-def _compass(axes: Axes, left: str, right: str, top: str, bottom: str) -> None:
+def compass(axes: Axes, left: str, right: str, top: str, bottom: str) -> None:
     _outlined(axes, 0.015, 0.5, left, va="center", ha="left")
     _outlined(axes, 0.985, 0.5, right, va="center", ha="right")
     _outlined(axes, 0.5, 0.985, top, va="top", ha="center")
     _outlined(axes, 0.5, 0.015, bottom, va="bottom", ha="center")
 
 
-def _scale_bar(axes: Axes, width_mm: float, length_mm: float = 50.0) -> None:
+def scale_bar(axes: Axes, width_mm: float, length_mm: float = 50.0) -> None:
     share = length_mm / width_mm
     if share > 0.6:
         return
@@ -121,8 +121,8 @@ def _scale_bar(axes: Axes, width_mm: float, length_mm: float = 50.0) -> None:
     _outlined(axes, 0.04, 0.062, f"{length_mm / 10:g} cm", color=_TEXT, fontsize=7.5, va="bottom", fontweight="normal")
 
 
-def _colour_bar(
-    page: _Page, box: tuple[float, float, float], limits: tuple[float, float], cmap: str | Colormap, name: str
+def colour_bar(
+    page: Page, box: tuple[float, float, float], limits: tuple[float, float], cmap: str | Colormap, name: str
 ) -> None:
     left, top, width = box
     axes = page.panel(left, top, width, 0.1)
@@ -136,7 +136,7 @@ def _colour_bar(
 
 
 def _radiograph_row(
-    page: _Page, top: float, radiographs: FloatArray, labels: Sequence[str], aspect: float, width: float
+    page: Page, top: float, radiographs: FloatArray, labels: Sequence[str], aspect: float, width: float
 ) -> None:
     height = width * aspect
     count = len(radiographs)
@@ -212,7 +212,7 @@ def reconstruction_figure(
     width = (_WIDTH - 2 * _MARGIN - 2 * _GAP) / 3
     heights = {name: width * extent_mm[down] / extent_mm[across] for name, (_, across, down, *_) in PLANES.items()}
     stacked = sum(heights.values()) + 2 * _GAP if truth_hu is not None else max(heights.values())
-    page = _Page(first_plane + 0.3 + stacked + 0.75)
+    page = Page(first_plane + 0.3 + stacked + 0.75)
 
     if title:
         page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
@@ -239,18 +239,18 @@ def reconstruction_figure(
             axes.imshow(
                 plane(volume, name), cmap=cmap, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="bilinear"
             )
-            _compass(axes, *letters)
+            compass(axes, *letters)
             if row == 0 or truth_hu is None:
                 page.text(left + width / 2, top - 0.22, label, ha="center", fontsize=10.5)
             if position == 0:
-                _scale_bar(axes, extent_mm[across])
+                scale_bar(axes, extent_mm[across])
         if truth_hu is not None:
             page.text(_MARGIN - 0.14, top + heights[name] / 2, name, rotation=90, va="center", ha="right")
             top += heights[name] + _GAP
     bars = page.height - 0.55
     grey_left, grey_width = (_MARGIN + 0.5 * width, width + _GAP) if columns else (_MARGIN + width, width)
-    _colour_bar(page, (grey_left, bars, grey_width), grey, "gray", "HU")
+    colour_bar(page, (grey_left, bars, grey_width), grey, "gray", "HU")
     if columns:
         box = (_MARGIN + 2 * (width + _GAP) + 0.1 * width, bars, 0.8 * width)
-        _colour_bar(page, box, (-difference_hu, difference_hu), _DIFFERENCE, "difference in HU")
+        colour_bar(page, box, (-difference_hu, difference_hu), _DIFFERENCE, "difference in HU")
     return save_figure(page.figure, path)

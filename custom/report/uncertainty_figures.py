@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from custom.report.boxplots import _COLOURS
+from custom.report.boxplots import COLOURS
 from custom.report.figures import (
     _GAP,
     _MARGIN,
@@ -25,14 +26,14 @@ from custom.report.figures import (
     DIFFERENCE_HU,
     HU_DISPLAY,
     PLANES,
-    _colour_bar,
-    _compass,
-    _Page,
-    _scale_bar,
+    Page,
+    colour_bar,
+    compass,
     plane,
     save_figure,
+    scale_bar,
 )
-from custom.uncertainty import SampleStatistics, Volume
+from custom.uncertainty import SampleStatistics, Volume, _one_volume
 
 __all__ = ["UncertaintyMaps", "calibration_figure", "uncertainty_figure"]
 
@@ -62,26 +63,40 @@ class UncertaintyMaps(NamedTuple):
     def of(
         cls, statistics: SampleStatistics, truth_hu: Volume | None = None, sample_hu: Volume | None = None
     ) -> UncertaintyMaps:
-        """Maps of statistics; the truth is clipped to the samples' window, as for the numbers."""
-        truth, sample = (None if volume is None else np.asarray(volume) for volume in (truth_hu, sample_hu))
-        if truth is not None:
-            truth = truth.clip(*statistics.hu_window)
-        return cls(statistics.mean().numpy(), statistics.std().numpy(), truth, sample)
+        """Maps of statistics; truth and sample are clipped to the samples' window, as for the numbers."""
+        known = {"truth_hu": truth_hu, "sample_hu": sample_hu}
+        volumes = {
+            name: _one_volume(volume, name).float().clamp(*statistics.hu_window).numpy()
+            for name, volume in known.items()
+            if volume is not None
+        }
+        return cls(statistics.mean().numpy(), statistics.std().numpy(), **volumes)
 
 
-def _columns(maps: UncertaintyMaps, squared: bool) -> list[tuple[str, FloatArray, bool]]:
-    """Name, volume, and whether it is a spread or an error (else it is shown in grey)."""
-    columns: list[tuple[str, FloatArray, bool]] = []
+class _Column(NamedTuple):
+    name: str
+    volume: FloatArray
+    spread: bool  # a spread or an error; else it is shown in grey
+
+
+class _Scale(NamedTuple):
+    cmap: str
+    limits: tuple[float, float]
+    unit: str
+
+
+def _columns(maps: UncertaintyMaps, squared: bool) -> list[_Column]:
+    columns: list[_Column] = []
     if maps.truth_hu is not None:
-        columns.append(("truth", maps.truth_hu, False))
+        columns.append(_Column("truth", maps.truth_hu, False))
     if maps.sample_hu is not None:
-        columns.append(("one sample", maps.sample_hu, False))
-    columns.append(("mean", maps.mean_hu, False))
+        columns.append(_Column("one sample", maps.sample_hu, False))
+    columns.append(_Column("mean", maps.mean_hu, False))
     power = 2 if squared else 1
-    columns.append(("variance" if squared else "standard deviation", np.asarray(maps.std_hu) ** power, True))
+    columns.append(_Column("variance" if squared else "standard deviation", np.asarray(maps.std_hu) ** power, True))
     if maps.truth_hu is not None:
         error = np.abs(np.asarray(maps.mean_hu, np.float32) - np.asarray(maps.truth_hu, np.float32))
-        columns.append(("(mean − truth)²" if squared else "|mean − truth|", error**power, True))
+        columns.append(_Column("(mean − truth)²" if squared else "|mean − truth|", error**power, True))
     return columns
 
 
@@ -100,6 +115,31 @@ def _check_cases(cases: Mapping[str, UncertaintyMaps]) -> tuple[int, ...]:
             if one is not None and np.shape(one) != shape:
                 raise ValueError(f"{name} of case {label!r} has shape {np.shape(one)}, the first mean {shape}")
     return shape
+
+
+def _headings(page: Page, top: float, title: str, caption: str, columns: Mapping[str, float]) -> None:
+    """Title, caption and, above `top` (inches), the names of the columns at their centres."""
+    if title:
+        page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
+    if caption:
+        page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=10, color=_MUTED)
+    for name, centre in columns.items():
+        page.text(centre, top - 0.22, name, ha="center", fontsize=10.5)
+
+
+def _panel(page: Page, box: tuple[float, float, float, float], column: _Column, name: str, scale: _Scale) -> Axes:
+    axes = page.panel(*box)
+    low, high = scale.limits
+    picture = plane(column.volume, name)
+    axes.imshow(picture, cmap=scale.cmap, vmin=low, vmax=high, aspect="auto", interpolation="bilinear")
+    compass(axes, *PLANES[name][3:])
+    return axes
+
+
+def _legend(page: Page, left: float, right: float, scale: _Scale) -> None:
+    width = min(0.8 * (right - left), 3.2)
+    box = ((left + right - width) / 2, page.height - 0.55, width)
+    colour_bar(page, box, scale.limits, scale.cmap, scale.unit)
 
 
 def uncertainty_figure(
@@ -139,50 +179,33 @@ def uncertainty_figure(
     shape = _check_cases(cases)
     if not planes or any(name not in PLANES for name in planes):
         raise ValueError(f"planes must be some of {sorted(PLANES)}; got {list(planes)}")
-    columns = {label: _columns(maps, squared) for label, maps in cases.items()}
-    count = len(next(iter(columns.values())))
+    rows = {label: _columns(maps, squared) for label, maps in cases.items()}
+    names = [column.name for column in next(iter(rows.values()))]
     extent_mm = [size * step for size, step in zip(shape, spacing_mm, strict=True)]
-    width = min(_WIDEST, (_WIDTH - 2 * _MARGIN - (count - 1) * _GAP) / count)
+    width = min(_WIDEST, (_WIDTH - 2 * _MARGIN - (len(names) - 1) * _GAP) / len(names))
     heights = {name: width * extent_mm[PLANES[name][2]] / extent_mm[PLANES[name][1]] for name in planes}
-    lefts = [(_WIDTH - count * (width + _GAP) + _GAP) / 2 + index * (width + _GAP) for index in range(count)]
+    first = (_WIDTH - len(names) * (width + _GAP) + _GAP) / 2
+    lefts = [first + index * (width + _GAP) for index in range(len(names))]
     top = 0.45 + 0.36 * bool(title) + 0.3 * bool(caption)
-    page = _Page(top + len(cases) * sum(height + _GAP for height in heights.values()) + 0.75)
-    if title:
-        page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
-    if caption:
-        page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=10, color=_MUTED)
-    for left, (name, _, _) in zip(lefts, next(iter(columns.values())), strict=True):
-        page.text(left + width / 2, top - 0.22, name, ha="center", fontsize=10.5)
+    page = Page(top + len(cases) * sum(height + _GAP for height in heights.values()) + 0.75)
+    _headings(page, top, title, caption, {name: left + width / 2 for name, left in zip(names, lefts, strict=True)})
 
-    limits = {False: (float(hu_display[0]), float(hu_display[1])), True: (0.0, limit_hu ** (2 if squared else 1))}
-    cmaps = {False: "gray", True: _SPREAD}
+    power = 2 if squared else 1
+    grey = _Scale("gray", (float(hu_display[0]), float(hu_display[1])), "HU")
+    spread = _Scale(_SPREAD, (0.0, limit_hu**power), "HU²" if squared else "HU")
     for name in planes:
-        _, across, _, *letters = PLANES[name]
-        for label, shown in columns.items():
-            for left, (_, volume, spread) in zip(lefts, shown, strict=True):
-                axes = page.panel(left, top, width, heights[name])
-                axes.imshow(
-                    plane(volume, name),
-                    cmap=cmaps[spread],
-                    vmin=limits[spread][0],
-                    vmax=limits[spread][1],
-                    aspect="auto",
-                    interpolation="bilinear",
-                )
-                _compass(axes, *letters)
-                if left == lefts[0]:
-                    _scale_bar(axes, extent_mm[across])
+        for label, columns in rows.items():
+            for left, column in zip(lefts, columns, strict=True):
+                axes = _panel(page, (left, top, width, heights[name]), column, name, spread if column.spread else grey)
+                if left == first:
+                    scale_bar(axes, extent_mm[PLANES[name][1]])
             words = label if label and len(planes) == 1 else f"{label}, {name}" if label else name
-            page.text(lefts[0] - 0.14, top + heights[name] / 2, words, rotation=90, va="center", ha="right")
+            page.text(first - 0.14, top + heights[name] / 2, words, rotation=90, va="center", ha="right")
             top += heights[name] + _GAP
 
-    spread_from = next(index for index, (_, _, spread) in enumerate(shown) if spread)
-    units = {False: "HU", True: "HU²" if squared else "HU"}
-    for spread, first, last in ((False, 0, spread_from - 1), (True, spread_from, count - 1)):
-        span = lefts[last] + width - lefts[first]
-        bar = min(0.8 * span, 3.2)
-        box = (lefts[first] + (span - bar) / 2, page.height - 0.55, bar)
-        _colour_bar(page, box, limits[spread], cmaps[spread], units[spread])
+    border = next(left for left, column in zip(lefts, columns, strict=True) if column.spread)
+    _legend(page, first, border - _GAP, grey)
+    _legend(page, border, lefts[-1] + width, spread)
     return save_figure(page.figure, path)
 
 
@@ -212,7 +235,7 @@ def calibration_figure(
     figure = Figure(figsize=(4.2 * panels, 3.8), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
     labels = list(dict.fromkeys([*convergence, *coverage]))
-    colours = {label: _COLOURS[index % len(_COLOURS)] for index, label in enumerate(labels)}
+    colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(labels)}
     counts = sorted({int(row["samples"]) for rows in convergence.values() for row in rows})
     for label, rows in convergence.items():
         spread = [row["std_hu_body"] for row in rows]
@@ -222,7 +245,8 @@ def calibration_figure(
         major_locator=FixedLocator(counts), minor_locator=NullLocator(), major_formatter=ScalarFormatter()
     )
     axes[0].set(xlabel="samples", ylabel="root mean variance in the body [HU]")
-    axes[0].set_ylim(bottom=0)
+    # From zero, so that noise in a settled curve does not look like a trend; with room above a flat one.
+    axes[0].set_ylim(0, 1.15 * max(row["std_hu_body"] for rows in convergence.values() for row in rows) or 1)
     if coverage:
         axes[1].plot([0, 1], [0, 1], color="#8a8f98", linewidth=1, linestyle="--")
         for label, rows in coverage.items():

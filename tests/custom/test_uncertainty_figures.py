@@ -94,7 +94,8 @@ def test_maps_of_statistics_are_drawn(tmp_path: Path) -> None:
     for _ in range(4):
         sample = truth + 30 * torch.randn(SHAPE, generator=generator)
         statistics.update(sample)
-    drawn = UncertaintyMaps.of(statistics, truth, sample)
+    drawn = UncertaintyMaps.of(statistics, truth, sample[None, None].bfloat16())
+    assert drawn.sample_hu is not None and drawn.sample_hu.shape == SHAPE
     assert drawn.truth_hu is not None and drawn.truth_hu.max() == 1000
     np.testing.assert_array_equal(drawn.std_hu, statistics.std())
     assert UncertaintyMaps.of(statistics).truth_hu is None
