@@ -42,7 +42,9 @@ ALLOWED_TARGETS = frozenset(
         "custom.networks.FeatureUNet",
         "custom.networks.FourierFeatures",
         "custom.networks.ImplicitReconstructor",
+        "custom.networks.LatentDenoiser",
         "custom.networks.PopulationPrior",
+        "custom.networks.VQGAN",
     }
 )
 

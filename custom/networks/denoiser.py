@@ -1,0 +1,213 @@
+"""The denoiser of DIFR3CT: what a noisy latent was, given what radiographs of any views say about the place.
+
+The fused features stand on the latent's own grid and are concatenated to it (paper, section IV).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from monai.networks.utils import pixelshuffle, pixelunshuffle
+from torch import Tensor, nn
+
+from custom.checkpoints import describes_itself
+from custom.fusion import fuse_features
+from custom.geometry import VIEW_SIZE, VolumeGrid
+from custom.networks.features import encode_views
+from custom.networks.initialisation import initialise_he
+from custom.schedulers import DPMSolverPPScheduler
+from custom.values import check_precision, uses_bf16
+
+__all__ = ["LatentDenoiser"]
+
+
+@describes_itself
+class LatentDenoiser(nn.Module):
+    """A 2D network for the radiographs, their fusion on the latent grid, and a 3D diffusion U-Net.
+
+    Both are trained together. Any number of views at any angles: the geometry is an input.
+
+    Args:
+        encoder: from (N, 1, V, U) to features (N, C, V', U'), with `out_channels`; see `FeatureUNet`. None: the
+            radiographs speak through `known` alone.
+        grid: voxels of the latent, in the isocentre frame.
+        latent_channels: of the latent.
+        unet: keywords of MONAI's `DiffusionModelUNet` without spatial_dims, in_channels and out_channels.
+        known_channels: channels of a reconstruction on the latent grid that is given beside the radiographs, such as
+            the encoded mean of `inr_recon`; 0 for none.
+        residual: diffuse what the latent differs from `known` by, not the latent itself.
+        patch: voxels along each side that become channels of one before the U-Net and voxels again after it; 2 makes
+            a step several times faster.
+        prediction_type: "epsilon", "sample" or "v_prediction": what the output is.
+        num_train_timesteps: T of the diffusion that it is trained on.
+        schedule: noise schedule of that diffusion, by its name in MONAI's `NoiseSchedules`; see `custom.schedulers`.
+        feature_pixels: radiograph pixels along each side that are averaged to one for the encoder.
+        radiograph_scale: line integrals are multiplied by it.
+        energy_kev: of the line integrals.
+        hu_window: CT values that the latent's autoencoder reads as -1 and 1.
+        precision: "auto", "bf16" or "fp32", of the convolutions.
+
+    Attributes:
+        latent_mean, latent_std: (C,), of the training latents; `normalise` makes them mean 0 and deviation 1.
+        residual_std: (C,), of the normalised residuals of the training; 1 without `residual`.
+
+    Raises:
+        ValueError: for options that contradict each other.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    residual_std: Tensor
+
+    def __init__(
+        self,
+        encoder: Any,
+        grid: VolumeGrid,
+        latent_channels: int,
+        unet: Mapping[str, Any],
+        known_channels: int = 0,
+        residual: bool = False,
+        patch: int = 1,
+        prediction_type: str = "v_prediction",
+        num_train_timesteps: int = 1000,
+        schedule: str = "ddpm_linear",
+        feature_pixels: int = 1,
+        radiograph_scale: float = 0.2,
+        energy_kev: float = 70.0,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        precision: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_precision(precision)
+        if encoder is None and not known_channels:
+            raise ValueError("a denoiser without encoder and known_channels would see nothing of the patient")
+        if residual and known_channels != latent_channels:
+            raise ValueError(f"residual needs as many known_channels as latent_channels, got {known_channels}")
+        halvings = len(unet.get("channels", (32, 64, 64, 64))) - 1
+        if patch < 1 or any(n % (patch * 2**halvings) for n in grid.shape):
+            raise ValueError(f"the latent grid {grid.shape} must be divisible by patch * 2^{halvings}, patch {patch}")
+        self.encoder, self.grid, self.latent_channels = encoder, grid, latent_channels
+        self.known_channels, self.residual = known_channels, residual
+        self.patch, self.prediction_type = patch, prediction_type
+        self.num_train_timesteps, self.schedule = num_train_timesteps, schedule
+        self.scheduler()  # says at once what is wrong with them
+        self.feature_pixels, self.radiograph_scale, self.energy_kev = feature_pixels, radiograph_scale, energy_kev
+        self.hu_window, self.precision = (float(hu_window[0]), float(hu_window[1])), precision
+        self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("latent_std", torch.ones(latent_channels))
+        self.register_buffer("residual_std", torch.ones(latent_channels))
+        features = 0 if encoder is None else int(encoder.out_channels) + 1
+        self.condition_channels = features + known_channels + 1
+        cell = patch**3
+        self.unet = DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=(latent_channels + self.condition_channels) * cell,
+            out_channels=latent_channels * cell,
+            **unet,
+        )
+        if encoder is not None:
+            initialise_he(encoder)
+
+    def scheduler(self, **solver: Any) -> DPMSolverPPScheduler:
+        """A solver of the diffusion that this network belongs to; `solver` are its options, such as order."""
+        return DPMSolverPPScheduler(
+            self.num_train_timesteps, self.schedule, prediction_type=self.prediction_type, **solver
+        )
+
+    def normalise(self, latent: Tensor) -> Tensor:
+        """A latent (B, C, X, Y, Z) of the autoencoder with mean 0 and deviation 1 over the training."""
+        return (latent - _wide(self.latent_mean)) / _wide(self.latent_std)
+
+    def denormalise(self, latent: Tensor) -> Tensor:
+        """The inverse of `normalise`."""
+        return latent * _wide(self.latent_std) + _wide(self.latent_mean)
+
+    def diffused(self, latent: Tensor, known: Tensor | None) -> Tensor:
+        """What noise is added to: a normalised latent, or what it differs from `known` by."""
+        return (latent - known) / _wide(self.residual_std) if self.residual and known is not None else latent
+
+    def undiffused(self, value: Tensor, known: Tensor | None) -> Tensor:
+        """The normalised latent, the inverse of `diffused`."""
+        return value * _wide(self.residual_std) + known if self.residual and known is not None else value
+
+    def condition(
+        self,
+        image: Tensor,
+        views: Tensor,
+        view_mask: Tensor | None = None,
+        known: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """What is known about every voxel of the latent.
+
+        Args:
+            image: line integrals (B, K, V, U).
+            views: (B, K, 13) or (K, 13).
+            view_mask: bool (B, K), False for padding.
+            known: (B, known_channels, X, Y, Z), normalised.
+            keep: bool (B,), False where the condition is dropped; None: nowhere.
+
+        Returns:
+            (B, condition_channels, X, Y, Z): the mean of the views' features, the share of views that see the voxel,
+            `known`, and a channel of ones. All of it is zero where dropped: the last channel tells a dropped condition
+            from a voxel that no view sees.
+
+        Raises:
+            ValueError: for shapes that do not match, or a radiograph with NaN or infinity.
+        """
+        if image.ndim != 4 or image.shape[1] == 0:
+            raise ValueError(f"image must be (B, K, V, U) with at least one view, got {tuple(image.shape)}")
+        if not torch.isfinite(image).all():
+            raise ValueError("a radiograph holds NaN or infinity: look for saturated or masked pixels")
+        views = views.unsqueeze(0).expand(len(image), -1, -1) if views.ndim == 2 else views
+        if views.shape != (*image.shape[:2], VIEW_SIZE):
+            raise ValueError(
+                f"{image.shape[1]} radiographs of {len(image)} cases do not match views of shape {tuple(views.shape)}"
+            )
+        if (known is None) != (self.known_channels == 0):
+            raise ValueError(
+                f"known must have {self.known_channels} channels, got {None if known is None else known.shape}"
+            )
+        parts = []
+        if self.encoder is not None:
+            with self._mixed(image.device):
+                features = encode_views(self.encoder, image, self.feature_pixels, self.radiograph_scale).float()
+            parts.append(fuse_features(features, views.float(), self.grid, image.shape[2:], view_mask, with_count=True))
+        if known is not None:
+            parts.append(known)
+        parts.append(image.new_ones(len(image), 1, *self.grid.shape))
+        condition = torch.cat(parts, 1)
+        return condition if keep is None else condition * keep.to(condition)[:, None, None, None, None]
+
+    def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
+        """The U-Net's output (B, C, X, Y, Z), see `prediction_type`, for noisy latents like it and timesteps (B,)."""
+        joint = torch.cat([noisy, condition.to(noisy)], 1)
+        if self.patch > 1:
+            joint = pixelunshuffle(joint, 3, self.patch)
+        with self._mixed(noisy.device):
+            out = self.unet(joint.contiguous(memory_format=torch.channels_last_3d), timesteps)
+        out = out.float()
+        return pixelshuffle(out, 3, self.patch) if self.patch > 1 else out
+
+    def forward(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        image: Tensor,
+        views: Tensor,
+        view_mask: Tensor | None = None,
+        known: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Both steps, as training needs them; see `condition` and `denoise`."""
+        return self.denoise(noisy, timesteps, self.condition(image, views, view_mask, known, keep))
+
+    def _mixed(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.precision, device))
+
+
+def _wide(per_channel: Tensor) -> Tensor:
+    return per_channel[:, None, None, None]

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# vqgan, its latents, ldm_recon: the whole order of training. Every stage goes on where it was stopped.
+#
+#   bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]
+#
+# DATALIST  of `fewview-ct prepare` and `simulate`. OUTPUT  folder of weights and latents.
+# PRESET    of both bundles, such as grid_64; none: 128^3.
+# GPUS      (environment) processes on this node; 1 trains without torchrun.
+# NODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (environment) several nodes; scripts/train_ldm.slurm sets them.
+# OPTIONS_VQGAN, OPTIONS_LATENTS, OPTIONS_LDM (environment) more options of each stage, such as "--epochs 10".
+set -euo pipefail
+
+datalist=${1:?"usage: bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]"}
+output=${2:?"usage: bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]"}
+preset=${3:-}
+gpus=${GPUS:-1} nodes=${NODES:-1}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[[ -f $datalist ]] || { echo "$datalist: no such datalist; 'fewview-ct prepare' writes one" >&2; exit 2; }
+
+# configs BUNDLE OVERLAY...: the --config_file list, with the preset and, on several devices, their overlay.
+configs() {
+    local folder="bundles/$1/configs" list="'bundles/$1/configs/train.json'"
+    [[ -n $preset ]] && list+=",'$folder/presets/$preset.json'"
+    shift
+    for overlay in "$@"; do list+=",'$folder/$overlay'"; done
+    echo "[$list]"
+}
+
+# train BUNDLE OPTION...: on one device, or on all.
+train() {
+    local bundle=$1
+    shift
+    if ((gpus * nodes > 1)); then
+        torchrun --nnodes="$nodes" --nproc_per_node="$gpus" --node_rank="${NODE_RANK:-0}" \
+            --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${MASTER_PORT:-29500}" \
+            -m monai.bundle run training --config_file "$(configs "$bundle" multi_gpu_train.json)" "$@"
+    else
+        python -m monai.bundle run training --config_file "$(configs "$bundle")" "$@"
+    fi
+}
+
+autoencoder="$output/vqgan/models/model.pt"
+read -ra more_vqgan <<<"${OPTIONS_VQGAN:-}"
+read -ra more_latents <<<"${OPTIONS_LATENTS:-}"
+read -ra more_ldm <<<"${OPTIONS_LDM:-}"
+
+train vqgan --data_list_file "$datalist" --ckpt_dir "$output/vqgan/models" --output_dir "$output/vqgan/eval" \
+    "${more_vqgan[@]}"
+
+# Latents are computed once, by the first node; the others wait for them.
+if ((${NODE_RANK:-0} == 0)); then
+    python -m monai.bundle run encoding --config_file "$(configs ldm_recon latents.json)" \
+        --data_list_file "$datalist" --autoencoder_checkpoint "$autoencoder" --latents_dir "$output/latents" \
+        "${more_latents[@]}"
+    touch "$output/latents/complete"
+else
+    until [[ -f $output/latents/complete ]]; do sleep 10; done
+fi
+
+train ldm_recon --data_list_file "$datalist" --autoencoder_checkpoint "$autoencoder" --latents_dir "$output/latents" \
+    --ckpt_dir "$output/ldm/models" --output_dir "$output/ldm/eval" "${more_ldm[@]}"

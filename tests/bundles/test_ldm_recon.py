@@ -1,0 +1,294 @@
+"""The bundle `ldm_recon` as a user runs it: latents, training, resuming, evaluation, inference, on a tiny cohort."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import set_determinism
+
+from custom import __version__
+from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
+from custom.geometry import VolumeGrid
+from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
+from tests.bundles.documented import commands, unknown_overrides
+from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "bundles" / "ldm_recon" / "configs"
+GRID = VolumeGrid((CUBE,) * 3, (VOXEL_MM,) * 3)
+
+TINY: dict[str, Any] = {
+    "precision": "fp32",
+    "pixel_at_isocenter_mm": VOXEL_MM,
+    "grid#shape": [CUBE] * 3,
+    "grid#spacing_mm": [VOXEL_MM] * 3,
+    "source_grid#shape": [24, 20, 16],
+    "source_grid#spacing_mm": [VOXEL_MM] * 3,
+}
+LATENTS: dict[str, Any] = {"latents": 4, "loading_grid#shape": [32, 24, 24], "loading_grid#spacing_mm": [VOXEL_MM] * 3}
+TRAIN: dict[str, Any] = {
+    "epochs": 1,
+    "iterations_per_epoch": 2,
+    "val_interval": 1,
+    "val_steps": 2,
+    "batch_size": 2,
+    "detector_shape": [16, 24],
+    "latent_grid#shape": [4, 4, 4],
+    "latent_grid#spacing_mm": [4 * VOXEL_MM] * 3,
+    "latent_channels": 3,
+    "feature_channels": 4,
+    "feature_pixels": 1,
+    "network_def#encoder#widths": [4, 4, 4],
+    "network_def#unet#channels": [8, 16],
+    "network_def#unet#attention_levels": [False, True],
+    "network_def#unet#num_head_channels": 8,
+    "network_def#unet#norm_num_groups": 4,
+}
+EVALUATE: dict[str, Any] = {"samples": 3, "sample_batch_size": 2, "steps": 2}
+
+
+def run(names: list[str], kind: str, run_id: str = "run", **overrides: Any) -> list[str]:
+    files = [str(CONFIGS / name) for name in names]
+    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, run_id=run_id, **overrides)  # type: ignore
+    try:
+        workflow.initialize()
+        missing = workflow.check_properties() if kind == "train" and run_id == "run" else []
+        workflow.run()
+        workflow.finalize()
+    finally:
+        set_determinism(None)
+    return missing or []
+
+
+def autoencoder(path: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    network = VQGAN(GRID, encoder_widths=(8, 8), decoder_widths=(8, 8), codes=16, embedding_dim=3, precision="fp32")
+    return save_checkpoint(path, network)
+
+
+def mean_network(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    mlp = {"width": 8, "depth": 1}
+    return save_checkpoint(path, ImplicitReconstructor(None, GRID, FourierFeatures(count=4), mlp, mlp))
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("ldm")
+    return {
+        "bundle_root": str(folder / "bundle"),
+        "data_list_file": str(make_cohort(tmp_path_factory.mktemp("cohort"))),
+        "latents_dir": str(folder / "latents"),
+        "autoencoder_checkpoint": str(autoencoder(folder / "vqgan.pt")),
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(paths: dict[str, Any]) -> dict[str, Any]:
+    run(["train.json", "latents.json"], "train", "encoding", **paths, **TINY, **LATENTS)
+    assert run(["train.json"], "train", **paths, **TINY, **TRAIN) == []
+    return paths
+
+
+def test_training_leaves_weights_that_know_their_parents(trained: dict[str, Any]) -> None:
+    models = Path(trained["bundle_root"]) / "models"
+    checkpoint = load_checkpoint(models / "model.pt")
+    assert checkpoint.meta["parents"] == {"autoencoder": sha256(trained["autoencoder_checkpoint"])}
+    network = checkpoint.network()
+    index = json.loads((Path(trained["latents_dir"]) / "latents.json").read_text())
+    torch.testing.assert_close(network.latent_std, torch.tensor(index["latent_std"]))  # type: ignore[arg-type]
+    assert (models / "checkpoint_last.pt").is_file() and list((Path(trained["bundle_root"]) / "eval").glob("events*"))
+
+
+def test_training_goes_on_where_it_stopped(trained: dict[str, Any]) -> None:
+    last = Path(trained["bundle_root"]) / "models" / "checkpoint_last.pt"
+    run(["train.json"], "train", **trained, **TINY, **{**TRAIN, "epochs": 2})
+    assert torch.load(last, weights_only=True)["trainer"]["iteration"] == 4
+
+
+def test_evaluation_gives_samples_their_mean_and_their_spread(trained: dict[str, Any], tmp_path: Path) -> None:
+    output = {"output_dir": str(tmp_path), "val_angles_deg": [0, 45, 90, 135]}
+    run(["train.json", "evaluate.json"], "train", **{**trained, **TINY, **TRAIN, **EVALUATE, **output})
+    for case in ("e1", "e2"):
+        summary = json.loads((tmp_path / case / "uncertainty.json").read_text())
+        assert summary["summary"]["samples"] == 3 and summary["views"] == 4
+        assert summary["summary"]["variance_ratio"] > 0 and summary["reprojection_error_mm"] > 0
+        rows = list(csv.DictReader((tmp_path / case / "samples.csv").open()))
+        assert [int(float(row["sample"])) for row in rows] == [0, 1, 2] and float(rows[0]["psnr_range"]) > 0
+        std = nib.nifti1.load(tmp_path / case / "std.nii.gz")
+        truth = nib.nifti1.load(Path(trained["data_list_file"]).parent / "ct" / f"{case}.nii.gz")
+        assert np.allclose(std.affine, truth.affine) and np.asarray(std.dataobj).max() > 0
+        assert (tmp_path / case / "uncertainty.png").is_file() and not (tmp_path / case / "state.pt").exists()
+    metrics = json.loads((tmp_path / "metrics_mean.json").read_text())
+    assert {row["case"] for row in metrics["cases"]} == {"e1", "e2"}
+
+
+def inference(trained: dict[str, Any], output: Path, **overrides: Any) -> None:
+    folder = Path(trained["data_list_file"]).parent / "radiographs" / "fine"
+    case = {"image": str(folder / "e1.nii.gz"), "geometry": str(folder / "e1.json")}
+    keys = {key: trained[key] for key in ("bundle_root", "autoencoder_checkpoint")}
+    options = {**EVALUATE, "precision": "fp32", "pixel_at_isocenter_mm": VOXEL_MM, "output_dir": str(output)}
+    run(["inference.json"], "infer", **{**keys, **case, **options, **overrides})
+
+
+def test_inference_is_the_same_for_the_same_seed_whatever_the_batch(trained: dict[str, Any], tmp_path: Path) -> None:
+    volumes = []
+    for name, options in (("a", {}), ("b", {"sample_batch_size": 1, "keep_samples": True}), ("c", {"sample_seed": 1})):
+        inference(trained, tmp_path / name, **options)
+        volumes.append(np.asarray(nib.nifti1.load(tmp_path / name / "e1" / "mean.nii.gz").dataobj, np.int32))
+    assert np.abs(volumes[0] - volumes[1]).max() <= 1 and np.abs(volumes[0] - volumes[2]).max() > 1
+    assert len(list((tmp_path / "b" / "e1").glob("sample_*.nii.gz"))) == 3
+
+
+def test_a_mean_network_can_be_told_and_corrected(trained: dict[str, Any], tmp_path: Path) -> None:
+    means = [str(mean_network(tmp_path / f"mean{seed}.pt", seed)) for seed in (1, 2)]
+    keys = {"known_channels": 3, "residual": True, "mean_checkpoint": means[0], "fold_mean_checkpoints": means}
+    paths = {**trained, "bundle_root": str(tmp_path / "bundle"), **keys}
+    run(["train.json"], "train", **paths, **TINY, **TRAIN)
+    network = load_checkpoint(tmp_path / "bundle/models/model.pt").network()
+    assert network.residual and not torch.allclose(network.residual_std, torch.ones(3))  # type: ignore[arg-type]
+    inference(paths, tmp_path / "out", mean_checkpoint=means[0])
+    assert (tmp_path / "out/e1/mean.nii.gz").is_file()
+
+
+def messages(error: BaseException | None) -> str:
+    return "" if error is None else f"{error}\n{messages(error.__cause__ or error.__context__)}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"samples": 0}, "samples must be at least 2"),
+        ({"guidance_scale": -1.0}, "guidance_scale must not be negative"),
+        ({"autoencoder_checkpoint": "other"}, "was trained on latents of the autoencoder"),
+        ({"model_file": "missing.pt"}, "no such"),
+        ({"angles_deg": [10]}, "10"),
+        ({"mean_checkpoint": "mean"}, "without the reconstruction of a mean network"),
+    ],
+)
+def test_bad_requests(trained: dict[str, Any], tmp_path: Path, overrides: dict, message: str) -> None:
+    files = {"other": autoencoder(tmp_path / "other.pt", seed=1), "mean": mean_network(tmp_path / "mean.pt", 1)}
+    chosen = {k: str(files[v]) if isinstance(v, str) and v in files else v for k, v in overrides.items()}
+    with pytest.raises(Exception) as caught:
+        inference(trained, tmp_path, **chosen)
+    assert message in messages(caught.value)
+
+
+def test_latents_of_another_autoencoder_stop_the_training(trained: dict[str, Any], tmp_path: Path) -> None:
+    other = {"autoencoder_checkpoint": str(autoencoder(tmp_path / "other.pt", seed=1))}
+    with pytest.raises(Exception) as caught:
+        run(["train.json"], "train", **{**trained, **TINY, **TRAIN, **other})
+    assert "encoded by another autoencoder" in messages(caught.value)
+
+
+def test_from_the_command_line(trained: dict[str, Any], tmp_path: Path) -> None:
+    options = {**trained, **TINY, **TRAIN, "bundle_root": str(tmp_path / "bundle")}
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
+    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / "bundle/models/model.pt").is_file()
+
+
+# --- the files ---
+
+
+def config(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / name).read_text())
+
+
+@pytest.mark.parametrize("preset", ["grid_64"])
+def test_presets_build_and_fit_the_autoencoders(preset: str) -> None:
+    networks = []
+    for bundle in ("ldm_recon", "vqgan"):
+        folder = ROOT / "bundles" / bundle / "configs"
+        parser = ConfigParser()
+        parser.read_config([str(folder / "train.json"), str(folder / "presets" / f"{preset}.json")])
+        networks.append(parser.get_parsed_content("network_def"))
+    denoiser, vqgan = networks
+    assert denoiser.grid == vqgan.latent_grid and denoiser.latent_channels == vqgan.embedding_dim
+    assert denoiser.hu_window == vqgan.hu_window
+
+
+def test_the_default_fits_the_default_autoencoder() -> None:
+    vqgan = json.loads((ROOT / "bundles/vqgan/configs/train.json").read_text())
+    train = config("train.json")
+    assert train["grid"] == vqgan["grid"] and train["latent_channels"] == vqgan["embedding_dim"]
+    compression = vqgan["network_def"]["fold"] * 2 ** (len(vqgan["network_def"]["encoder_widths"]) - 1)
+    assert [n * compression for n in train["latent_grid"]["shape"]] == train["grid"]["shape"]
+
+
+@pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
+def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
+    assert len((CONFIGS / name).read_text().splitlines()) <= 45
+    merged = ConfigParser(config("train.json"))
+    added = {"model_file", "data_list_key", "shuffle_radiographs", "evaluating", "backend", "finalize", "quantise"}
+    added |= {"samples", "sample_seed", "sample_batch_size", "keep_samples", "steps", "guidance_scale", "solver"}
+    added |= {"train#sampler", "validate#data_sampler", "validate#dataloader#sampler"}
+    added |= {f"validate#sampler#{key}" for key in ("solver", "guidance_scale", "batch_size", "quantise")}
+    added |= {
+        f"validate#evaluator#{key}" for key in ("samples", "sample_seed", "keep_samples", "output_dir", "context")
+    }
+    for key in config(name):
+        assert key in added or key.startswith("_desc_") or key.lstrip("+").replace("#", "::") in merged, key
+
+
+def test_keys_that_evaluation_and_inference_share_have_the_same_defaults() -> None:
+    evaluate, inference, train = config("evaluate.json"), config("inference.json"), config("train.json")
+    for key in ("samples", "sample_seed", "keep_samples", "steps", "guidance_scale", "quantise", "solver"):
+        assert evaluate[key] == inference[key], key
+    for key in ("hu_window", "energy_kev", "pixel_at_isocenter_mm", "autoencoder_checkpoint", "mean_checkpoint"):
+        assert train[key] == inference[key], key
+
+
+def test_metadata_is_valid_and_says_what_the_network_does() -> None:
+    metadata, train = config("metadata.json"), config("train.json")
+    jsonschema.validate(metadata, json.loads((ROOT / "tests/data/bundle_metadata_schema.json").read_text()))
+    assert metadata["version"] == __version__ and metadata["version"] in metadata["changelog"]
+    assert metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"] == train["grid"]["shape"]
+
+
+def test_licence_is_the_repositorys() -> None:
+    assert (CONFIGS.parent / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+@pytest.mark.parametrize("page", ["bundles/ldm_recon/docs/README.md", "docs/how-to/train-ldm.md"])
+def test_documented_overrides_exist(page: str) -> None:
+    documented = commands((ROOT / page).read_text())
+    assert len(documented) >= 3
+    for command in documented:
+        assert unknown_overrides(command, ROOT) == [], command
+
+
+def test_the_launch_script_runs_all_three_stages(paths: dict[str, Any], tmp_path: Path) -> None:
+    """With a `python` that notes what it is asked to do: the commands are what the pages say."""
+    note = tmp_path / "note"
+    fake = tmp_path / "bin" / "python"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "python $*" >> {note}\n')
+    fake.chmod(0o755)
+    (tmp_path / "out" / "latents").mkdir(parents=True)
+    command = ["bash", str(ROOT / "scripts/train_ldm.sh"), paths["data_list_file"], str(tmp_path / "out"), "grid_64"]
+    environment = {"PATH": f"{fake.parent}:/usr/bin:/bin", "OPTIONS_LDM": "--epochs 3"}
+    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=60)
+    lines = note.read_text().splitlines()
+    assert [line.split()[4] for line in lines] == ["training", "encoding", "training"]
+    assert all("presets/grid_64.json" in line for line in lines) and lines[2].endswith("--epochs 3")
+    for line in lines:
+        start, rest = line.split("--config_file ")
+        files, options = rest.split("] ", 1)
+        assert unknown_overrides(f'{start} --config_file "{files}]" {options}', ROOT) == []
+    command[2] = str(tmp_path / "none.json")
+    failed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert failed.returncode == 2 and "no such datalist" in failed.stderr

@@ -1,0 +1,358 @@
+"""The bundle `vqgan` as a user runs it: train, resume, evaluate, infer, on a tiny cohort."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.utils import set_determinism
+
+from custom import __version__
+from custom.checkpoints import load_checkpoint
+from custom.networks import VQGAN
+from custom.values import hu_to_unit
+from tests.bundles.documented import commands, unknown_overrides
+from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLE = ROOT / "bundles" / "vqgan"
+CONFIGS = BUNDLE / "configs"
+PRESETS = sorted(path.stem for path in (CONFIGS / "presets").glob("*.json"))
+
+#: What the weights depend on, of training and inference alike.
+NETWORK_OVERRIDES: dict[str, Any] = {
+    "precision": "fp32",
+    "codes": 16,
+    "grid#shape": [CUBE] * 3,
+    "grid#spacing_mm": [VOXEL_MM] * 3,
+    "network_def#encoder_widths": [4, 8],
+    "network_def#decoder_widths": [4, 8],
+}
+TRAIN_OVERRIDES: dict[str, Any] = {
+    **NETWORK_OVERRIDES,
+    "epochs": 1,
+    "iterations_per_epoch": 2,
+    "val_interval": 1,
+    "loading_grid#shape": [32, 24, 24],
+    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
+    "disc_channels": 8,
+    "disc_layers": 2,
+    "disc_start_step": 1,
+    "disc_ramp_steps": 2,
+}
+#: Keys that presets set and inference does not have.
+SHARED = ("network_def", "grid", "hu_window", "codes", "embedding_dim", "code_decay", "restart_share", "precision")
+
+
+def config(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def run(names: list[str], kind: str, **overrides: Any) -> list[str]:
+    """Run a workflow as `python -m monai.bundle run` does, in this process; returns the properties that are missing."""
+    files = [str(CONFIGS / name) for name in names]
+    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **overrides)  # type: ignore[arg-type]
+    try:
+        workflow.initialize()
+        missing = workflow.check_properties()
+        workflow.run()
+        workflow.finalize()
+    finally:
+        set_determinism(None)
+    return missing or []
+
+
+def command_line(config_file: str, overrides: dict[str, Any], *launcher: str) -> list[str]:
+    options = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
+    start = launcher or (sys.executable, "-m")
+    return [*start, "monai.bundle", "run", "training", "--config_file", config_file, *options]
+
+
+def messages(error: BaseException | None) -> str:
+    """An error and its causes: MONAI wraps what a transform raises."""
+    return "" if error is None else f"{error}\n{messages(error.__cause__ or error.__context__)}"
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    make_cohort(folder := tmp_path_factory.mktemp("cohort"))
+    return folder / "datalist.json"
+
+
+@pytest.fixture(scope="module")
+def paths(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Overrides of the paths: a bundle folder of our own, so that nothing is written into the repository."""
+    return {"bundle_root": str(tmp_path_factory.mktemp("bundle")), "data_list_file": str(datalist)}
+
+
+@pytest.fixture(scope="module")
+def trained(paths: dict[str, Any]) -> dict[str, Any]:
+    """The folders after a training of two iterations, with phantoms and patches."""
+    extras = {"phantom_list_file": paths["data_list_file"], "phantom_share": 0.5, "patches_per_volume": 2}
+    assert run(["train.json"], "train", **paths, **TRAIN_OVERRIDES, **extras, patch=12) == []
+    return paths
+
+
+def infer(trained: dict[str, Any], image: Path, output: Path, **overrides: Any) -> list[str]:
+    keywords = {"bundle_root": trained["bundle_root"], "image": str(image), "output_dir": str(output)}
+    return run(["inference.json"], "infer", **keywords, **{**NETWORK_OVERRIDES, **overrides})
+
+
+# --- the files ---
+
+
+def test_network_is_the_same_in_training_and_inference() -> None:
+    train, inference = config("train.json"), config("inference.json")
+    for key in SHARED:
+        assert train[key] == inference[key], key
+
+
+def test_keys_are_those_of_inr_recon_and_stand_in_its_order() -> None:
+    """A user who knows one bundle knows all."""
+    ours, theirs = config("train.json"), json.loads((ROOT / "bundles/inr_recon/configs/train.json").read_text())
+    common = [key for key in theirs if key in ours]
+    assert [key for key in ours if key in theirs] == common
+    assert {"epochs", "learning_rate", "grid", "loading_grid", "warp_mm", "patch", "save_dict", "ema"} <= set(common)
+    for group in ("train", "validate"):
+        shared = [key for key in theirs[group] if key in ours[group]]
+        assert [key for key in ours[group] if key in theirs[group]] == shared
+
+
+@pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
+def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
+    assert len((CONFIGS / name).read_text().splitlines()) <= 45
+    merged = ConfigParser(config("train.json"))
+    added = {"model_file", "data_list_key", "evaluating", "backend", "finalize"}
+    added |= {"validate#sampler", "validate#dataloader#sampler"}
+    for key in config(name):
+        assert key in added or key.lstrip("+").replace("#", "::") in merged, key
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_change_only_what_training_has(preset: str) -> None:
+    assert set(config(f"presets/{preset}.json")) - {"_desc_preset"} <= set(config("train.json"))
+
+
+@pytest.mark.parametrize("preset", ["default", *PRESETS])
+def test_presets_build_networks_of_the_documented_size(preset: str) -> None:
+    parser = ConfigParser()
+    overlay = [] if preset == "default" else [CONFIGS / "presets" / f"{preset}.json"]
+    parser.read_config([CONFIGS / "train.json", *overlay])
+    network = parser.get_parsed_content("network_def")
+    assert network.compression == 4 and network.embedding_dim == 8 and network.quantiser.num_embeddings == 4096
+    assert f"{sum(p.numel() for p in network.parameters()):,}" in (BUNDLE / "docs/README.md").read_text()
+    if preset == "grid_64":
+        assert network.latent_grid.shape == (16, 16, 16) and network.latent_grid.spacing_mm == (20.0,) * 3
+    else:
+        assert network.latent_grid.shape == (32, 32, 32)
+
+
+def test_metadata_is_valid_and_says_what_the_network_does() -> None:
+    metadata, train = config("metadata.json"), config("train.json")
+    schema = json.loads((ROOT / "tests/data/bundle_metadata_schema.json").read_text())
+    jsonschema.validate(metadata, schema)
+    assert metadata["version"] == __version__ and metadata["version"] in metadata["changelog"]
+    shapes = metadata["network_data_format"]
+    assert shapes["inputs"]["image"]["spatial_shape"] == shapes["outputs"]["pred"]["spatial_shape"]
+    assert shapes["outputs"]["pred"]["spatial_shape"] == train["grid"]["shape"]
+    assert shapes["post_processed_outputs"]["pred"]["value_range"] == train["hu_window"]
+    latent = metadata["encoder_data_format"]["outputs"]["latent"]
+    assert latent["num_channels"] == train["embedding_dim"]
+    assert latent["spatial_shape"] == [n // 4 for n in train["grid"]["shape"]]
+
+
+def test_licence_is_the_repositorys() -> None:
+    assert (BUNDLE / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_network_takes_an_image_alone() -> None:
+    options = {"net_id": "network_def", "device": "cpu"}
+    files = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.json")}
+    shapes = {
+        "_meta_#network_data_format#inputs#image#spatial_shape": [CUBE] * 3,
+        "_meta_#network_data_format#outputs#pred#spatial_shape": [CUBE] * 3,
+    }
+    verify_net_in_out(**options, **files, **NETWORK_OVERRIDES, **shapes)
+    shapes["_meta_#network_data_format#outputs#pred#num_channels"] = 3  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="channel"):
+        verify_net_in_out(**options, **files, **NETWORK_OVERRIDES, **shapes)
+
+
+def test_documented_overrides_exist() -> None:
+    found = commands((BUNDLE / "docs/README.md").read_text())
+    assert len(found) >= 5
+    for command in found:
+        assert unknown_overrides(command, ROOT) == [], command
+
+
+# --- training, evaluation, inference ---
+
+
+def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]) -> None:
+    folder = Path(trained["bundle_root"])
+    checkpoint = load_checkpoint(folder / "models/model.pt")
+    assert checkpoint.meta["preset"] == "default" and checkpoint.meta["validation"]["psnr_range"] > 0
+    network = checkpoint.network()
+    assert isinstance(network, VQGAN) and network.grid.shape == (CUBE,) * 3 and network.latent_grid.shape == (4, 4, 4)
+    state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == TRAIN_OVERRIDES["iterations_per_epoch"]
+    assert state["guard"]["steps"] == 2 and state["network"]["quantiser.ready"] == 1
+    assert state["d_optimizer"]["state"], "the discriminators have started"
+    assert list((folder / "eval").glob("events.out.tfevents*"))
+
+
+def test_evaluation_writes_both_ceilings_of_every_case(trained: dict[str, Any], tmp_path: Path) -> None:
+    overrides = {**trained, **TRAIN_OVERRIDES, "output_dir": str(tmp_path)}
+    assert run(["train.json", "evaluate.json"], "train", **overrides) == []
+    means = json.loads((tmp_path / "autoencoder.json").read_text())
+    assert {"psnr_range", "psnr_4095", "ssim", "psnr_range_quantised", "codebook_use", "perplexity"} <= set(means)
+    assert 0 < means["codebook_use"] <= 1 <= means["perplexity"] <= 16
+    for stem, suffix in (("metrics", ""), ("metrics_quantised", "_quantised")):
+        header, *rows = (tmp_path / f"{stem}.csv").read_text().splitlines()
+        table = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+        assert [row["case"] for row in table] == ["e1", "e2"]
+        mean = sum(float(row["psnr_range"]) for row in table) / 2
+        assert means[f"psnr_range{suffix}"] == pytest.approx(mean, abs=1e-3)
+
+
+def test_inference_writes_reconstruction_and_latents_where_the_ct_is(
+    trained: dict[str, Any], datalist: Path, tmp_path: Path
+) -> None:
+    """Also of a CT that is stored upside down and the other way round."""
+    source = datalist.parent / "ct/e1.nii.gz"
+    truth = nib.nifti1.load(source)
+    turned = tmp_path / "turned.nii.gz"
+    nib.nifti1.save(truth.as_reoriented(np.array([[0, -1], [1, 1], [2, -1]])), turned)
+    network = load_checkpoint(Path(trained["bundle_root"]) / "models/model.pt").network(precision="fp32")
+    unit = hu_to_unit(torch.from_numpy(np.asarray(truth.dataobj, dtype=np.float32))[None, None], [-1000, 1000])
+    with torch.no_grad():
+        expected, latent = network(unit), network.encode(unit)  # type: ignore[operator]
+    for image, quantise in ((source, False), (turned, False), (source, True)):
+        output = tmp_path / f"{image.name}_{quantise}"
+        assert infer(trained, image, output, save_latents=True, quantise=quantise) == []
+        name = image.name.split(".")[0]
+        volume = nib.nifti1.load(output / f"{name}_autoencoded.nii.gz")
+        assert volume.get_data_dtype() == np.int16 and volume.shape == (CUBE,) * 3
+        np.testing.assert_allclose(volume.affine, truth.affine, atol=1e-4)
+        difference = np.abs(np.asarray(volume.dataobj) - expected.clamp(-1, 1)[0, 0].numpy() * 1000).max()
+        assert (difference <= 1.0) != quantise
+        stored = nib.nifti1.load(output / f"{name}_latent.nii.gz")
+        np.testing.assert_allclose(np.asarray(stored.dataobj).transpose(3, 0, 1, 2), latent[0].numpy(), atol=1e-4)
+        # The latents' first voxel is the middle of the CT's first 4 x 4 x 4.
+        np.testing.assert_allclose(stored.affine @ [0, 0, 0, 1], truth.affine @ [1.5, 1.5, 1.5, 1], atol=1e-3)
+
+
+def test_latents_are_written_only_if_asked(trained: dict[str, Any], datalist: Path, tmp_path: Path) -> None:
+    infer(trained, datalist.parent / "ct/e2.nii.gz", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["e2_autoencoded.nii.gz"]
+
+
+# --- bad input ---
+
+
+def test_inference_refuses_other_weights_and_bad_volumes(
+    trained: dict[str, Any], datalist: Path, tmp_path: Path
+) -> None:
+    image = datalist.parent / "ct/e1.nii.gz"
+    with pytest.raises(Exception) as error:
+        infer(trained, image, tmp_path, model_file=str(tmp_path / "nowhere.pt"))
+    assert "nowhere.pt: no such checkpoint" in messages(error.value)
+    with pytest.raises(Exception) as error:
+        infer(trained, image, tmp_path, codes=24)
+    assert "model.pt: the weights belong to another architecture" in messages(error.value)
+    broken = tmp_path / "broken.nii.gz"
+    values = np.full((CUBE,) * 3, np.nan, dtype=np.float32)
+    nib.nifti1.save(nib.nifti1.Nifti1Image(values, nib.nifti1.load(image).affine), broken)
+    with pytest.raises(Exception) as error:
+        infer(trained, broken, tmp_path / "out")
+    assert "NaN or infinite" in messages(error.value)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"grid#shape": [16, 16, 18]}, "multiple of 4"),
+        ({"perceptual_network": "vgg16"}, "vgg16-397923af.pth"),
+        ({"disc_layers": 4}, "num_layers_d"),
+        ({"patch": 20}, "a patch of 20 voxels does not fit"),
+    ],
+)
+def test_training_names_what_does_not_fit(
+    paths: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception) as error:
+        run(["train.json"], "train", **{**paths, **TRAIN_OVERRIDES, "bundle_root": str(tmp_path), **changes})
+    assert message in messages(error.value)
+
+
+# --- the command line ---
+
+
+def test_a_killed_training_goes_on_where_it_was(datalist: Path, tmp_path: Path) -> None:
+    overrides = {
+        **TRAIN_OVERRIDES,
+        "bundle_root": str(tmp_path / "bundle"),
+        "data_list_file": str(datalist),
+        "iterations_per_epoch": 1,
+        "val_interval": 100000,
+        "epochs": 100000,
+    }
+    checkpoint = tmp_path / "bundle/models/checkpoint_last.pt"
+    first = command_line("bundles/vqgan/configs/train.json", overrides)
+    log = tmp_path / "first.log"
+    with open(log, "w") as file:
+        process = subprocess.Popen(first, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 600
+            while process.poll() is None and time.monotonic() < deadline and not _epochs(checkpoint) >= 2:
+                time.sleep(0.2)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert process.returncode == -signal.SIGKILL, log.read_text()[-2000:]
+    reached = _epochs(checkpoint)
+    assert reached >= 2
+
+    # In this process, so that one command line is enough.
+    run(["train.json"], "train", **{**overrides, "epochs": reached + 2})
+    assert _epochs(checkpoint) == reached + 2
+
+
+def _epochs(checkpoint: Path) -> int:
+    return torch.load(checkpoint, weights_only=True)["trainer"]["iteration"] if checkpoint.is_file() else 0
+
+
+@pytest.mark.integration
+def test_two_processes_train_together(datalist: Path, tmp_path: Path) -> None:
+    overrides = {
+        **TRAIN_OVERRIDES,
+        "bundle_root": str(tmp_path / "bundle"),
+        "data_list_file": str(datalist),
+        "iterations_per_epoch": 4,
+    }
+    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    done = subprocess.run(
+        command_line(files, overrides, *launcher), cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert isinstance(load_checkpoint(tmp_path / "bundle/models/model.pt").network(), VQGAN)
+    assert len(list((tmp_path / "bundle/eval").glob("events.out.tfevents*"))) <= 3, "one process writes curves"
+    # A single process goes on with what two have begun.
+    run(["train.json"], "train", **{**overrides, "epochs": 2})
+    state = torch.load(tmp_path / "bundle/models/checkpoint_last.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == 8

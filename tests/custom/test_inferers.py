@@ -1,0 +1,177 @@
+"""Samples: repeatable, indifferent to batches and kills, guided, pulled to radiographs, and refused where wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from custom.checkpoints import save_checkpoint, sha256
+from custom.inferers import EncodedMean, PosteriorSampler, collect_samples, load_sampler
+from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
+from tests.custom.tiny_diffusion import GRID, autoencoder, denoiser, radiographs
+
+
+def sampler(**options: Any) -> PosteriorSampler:
+    network = options.pop("denoiser", None) or denoiser()
+    return PosteriorSampler(
+        network, options.pop("autoencoder", autoencoder()), network.scheduler(), **{"steps": 3, **options}
+    )
+
+
+def case(count: int = 2) -> tuple[Tensor, Tensor]:
+    image, views = radiographs(count)
+    return image[0], views[0]
+
+
+def drawn(count: int, seed: int = 0, **options: Any) -> Tensor:
+    return torch.cat([batch for _, batch in sampler(**options).samples(*case(), count, seed)])
+
+
+def test_a_sample_depends_on_its_seed_and_number_alone() -> None:
+    one_by_one, batched = drawn(5), drawn(5, batch_size=3)
+    assert one_by_one.shape == (5, 1, *GRID.shape)
+    torch.testing.assert_close(one_by_one, batched, atol=0.05, rtol=0)  # HU
+    torch.testing.assert_close(drawn(2), one_by_one[:2])
+    assert float((drawn(1, seed=1) - one_by_one[:1]).abs().mean()) > 0.1
+    assert float((one_by_one[0] - one_by_one[1]).abs().mean()) > 0.1
+    image, views = radiographs()
+    unit = sampler()(image, views, seed=0, first=3)
+    torch.testing.assert_close((unit + 1) * 1000 - 1000, one_by_one[3:4], atol=0.05, rtol=0)
+
+
+def test_guidance_of_one_is_the_conditional_answer_and_more_goes_beyond() -> None:
+    plain, none, twice = (sampler(guidance_scale=s) for s in (1.0, 0.0, 2.0))
+    image, views = radiographs()
+    condition = plain.denoiser.condition(image, views)
+    x, time = plain.noise(0, 0), torch.tensor([30])
+    with torch.no_grad():
+        conditional, free, far = (s._guided(x, time, condition) for s in (plain, none, twice))
+        torch.testing.assert_close(conditional, plain.denoiser.denoise(x, time, condition))
+        torch.testing.assert_close(free, plain.denoiser.denoise(x, time, torch.zeros_like(condition)))
+    torch.testing.assert_close(far, free + 2 * (conditional - free), atol=1e-4, rtol=1e-4)
+
+
+def test_other_radiographs_give_another_sample() -> None:
+    image, views = radiographs()
+    first, second = (sampler()(picture, views) for picture in (image, image.flip(-1)))
+    assert float((first - second).abs().mean()) > 1e-4
+
+
+def test_without_movement_consistency_changes_nothing_and_with_it_the_sample_moves() -> None:
+    image, views = radiographs()
+    plain = sampler()(image, views)
+    still = sampler(consistency=lambda volume, *_: volume, consistency_weight=1.0)(image, views)
+    torch.testing.assert_close(still, plain, atol=1e-4, rtol=1e-4)
+    pulled = sampler(consistency=lambda volume, *_: volume + 0.5, consistency_weight=1.0)(image, views)
+    assert float((pulled - plain).abs().mean()) > 1e-3
+
+
+def test_the_mean_stands_in_the_condition_and_under_the_residual() -> None:
+    network = denoiser(known_channels=3, residual=True)
+    network.residual_std.fill_(1e-6)  # nothing is left to diffuse
+    known = torch.randn(1, 3, 4, 4, 4)
+    made = sampler(denoiser=network, mean=lambda *_: known)
+    image, views = radiographs()
+    expected = made.autoencoder.decode(known).clamp(-1, 1)
+    torch.testing.assert_close(made(image, views), expected.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_killed_run_is_taken_up_and_gives_the_same(tmp_path: Path) -> None:
+    made, (image, views) = sampler(batch_size=2), case()
+    whole = collect_samples(made, image, views, 6)
+    seen: list[int] = []
+
+    def kill(first: int, samples: Tensor) -> None:
+        seen.append(first)
+        if first == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_samples(made, image, views, 6, state_path=tmp_path / "state.pt", on_samples=kill)
+    seen.clear()
+    resumed = collect_samples(
+        made, image, views, 6, state_path=tmp_path / "state.pt", on_samples=lambda first, _: seen.append(first)
+    )
+    assert seen == [4], "four samples were kept"
+    assert torch.equal(resumed.mean(), whole.mean()) and torch.equal(resumed.variance(), whole.variance())
+
+
+@pytest.mark.parametrize("change", ["seed", "radiographs", "steps"])
+def test_the_state_of_another_case_or_setting_is_refused(tmp_path: Path, change: str) -> None:
+    image, views = case()
+    collect_samples(sampler(), image, views, 2, state_path=tmp_path / "state.pt")
+    made = sampler(steps=4 if change == "steps" else 3)
+    other = image + 0.1 if change == "radiographs" else image
+    with pytest.raises(ValueError, match=r"state\.pt: samples of another case"):
+        collect_samples(made, other, views, 3, seed=int(change == "seed"), state_path=tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps and batch_size must be at least 1"),
+        ({"guidance_scale": -0.5}, "guidance_scale must not be negative"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must not be negative"),
+        ({"consistency_weight": 0.5}, "needs a consistency"),
+        ({"mean": lambda *_: None}, "without the reconstruction of a mean network"),
+        ({"denoiser": denoiser(known_channels=3)}, "needs the reconstruction of a mean network"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sampler(**options)
+
+
+def test_a_denoiser_of_another_autoencoder() -> None:
+    other = VQGAN(GRID, encoder_widths=(8, 8), decoder_widths=(8, 8), codes=16, embedding_dim=5)
+    with pytest.raises(ValueError, match="belongs to another vqgan"):
+        sampler(autoencoder=other)
+
+
+def test_bad_requests() -> None:
+    image, views = case()
+    with pytest.raises(ValueError, match="number of samples must be at least 1, got 0"):
+        collect_samples(sampler(), image, views, 0)
+    with pytest.raises(ValueError, match="do not match views"):
+        collect_samples(sampler(), image, views[:1], 2)
+    image[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        collect_samples(sampler(), image, views, 2)
+
+
+def test_a_sampler_is_built_from_checkpoints_that_belong_together(tmp_path: Path) -> None:
+    image, views = radiographs()
+    parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
+    meta = {"parents": {"autoencoder": sha256(parent)}}
+    path = save_checkpoint(tmp_path / "model.pt", denoiser(num_train_timesteps=50), meta)
+    loaded = load_sampler(path, parent, steps=3, solver={"order": 1})
+    assert loaded.scheduler.order == 1 and loaded.scheduler.num_train_timesteps == 50
+    assert torch.isfinite(loaded(image, views)).all()
+    other = save_checkpoint(tmp_path / "other.pt", autoencoder(seed=1))
+    with pytest.raises(ValueError, match=r"other\.pt: SHA-256 .* was trained on latents of the autoencoder"):
+        load_sampler(path, other)
+    with pytest.raises(ValueError, match="a checkpoint of VQGAN, not of ldm_recon"):
+        load_sampler(parent, parent)
+
+
+def mean_checkpoint(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    mlp = {"width": 8, "depth": 1}
+    return save_checkpoint(path, ImplicitReconstructor(None, GRID, FourierFeatures(count=4), mlp, mlp))
+
+
+def test_every_fold_meets_the_mean_network_that_has_not_seen_it(tmp_path: Path) -> None:
+    vqgan, (image, views) = autoencoder(), radiographs()
+    paths = [mean_checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
+    both = EncodedMean(paths, vqgan)
+    image, views = image.repeat(3, 1, 1, 1), views.repeat(3, 1, 1)
+    found = both(image, views, None, {"fold": torch.tensor([0, 1, 2])})
+    singles = [EncodedMean([path], vqgan)(image[:1], views[:1]) for path in paths]
+    torch.testing.assert_close(found, torch.cat([singles[0], singles[1], singles[0]]))
+    assert not torch.allclose(singles[0], singles[1], atol=1e-3)
+    with pytest.raises(ValueError, match="at least one checkpoint"):
+        EncodedMean([], vqgan)
