@@ -57,10 +57,12 @@ class Method:
     Attributes:
         name: as printed.
         run: from line integrals (K, V, U) and views (K, 13) to HU (X, Y, Z) on the prepared cube's grid.
+        columns: view sets that it is run on, by name; None: all.
     """
 
     name: str
     run: Callable[[Tensor, Tensor], Tensor]
+    columns: Sequence[str] | None = None
 
 
 def mean_training_ct(data_list_file: str | os.PathLike[str], hu_window: Sequence[float] = (-1000, 1000)) -> Method:
@@ -89,7 +91,12 @@ def sirt_row(grid: VolumeGrid, energy_kev: float = 70.0, iterations: int = 100, 
     return Method(f"SIRT{origin}, {iterations} iterations (clipped)", run)
 
 
-def network_row(name: str, checkpoint: str | os.PathLike[str], grid: VolumeGrid | None = None) -> Method:
+def network_row(
+    name: str,
+    checkpoint: str | os.PathLike[str],
+    grid: VolumeGrid | None = None,
+    columns: Sequence[str] | None = None,
+) -> Method:
     """A trained network, as a clinic would run it; on another grid than its own, if that is given."""
     overrides = {} if grid is None else {"grid": definition(grid)}
     network: Any = load_checkpoint(checkpoint).network(**overrides)
@@ -97,7 +104,7 @@ def network_row(name: str, checkpoint: str | os.PathLike[str], grid: VolumeGrid 
     def run(image: Tensor, views: Tensor) -> Tensor:
         return reconstruct_volume(network, *match_detector(image, views, network.grid.spacing_mm[0]))
 
-    return Method(name, run)
+    return Method(name, run, columns)
 
 
 def read_volume(path: str) -> Tensor:
@@ -118,6 +125,7 @@ def benchmark(
     view_sets: Mapping[str, tuple[str, Sequence[float]]] | None = None,
     shuffled: Method | None = None,
     metrics: Sequence[str] = METRICS,
+    known: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Run every method on every case and view set; write `benchmark.csv` and `benchmark.md`.
 
@@ -129,6 +137,7 @@ def benchmark(
         view_sets: columns, `VIEW_SETS` by default; those whose radiograph set is not given are left out.
         shuffled: also run this method with the radiographs of the next patient.
         metrics: to measure.
+        known: rows of an earlier run, which are taken over and not measured again.
 
     Returns:
         One mapping per case, method and view set, as in the CSV. `seconds` is wall time of the reconstruction.
@@ -137,18 +146,24 @@ def benchmark(
     names = list(next(iter(cohorts.values())))
     columns = {k: v for k, v in (view_sets or VIEW_SETS).items() if v[0] in cohorts}
     jobs = [(method, False) for method in methods] + ([(shuffled, True)] if shuffled else [])
+    found = {(row["case"], row["method"], row["views"]): dict(row) for row in known}
     rows: list[dict[str, Any]] = []
     for index, case in enumerate(tqdm(names, desc="benchmark", unit="case", disable=None)):
         truth = read_volume(next(iter(cohorts.values()))[case]["label"])
         for column, (kind, angles) in columns.items():
             for method, other in jobs:
+                name = f"{method.name}, another patient's radiographs" if other else method.name
+                if method.columns is not None and column not in method.columns:
+                    continue
+                if (case, name, column) in found:
+                    rows.append(found[case, name, column])
+                    continue
                 shown = names[(index + 1) % len(names)] if other else case
                 image, views = _stored(cohorts[kind], shown, angles)
                 start = time.perf_counter()
                 pred = method.run(image, views)
                 seconds = time.perf_counter() - start
                 values = evaluate_volume(pred, truth, names=metrics)
-                name = f"{method.name}, another patient's radiographs" if other else method.name
                 rows.append({"case": case, "method": name, "views": column, **values, "seconds": seconds})
                 logger.info("%s, %s, %s views: %.2f dB", case, name, column, values["psnr_range"])
     write_tables(rows, output)
@@ -171,26 +186,24 @@ def write_tables(rows: Sequence[Mapping[str, Any]], output: str | os.PathLike[st
     for metric in [m for m in (*METRICS, "seconds") if m in rows[0]]:
         lines += [f"Mean `{metric}` of {len(cases)} patients:", "", _header("method", columns)]
         for method in methods:
-            cells = [_mean(r[metric] for r in rows if r["method"] == method and r["views"] == c) for c in columns]
+            cells = [[r[metric] for r in rows if r["method"] == method and r["views"] == c] for c in columns]
+            digits = 3 if metric == "ssim" else 2
             lines.append(
-                f"| {method} | " + " | ".join(f"{x:.3f}" if metric == "ssim" else f"{x:.2f}" for x in cells) + " |"
+                f"| {method} | " + " | ".join(f"{statistics.fmean(x):.{digits}f}" if x else "" for x in cells) + " |"
             )
         lines.append("")
     lines += ["`psnr_range` of every patient:", "", _header("method | patient", columns)]
     for method in methods:
         for case in cases:
             found = {r["views"]: r["psnr_range"] for r in rows if r["method"] == method and r["case"] == case}
-            lines.append(f"| {method} | {case} | " + " | ".join(f"{found[c]:.2f}" for c in columns) + " |")
+            texts = [f"{found[c]:.2f}" if c in found else "" for c in columns]
+            lines.append(f"| {method} | {case} | " + " | ".join(texts) + " |")
     _replace(folder / "benchmark.md", "\n".join(lines) + "\n")
 
 
 def _header(first: str, columns: Sequence[str]) -> str:
     count = first.count("|") + 1
     return f"| {first} | " + " | ".join(columns) + " |\n|" + "---|" * (count + len(columns))
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -26,10 +26,17 @@ from custom.benchmark import (
     write_tables,
 )
 from custom.geometry import VolumeGrid
+from custom.report.tables import read_csv
 
 
 def main(
-    prepared: str, output: str, networks: dict[str, str] | None = None, part: str = "test", easy: bool = True
+    prepared: str,
+    output: str,
+    networks: dict[str, str] | None = None,
+    part: str = "test",
+    easy: bool = True,
+    columns: dict[str, list[str]] | None = None,
+    keep: list[str] | None = None,
 ) -> None:
     """Write benchmark.csv and benchmark.md to `output`, and to `output`/same_operator_64 the easy setting at 64^3.
 
@@ -39,6 +46,8 @@ def main(
         networks: row name to checkpoint. The first is also run with another patient's radiographs.
         part: of the datalist.
         easy: also run the easy setting.
+        columns: for networks that are not run on all view sets: row name to names of view sets.
+        keep: names of rows that are taken from the benchmark.csv that is in `output` already.
     """
     folder = Path(prepared)
     sets = {kind: folder / f"datalist_fine_{kind}.json" for kind in ("parallel", "cone")}
@@ -47,8 +56,10 @@ def main(
     def simple(grid: VolumeGrid) -> list[Method]:
         return [mean, sirt_row(grid), sirt_row(grid, start=mean)]
 
-    trained = [network_row(name, path) for name, path in (networks or {}).items()]
-    benchmark([*simple(VolumeGrid()), *trained], sets, output, part, shuffled=trained[0] if trained else None)
+    trained = [network_row(name, path, columns=(columns or {}).get(name)) for name, path in (networks or {}).items()]
+    known = [row for row in read_csv(Path(output) / "benchmark.csv") if row["method"] in keep] if keep else []
+    control = trained[0] if trained else None
+    benchmark([*simple(VolumeGrid()), *trained], sets, output, part, shuffled=control, known=known)
     if easy:
 
         def easy_rows(grid: VolumeGrid) -> list[Method]:

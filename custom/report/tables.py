@@ -21,6 +21,8 @@ __all__ = ["cohort_table", "format_value", "metric_label", "read_csv", "write_cs
 
 # Name in a table, and decimals that mean something.
 _SHOWN = {"psnr_range": ("PSNR [dB]", 2), "psnr_4095": ("PSNR 4095 [dB]", 2), "ssim": ("SSIM", 3)}
+#: Names, also where they are numbers: a patient "12", a view set "2".
+TEXT_COLUMNS = ("case", "patient", "method", "views")
 MAIN_METRICS = ("psnr_range", "psnr_4095", "ssim", "mae_hu", "rmse_hu")
 
 
@@ -38,13 +40,13 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
 
 
 def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads what `write_csv` wrote: numbers as float (an empty field as NaN), ``case`` and ``patient`` as text."""
+    """Reads what `write_csv` wrote: numbers as float (an empty field as NaN), `TEXT_COLUMNS` as text."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
 
     def parse(key: str, text: str) -> Any:
-        if key in ("case", "patient"):
+        if key in TEXT_COLUMNS:
             return text
         try:
             return float(text) if text else math.nan

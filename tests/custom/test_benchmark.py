@@ -19,6 +19,7 @@ from custom.geometry import Geometry, VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 from custom.projection import Projector, hu_to_attenuation
 from custom.reconstruct import reconstruct
+from custom.report.tables import read_csv
 
 GRID = VolumeGrid.cube(16, 320)
 ISOCENTER = (5.0, 6.0, 7.0)
@@ -100,6 +101,27 @@ def test_table_of_simple_rows_and_the_control(cohort: Path, tmp_path: Path) -> N
     assert own > psnr["case2", f"{simple.name}, another patient's radiographs", "2"] + 3
     assert len(list(csv.DictReader((out / "benchmark.csv").open()))) == len(rows)
     assert "| mean training CT | case3 |" in (out / "benchmark.md").read_text()
+
+
+def test_rows_of_an_earlier_run_are_taken_over_and_columns_can_be_left_out(cohort: Path, tmp_path: Path) -> None:
+    view_sets = {"2": ("parallel", (0.0, 90.0)), "1 lateral": ("parallel", (0.0,))}
+    calls: list[str] = []
+
+    def method(name: str, columns: list[str] | None = None) -> Method:
+        return Method(name, lambda image, views: (calls.append(name), patient(100))[1], columns)
+
+    options = {"view_sets": view_sets, "metrics": ("psnr_range",)}
+    first = benchmark([method("slow")], {"parallel": cohort}, tmp_path / "a", **options)  # type: ignore[arg-type]
+    assert calls == ["slow"] * len(first)
+    read = read_csv(tmp_path / "a/benchmark.csv")
+    calls.clear()
+    rows = benchmark(
+        [method("slow"), method("partial", ["2"])], {"parallel": cohort}, tmp_path / "b", known=read, **options
+    )  # type: ignore[arg-type]
+    assert set(calls) == {"partial"} and {r["views"] for r in rows if r["method"] == "partial"} == {"2"}
+    assert [r for r in rows if r["method"] == "slow"] == first
+    table = (tmp_path / "b/benchmark.md").read_text()
+    assert any(line.startswith("| partial | ") and line.endswith("|  |") for line in table.splitlines())
 
 
 def test_easy_setting_averages_a_finer_answer(cohort: Path) -> None:
