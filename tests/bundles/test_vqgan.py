@@ -18,6 +18,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 from monai.utils import set_determinism
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from custom import __version__
 from custom.checkpoints import load_checkpoint
@@ -210,7 +211,11 @@ def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]
     assert state["trainer"]["iteration"] == TRAIN_OVERRIDES["iterations_per_epoch"]
     assert state["guard"]["steps"] == 2 and state["network"]["quantiser.ready"] == 1
     assert state["d_optimizer"]["state"], "the discriminators have started"
-    assert list((folder / "eval").glob("events.out.tfevents*"))
+    curves: set[str] = set()
+    for file in (folder / "eval").glob("events.out.tfevents*"):
+        events = EventAccumulator(str(file))
+        curves |= set(events.Reload().Tags()["scalars"])
+    assert {"l1", "commitment", "perplexity", "codebook_use"} <= curves, "every term of the loss has a curve"
 
 
 def test_evaluation_writes_both_ceilings_of_every_case(trained: dict[str, Any], tmp_path: Path) -> None:
