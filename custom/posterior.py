@@ -134,7 +134,8 @@ class PosteriorEvaluator(SupervisedEvaluator):
         isocenter: Sequence[float] | None,
     ) -> SampleStatistics:
         table = folder / "samples.csv"
-        rows = {int(row["sample"]): row for row in read_csv(table)} if table.is_file() else {}
+        old = read_csv(table) if table.is_file() else []
+        rows = {int(row["sample"]): {**row, "sample": int(row["sample"])} for row in old}
 
         def measure(first: int, samples: Tensor) -> None:
             for index, sample in enumerate(samples[:, 0].cpu(), first):

@@ -1,0 +1,95 @@
+"""Samples of cases in files: what is written, what a kill leaves, and the error against the radiographs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from custom.engines import StoredRadiographs
+from custom.geometry import Geometry
+from custom.inferers import PosteriorSampler
+from custom.posterior import PosteriorEvaluator, reprojection_error_mm
+from custom.projection import Projector, hu_to_attenuation
+from tests.custom.tiny_diffusion import GRID, autoencoder, denoiser
+
+
+def chest() -> Tensor:
+    """Water in air, (16, 16, 16) HU."""
+    radius = GRID.points().norm(dim=-1)
+    return torch.where(radius < 120, 0.0, -1000.0)
+
+
+def case() -> dict[str, Any]:
+    geometry = Geometry.from_angles([0.0, 90.0], "parallel", grid=GRID, detector_shape=(16, 24))
+    image = Projector.from_geometry(geometry)(hu_to_attenuation(chest()[None, None], 70.0))
+    views = geometry.tensor()[None]
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    return {"image": image, "views": views, "view_mask": mask, "label": chest()[None, None], "case": ["p1"]}
+
+
+def evaluator(folder: Path, samples: int = 3, **options: Any) -> PosteriorEvaluator:
+    network = denoiser()
+    sampler = PosteriorSampler(network, autoencoder(), network.scheduler(), steps=2)
+    return PosteriorEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[case()],
+        network=sampler,
+        prepare_batch=StoredRadiographs(),
+        samples=samples,
+        output_dir=folder,
+        decollate=False,
+        **options,
+    )
+
+
+def test_the_error_against_the_radiographs_is_that_of_the_volume() -> None:
+    stored = case()
+    own = reprojection_error_mm(chest(), stored["image"][0], stored["views"][0], GRID, 70.0)
+    assert own == pytest.approx(0, abs=1e-3)
+    air = reprojection_error_mm(torch.full(GRID.shape, -1000.0), stored["image"][0], stored["views"][0], GRID, 70.0)
+    paths = Projector(GRID, (16, 24))((chest()[None, None] + 1000) / 1000, stored["views"][0])
+    assert air == pytest.approx(float(paths.square().mean().sqrt()), rel=1e-3)
+
+
+def test_a_case_is_written_and_the_engine_has_the_mean(tmp_path: Path) -> None:
+    made = evaluator(tmp_path, keep_samples=True, context={"model": "x"})
+    made.run()
+    content = json.loads((tmp_path / "p1/uncertainty.json").read_text())
+    assert content["model"] == "x" and content["views"] == 2 and content["summary"]["samples"] == 3
+    names = {path.name for path in (tmp_path / "p1").iterdir()}
+    assert {"mean.nii.gz", "std.nii.gz", "squared_bias.nii.gz", "samples.csv", "uncertainty.png"} <= names
+    assert {f"sample_000{n}.nii.gz" for n in range(3)} <= names and "state.pt" not in names
+    assert made.state.output["pred"].shape == (1, 1, *GRID.shape)  # type: ignore[index]
+
+
+def test_a_kill_between_batches_loses_nothing(tmp_path: Path) -> None:
+    evaluator(tmp_path / "whole").run()
+    killed = evaluator(tmp_path / "parts")
+    solve, calls = killed.network._solve, []
+
+    def dying(*args: Any) -> Tensor:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return solve(*args)
+
+    killed.network._solve = dying
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    assert (tmp_path / "parts/p1/state.pt").is_file() and not (tmp_path / "parts/p1/mean.nii.gz").exists()
+    evaluator(tmp_path / "parts").run()
+    for name in ("mean.nii.gz", "std.nii.gz"):
+        assert (tmp_path / "parts/p1" / name).read_bytes() == (tmp_path / "whole/p1" / name).read_bytes()
+    tables = [list(csv.DictReader((tmp_path / f / "p1/samples.csv").open())) for f in ("parts", "whole")]
+    assert tables[0] == tables[1] and len(tables[0]) == 3
+
+
+def test_one_sample_has_no_spread(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="samples must be at least 2"):
+        evaluator(tmp_path, samples=1)
