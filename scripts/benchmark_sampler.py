@@ -1,0 +1,145 @@
+"""The sampler of ldm_recon: how many steps it needs, and what a sample costs.
+
+    python scripts/benchmark_sampler.py cost
+    python scripts/benchmark_sampler.py steps outputs/ldm/models/model.pt outputs/vqgan/models/model.pt \
+        data/prepared/datalist_fine.json outputs/sampler
+
+`cost` times the default networks at 128^3 with random weights: time and memory do not depend on what they learnt.
+`steps` compares solvers and numbers of steps on the same noise with a reference of 1000 steps.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+from custom.data.cohort import load_cases
+from custom.geometry import views_from_angles
+from custom.inferers import PosteriorSampler, load_sampler
+from custom.metrics import evaluate_volume
+from custom.report.tables import write_csv
+from custom.transforms import LoadRadiographsd, SampleOnGridd
+from custom.values import unit_to_hu
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE_STEPS = 1000
+SOLVERS: dict[str, dict[str, Any]] = {
+    "DDIM (order 1)": {"order": 1},
+    "DPM-Solver++ 2M, uniform in time": {"order": 2},
+    "DPM-Solver++ 2M, quadratic": {"order": 2, "spacing": "time_quadratic"},
+    "DPM-Solver++ 2M, uniform in log-SNR": {"order": 2, "spacing": "log_snr_uniform"},
+    "DPM-Solver++ 3M, quadratic": {"order": 3, "spacing": "time_quadratic"},
+}
+
+
+def _network(bundle: str, *presets: str) -> Any:
+    folder = ROOT / "bundles" / bundle / "configs"
+    parser = ConfigParser()
+    parser.read_config([str(folder / "train.json"), *(str(folder / "presets" / f"{p}.json") for p in presets)])
+    return parser.get_parsed_content("network_def").eval()
+
+
+def cost(steps: int = 20, guidance_scale: float = 2.0, repeats: int = 3, preset: str = "", threads: int = 0) -> None:
+    """Seconds of a sample from two views, with and without guidance, and the peak memory of this process."""
+    if threads:
+        torch.set_num_threads(threads)
+    presets = [preset] if preset else []
+    autoencoder, denoiser = _network("vqgan", *presets), _network("ldm_recon", *presets)
+    size = autoencoder.grid.shape[0]
+    views = views_from_angles(torch.tensor([0.0, 90.0]), "parallel", pixel_mm=autoencoder.grid.spacing_mm[0])
+    image = torch.rand(1, 2, size, size * 3 // 2) * 5
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {size}^3, {steps} steps"
+    )
+    for scale in (1.0, guidance_scale):
+        sampler = PosteriorSampler(denoiser, autoencoder, denoiser.scheduler(), steps, scale)
+        seconds = []
+        for repeat in range(repeats):
+            start = time.perf_counter()
+            sampler(image, views[None].float(), first=repeat)
+            seconds.append(time.perf_counter() - start)
+        print(f"guidance {scale:g}: {min(seconds):.2f} to {max(seconds):.2f} s")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"peak memory of the process {peak:.2f} GiB")
+
+
+def _cases(datalist: str, part: str, sampler: PosteriorSampler, angles: list[float]) -> Iterator[tuple[dict, Tensor]]:
+    from monai.transforms import LoadImaged
+
+    load = LoadImaged(["label"], ensure_channel_first=True)
+    grid = SampleOnGridd(["label"], "label", sampler.grid)
+    radiographs = LoadRadiographsd(angles_deg=angles, pixel_at_isocenter_mm=sampler.grid.spacing_mm[0])
+    for case in load_cases(datalist, part):
+        loaded = radiographs({"image": case["image"], "geometry": case["geometry"]})
+        yield {**loaded, "case": case["case"]}, grid(load({"label": case["label"]}))["label"][0].float()
+
+
+def steps(
+    checkpoint: str,
+    autoencoder_checkpoint: str,
+    datalist: str,
+    output: str,
+    mean_checkpoint: str | None = None,
+    part: str = "test",
+    angles: tuple[float, ...] = (0.0, 90.0),
+    counts: tuple[int, ...] = (5, 10, 15, 20, 50, 250),
+    cases: int = 2,
+    noises: int = 2,
+) -> None:
+    """Distance of the latents to those of 1000 steps on the same noise, PSNR and seconds of a sample, for every solver.
+
+    Args:
+        checkpoint: model.pt of ldm_recon.
+        autoencoder_checkpoint: of its vqgan.
+        datalist: with stored radiographs.
+        output: folder of steps.csv.
+        mean_checkpoint: of inr_recon, if the denoiser is told its reconstruction.
+        part: of the datalist.
+        angles: of the views.
+        counts: numbers of steps.
+        cases: patients.
+        noises: noises of each.
+    """
+    sampler = load_sampler(checkpoint, autoencoder_checkpoint, mean_checkpoint)
+    rows: list[dict[str, Any]] = []
+    for number, (case, truth) in enumerate(_cases(datalist, part, sampler, list(angles))):
+        if number == cases:
+            break
+        image, views = case["image"][None], case["views"][None]
+        for index in range(noises):
+            noise = sampler.noise(0, index)
+            sampler.scheduler, sampler.steps = sampler.denoiser.scheduler(order=2), REFERENCE_STEPS
+            reference = sampler.sample_latents(image, views, None, noise)
+            for name, options in SOLVERS.items():
+                for count in counts:
+                    sampler.scheduler, sampler.steps = sampler.denoiser.scheduler(**options), count
+                    start = time.perf_counter()
+                    latent = sampler.sample_latents(image, views, None, noise)
+                    seconds = time.perf_counter() - start
+                    hu = unit_to_hu(sampler._decode(latent)[0, 0], sampler.hu_window)
+                    distance = float((latent - reference).norm() / reference.norm())
+                    psnr = evaluate_volume(hu, truth, sampler.hu_window, ["psnr_range"])["psnr_range"]
+                    row = {"case": case["case"], "noise": index, "solver": name, "steps": count}
+                    rows.append({**row, "distance": distance, "psnr_range": psnr, "seconds": seconds})
+            write_csv(rows, Path(output) / "steps.csv")
+    print("| solver | steps | distance to 1000 steps | psnr_range | seconds |\n|---|---|---|---|---|")
+    for name in SOLVERS:
+        for count in counts:
+            found = [row for row in rows if row["solver"] == name and row["steps"] == count]
+            means = [sum(row[key] for row in found) / len(found) for key in ("distance", "psnr_range", "seconds")]
+            print(f"| {name} | {count} | {means[0]:.4f} | {means[1]:.2f} | {means[2]:.2f} |")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    fire.Fire({"cost": cost, "steps": steps})
