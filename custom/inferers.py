@@ -37,7 +37,7 @@ class EncodedMean:
         device: of all of them.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`, or if there is none.
+        FileNotFoundError, ValueError: as `load_checkpoint`, or if there is none; while running, for a fold without one.
     """
 
     def __init__(
@@ -63,9 +63,15 @@ class EncodedMean:
         folds = [0] * len(image) if batch is None or "fold" not in batch else [int(f) for f in batch["fold"]]
         volumes = []
         for b, fold in enumerate(folds):
+            if fold >= len(self.networks):
+                raise ValueError(
+                    f"a case of fold {fold}, but there are {len(self.networks)} mean networks: write the latents with "
+                    "as many folds as there are fold_mean_checkpoints"
+                )
             case = slice(b, b + 1)
-            network = self.networks[fold % len(self.networks)]
-            volumes.append(network(image[case], views[case], None if view_mask is None else view_mask[case]))
+            volumes.append(
+                self.networks[fold](image[case], views[case], None if view_mask is None else view_mask[case])
+            )
         return self.autoencoder.encode(torch.cat(volumes).clamp(-1, 1))
 
 

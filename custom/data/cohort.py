@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FILE_KEYS", "load_cases", "mixing_weights", "read_datalist"]
+from custom.data.files import write_json
+
+__all__ = ["FILE_KEYS", "load_cases", "mixing_weights", "read_datalist", "write_fold_datalists"]
 
 #: Entries of a case that are files, relative to the datalist.
 FILE_KEYS = ("label", "source", "segmentation", "image", "geometry")
@@ -71,6 +73,35 @@ def load_cases(
         for case in cases:
             case["fold"] = patients[case["patient"]] % folds
     return cases
+
+
+def write_fold_datalists(data_list_file: str | os.PathLike[str], folds: int) -> list[Path]:
+    """For every fold a datalist whose training part lacks its patients, numbered as `load_cases` numbers them.
+
+    What is trained on list i has not seen fold i: so are networks made whose reconstructions of training patients are
+    as good, and as bad, as of new ones.
+
+    Args:
+        data_list_file: datalist.json; the new ones stand beside it, as datalist_without_fold0.json, ...
+        folds: number of parts, at least 2.
+
+    Returns:
+        The files, by fold.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_cases`, or if a fold would take all patients.
+    """
+    path = Path(data_list_file)
+    content, cases = read_datalist(path), load_cases(path, "training", folds=folds)
+    written = []
+    for fold in range(folds):
+        kept = [entry for entry, case in zip(content["training"], cases, strict=True) if case["fold"] != fold]
+        if not kept or len(kept) == len(cases):
+            raise ValueError(f"{path}: {folds} folds of {len(cases)} training cases: fold {fold} has none or all")
+        target = path.with_name(f"{path.stem}_without_fold{fold}.json")
+        write_json(target, {**content, "training": kept, "numTraining": len(kept)})
+        written.append(target)
+    return written
 
 
 def mixing_weights(patients: int, phantoms: int, phantom_share: float) -> list[float]:

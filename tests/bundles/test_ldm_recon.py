@@ -36,7 +36,12 @@ TINY: dict[str, Any] = {
     "source_grid#shape": [24, 20, 16],
     "source_grid#spacing_mm": [VOXEL_MM] * 3,
 }
-LATENTS: dict[str, Any] = {"latents": 4, "loading_grid#shape": [32, 24, 24], "loading_grid#spacing_mm": [VOXEL_MM] * 3}
+LATENTS: dict[str, Any] = {
+    "latents": 4,
+    "folds": 2,
+    "loading_grid#shape": [32, 24, 24],
+    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
+}
 TRAIN: dict[str, Any] = {
     "epochs": 1,
     "iterations_per_epoch": 2,

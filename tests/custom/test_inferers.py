@@ -169,9 +169,11 @@ def test_every_fold_meets_the_mean_network_that_has_not_seen_it(tmp_path: Path) 
     paths = [mean_checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
     both = EncodedMean(paths, vqgan)
     image, views = image.repeat(3, 1, 1, 1), views.repeat(3, 1, 1)
-    found = both(image, views, None, {"fold": torch.tensor([0, 1, 2])})
+    found = both(image, views, None, {"fold": torch.tensor([0, 1, 0])})
     singles = [EncodedMean([path], vqgan)(image[:1], views[:1]) for path in paths]
     torch.testing.assert_close(found, torch.cat([singles[0], singles[1], singles[0]]))
     assert not torch.allclose(singles[0], singles[1], atol=1e-3)
+    with pytest.raises(ValueError, match="a case of fold 2, but there are 2 mean networks"):
+        both(image, views, None, {"fold": torch.tensor([0, 1, 2])})
     with pytest.raises(ValueError, match="at least one checkpoint"):
         EncodedMean([], vqgan)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from custom.data.cohort import load_cases, mixing_weights
+from custom.data.cohort import load_cases, mixing_weights, write_fold_datalists
 
 
 def test_an_optional_cohort_has_no_cases() -> None:
@@ -33,3 +33,19 @@ def test_folds_part_patients_not_scans(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"training": cases}))
     assert [case["fold"] for case in load_cases(tmp_path / "list.json", "training", folds=3)] == [0, 1, 0, 2, 1, 0]
     assert "fold" not in load_cases(tmp_path / "list.json", "training")[0]
+
+
+def test_a_datalist_without_a_fold_lacks_its_patients_alone(tmp_path: Path) -> None:
+    (tmp_path / "ct.nii.gz").touch()
+    cases = [{"case": f"{n}", "patient": p, "label": "ct.nii.gz"} for n, p in enumerate(["a", "b", "a", "c", "d"])]
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": cases, "test": cases[:1], "numTraining": 5}))
+    written = write_fold_datalists(path, 2)
+    assert [file.name for file in written] == ["list_without_fold0.json", "list_without_fold1.json"]
+    assert [[case["case"] for case in load_cases(file, "training")] for file in written] == [
+        ["1", "4"],
+        ["0", "2", "3"],
+    ]
+    assert [len(load_cases(file, "test")) for file in written] == [1, 1]
+    with pytest.raises(ValueError, match="fold 4 has none or all"):
+        write_fold_datalists(path, 5)
