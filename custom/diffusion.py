@@ -86,6 +86,12 @@ def fit_normalisation(
         )
     if (mean is None) != (network.known_channels == 0):
         raise ValueError("known_channels and fold_mean_checkpoints belong together: set both, or neither")
+    networks = len(getattr(mean, "networks", ()))
+    if networks and networks != dataset.folds:
+        raise ValueError(
+            f"{networks} fold_mean_checkpoints for latents of {dataset.folds} folds of the patients: a mean would have "
+            "seen the patients that it serves; write the latents with as many folds"
+        )
     network.latent_mean.copy_(dataset.latent_mean)
     network.latent_std.copy_(dataset.latent_std.clamp(min=1e-6))
     if not network.residual or mean is None or radiographs is None:

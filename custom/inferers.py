@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import math
 import os
@@ -35,20 +36,30 @@ class EncodedMean:
         checkpoints: model.pt of `inr_recon`; network i serves fold i.
         autoencoder: a `VQGAN`, which encodes on its grid, or its model.pt.
         device: of all of them.
+        precision: of all of them.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`, or if there is none; while running, for a fold without one.
     """
 
     def __init__(
-        self, checkpoints: Sequence[str | os.PathLike[str]], autoencoder: Any, device: str | torch.device = "cpu"
+        self,
+        checkpoints: Sequence[str | os.PathLike[str]],
+        autoencoder: Any,
+        device: str | torch.device = "cpu",
+        precision: str = "auto",
     ) -> None:
         if not checkpoints:
             raise ValueError("a mean needs at least one checkpoint of inr_recon")
         if isinstance(autoencoder, str | os.PathLike):
             autoencoder = load_checkpoint(autoencoder).network().to(device)
         grid = definition(autoencoder.grid)
-        self.networks = [load_checkpoint(path).network(grid=grid).to(device) for path in checkpoints]
+        self.networks: list[Any] = [
+            load_checkpoint(path).network(grid=grid, precision=precision).to(device) for path in checkpoints
+        ]
+        for path, network in zip(checkpoints, self.networks, strict=True):
+            if tuple(network.hu_window) != tuple(autoencoder.hu_window):
+                raise ValueError(f"{path}: HU window {network.hu_window}, the autoencoder's is {autoencoder.hu_window}")
         self.autoencoder = autoencoder
 
     @torch.no_grad()
@@ -87,7 +98,7 @@ class PosteriorSampler(nn.Module):
         scheduler: solver with the noise schedule and prediction type of the training: `denoiser.scheduler()`.
         steps: evaluations of the denoiser for a sample.
         guidance_scale: s in e = e_u + s (e_c - e_u) (Ho and Salimans 2022; DIFR3CT, equation 8). 1 samples what was
-            learnt; more narrows the samples, so that their variance means nothing; 0 ignores the radiographs.
+            learnt; more narrows the samples, so that their variance means nothing; 0 samples without the condition.
         batch_size: samples at a time: memory against speed.
         quantise: decode the nearest codes instead of the continuous latents.
         mean: gives the denoiser's `known` from (image, views, view_mask): the encoded reconstruction (B, C, X, Y, Z).
@@ -126,12 +137,12 @@ class PosteriorSampler(nn.Module):
                 if mean is None
                 else "this denoiser was trained without the reconstruction of a mean network"
             )
-        expected = (denoiser.latent_channels, denoiser.grid.shape)
-        found = (autoencoder.embedding_dim, autoencoder.latent_grid.shape)
+        expected = (denoiser.latent_channels, denoiser.grid, tuple(denoiser.hu_window))
+        found = (autoencoder.embedding_dim, autoencoder.latent_grid, tuple(autoencoder.hu_window))
         if expected != found:
             raise ValueError(
-                f"the denoiser's latents, {expected[0]} channels on {expected[1]}, are not the autoencoder's, "
-                f"{found[0]} channels on {found[1]}: it belongs to another vqgan"
+                f"the denoiser's latents (channels, grid, HU window) {expected} are not the autoencoder's, {found}: it "
+                "belongs to another vqgan"
             )
         self.denoiser, self.autoencoder, self.scheduler = denoiser, autoencoder, scheduler
         self.steps, self.guidance_scale, self.batch_size = steps, guidance_scale, batch_size
@@ -291,7 +302,7 @@ def load_sampler(
                 f"autoencoder {expected[:12]}: pass that one"
             )
         denoiser = built.to(device)
-    mean = None if mean_checkpoint is None else EncodedMean([mean_checkpoint], autoencoder, device)
+    mean = None if mean_checkpoint is None else EncodedMean([mean_checkpoint], autoencoder, device, precision)
     return PosteriorSampler(denoiser, autoencoder, denoiser.scheduler(**(solver or {})), mean=mean, **options)
 
 
@@ -329,6 +340,8 @@ def collect_samples(
         if not torch.equal(state.pop("fingerprint"), label):
             raise ValueError(f"{path}: samples of another case, seed or setting: remove it, or write elsewhere")
         statistics.load_state_dict(state)
+        if statistics.count > count:
+            raise ValueError(f"{path}: holds {statistics.count} samples already, more than the {count} asked for")
         logger.info("%s: %d of %d samples are there already", path, statistics.count, count)
     first = statistics.count
     with tqdm(total=count, initial=first, desc="samples", unit="sample", disable=None) as bar:
@@ -343,19 +356,16 @@ def collect_samples(
 
 
 def _fingerprint(sampler: PosteriorSampler, image: Tensor, views: Tensor, seed: int) -> Tensor:
-    """Numbers that differ where the samples would."""
-    weights = sum(float(p.double().abs().sum()) for p in sampler.denoiser.parameters())
-    numbers = [
-        *(
-            float(x)
-            for x in (sampler.steps, sampler.guidance_scale, sampler.quantise, sampler.consistency_weight, seed)
-        ),
-        weights,
-        float(image.double().sum()),
-        float(image.double().square().sum()),
-        float((views.double() * torch.arange(1, 14)).sum()),
-    ]
-    return torch.tensor(numbers, dtype=torch.float64)
+    """SHA-256, as bytes, of all that the samples depend on."""
+    total = hashlib.sha256()
+    settings = [sampler.steps, sampler.guidance_scale, sampler.quantise, sampler.consistency_weight, seed]
+    solver = {k: v for k, v in vars(sampler.scheduler).items() if isinstance(v, str | int | float | bool | None)}
+    total.update(repr([settings, sorted((k, v) for k, v in solver.items() if not k.startswith("_"))]).encode())
+    networks = [sampler.denoiser, sampler.autoencoder, *getattr(sampler.mean, "networks", [])]
+    tensors = [value for network in networks for value in network.state_dict().values()]
+    for tensor in (*tensors, image, views):
+        total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return torch.tensor(list(total.digest()), dtype=torch.uint8)
 
 
 def _save(path: Path, state: dict[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
@@ -84,6 +85,14 @@ class PosteriorEvaluator(SupervisedEvaluator):
         super().__init__(*args, **kwargs)
         self.samples, self.sample_seed, self.output_dir = samples, sample_seed, Path(output_dir)
         self.keep_samples, self.metric_names, self.context = keep_samples, list(metric_names), dict(context or {})
+        self._states: list[Path] = []
+        self.add_event_handler(Events.COMPLETED, self._forget)
+
+    def _forget(self, _engine: Any) -> None:
+        """All cases are done: what a killed run would have needed goes."""
+        for path in self._states:
+            path.unlink(missing_ok=True)
+        self._states = []
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict:
         image, label, _, keywords = self.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
@@ -117,7 +126,7 @@ class PosteriorEvaluator(SupervisedEvaluator):
         uncertainty_figure(
             {"": maps}, sampler.grid.spacing_mm, folder / "uncertainty.png", title=folder.name, caption=caption
         )
-        (folder / "state.pt").unlink(missing_ok=True)
+        self._states.append(folder / "state.pt")
         pred = hu_to_unit(mean, sampler.hu_window)[None, None].to(engine.state.device)
         engine.state.output = {Keys.IMAGE: image[None], Keys.LABEL: label, Keys.PRED: pred}
         engine.fire_event(IterationEvents.FORWARD_COMPLETED)
@@ -133,8 +142,8 @@ class PosteriorEvaluator(SupervisedEvaluator):
         truth: Tensor | None,
         isocenter: Sequence[float] | None,
     ) -> SampleStatistics:
-        table = folder / "samples.csv"
-        old = read_csv(table) if table.is_file() else []
+        table, state = folder / "samples.csv", folder / "state.pt"
+        old = read_csv(table) if table.is_file() and state.is_file() else []  # without a state: of another run
         rows = {int(row["sample"]): {**row, "sample": int(row["sample"])} for row in old}
 
         def measure(first: int, samples: Tensor) -> None:
@@ -148,9 +157,7 @@ class PosteriorEvaluator(SupervisedEvaluator):
                 write_csv([rows[index] for index in sorted(rows)], table)
 
         body = None if truth is None else torch.from_numpy(body_mask(truth))
-        return collect_samples(
-            sampler, image, views, self.samples, self.sample_seed, folder / "state.pt", body, measure
-        )
+        return collect_samples(sampler, image, views, self.samples, self.sample_seed, state, body, measure)
 
 
 def _case_name(batch: Mapping[str, Any]) -> str:

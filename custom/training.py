@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,21 @@ from custom.networks.prior import OutOfFoldPriors
 
 __all__ = [
     "BestModelSaver",
+    "FinalValidation",
     "GradientClip",
     "ResumableCheckpoint",
     "UpdateAverage",
     "WeightAverage",
     "fit_prior",
     "load_weights",
+    "training_seed",
     "warmup_cosine",
 ]
 
 logger = logging.getLogger(__name__)
+
+#: Steps over which the average becomes slow: at first it would remember the network's random weights.
+AVERAGE_WARMUP_ITERATIONS = 500
 
 
 class WeightAverage:
@@ -46,12 +52,20 @@ class WeightAverage:
     """
 
     def __init__(self, network: torch.nn.Module, momentum: float = 0.002) -> None:
-        self._handler = EMAHandler(network, momentum=momentum, momentum_warmup=0.1, warmup_iters=500)
+        self.momentum = momentum
+        self._handler = EMAHandler(network, momentum=momentum)
         self.network = self._handler.ema_model
 
     def attach(self, engine: Engine) -> None:
         """Update after every iteration."""
         self._handler.attach(engine, event=Events.ITERATION_COMPLETED)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._warm_up)
+
+    def _warm_up(self, engine: Engine) -> None:
+        """Ignite's own warm-up counts from where a training was resumed, and would throw the average away there."""
+        share = min(1.0, engine.state.iteration / AVERAGE_WARMUP_ITERATIONS)
+        first = max(0.1, self.momentum)
+        engine.state.ema_momentum = first + (self.momentum - first) * share  # type: ignore[attr-defined]
 
 
 class UpdateAverage:
@@ -70,6 +84,26 @@ class UpdateAverage:
     def attach(self, engine: Engine) -> None:
         """Registers with a trainer."""
         self.average.attach(engine)
+
+
+class FinalValidation:
+    """Handler that validates at the end of a training whose last epoch is none of those that are validated anyway.
+
+    Args:
+        validator: evaluator.
+        interval: epochs between two validations.
+    """
+
+    def __init__(self, validator: Any, interval: int) -> None:
+        self.validator, self.interval = validator, interval
+
+    def attach(self, engine: Engine) -> None:
+        """Registers with a trainer."""
+        engine.add_event_handler(Events.COMPLETED, self._validate)
+
+    def _validate(self, engine: Engine) -> None:
+        if engine.state.epoch % self.interval:
+            self.validator.run(engine.state.epoch)
 
 
 class GradientClip:
@@ -274,6 +308,28 @@ def load_weights(network: torch.nn.Module, checkpoint: str | os.PathLike[str] | 
     """
     if checkpoint is not None:
         load_checkpoint(checkpoint).load_into(network)
+
+
+def training_seed(seed: int, checkpoint: str | os.PathLike[str], resume: bool = True) -> int:
+    """The seed of a training that may go on from a checkpoint: another one after every epoch.
+
+    With the same one a resumed training would see again what it has seen in its first epochs.
+
+    Args:
+        seed: of the training.
+        checkpoint: checkpoint_last.pt, which need not be there.
+        resume: whether it will be taken up.
+    """
+    path = Path(checkpoint)
+    if not resume or not path.is_file():
+        return seed
+    try:
+        iteration = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["trainer"]["iteration"]
+    except (KeyError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path}: not a checkpoint to go on from: {error}; remove it or pass --resume False"
+        ) from error
+    return (seed + 7919 * int(iteration)) % 2**31
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int, final: float = 0.02) -> object:

@@ -10,12 +10,18 @@
 # OPTIONS_VQGAN, OPTIONS_LATENTS, OPTIONS_LDM (environment) more options of each stage, such as "--epochs 10".
 set -euo pipefail
 
-datalist=${1:?"usage: bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]"}
-output=${2:?"usage: bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]"}
+datalist=$(realpath -m "${1:?"usage: bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]"}")
+output=$(realpath -m "${2:?"usage: bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]"}")
 preset=${3:-}
 gpus=${GPUS:-1} nodes=${NODES:-1}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -f $datalist ]] || { echo "$datalist: no such datalist; 'fewview-ct prepare' writes one" >&2; exit 2; }
+for bundle in vqgan ldm_recon; do
+    file="bundles/$bundle/configs/presets/$preset.json"
+    [[ -z $preset || -f $file ]] || { echo "$file: no such preset; both bundles need it" >&2; exit 2; }
+done
+# Before the first stage, in which all nodes meet: a mark from an earlier run must not start the third one too early.
+((${NODE_RANK:-0} > 0)) || rm -f "$output/latents/complete"
 
 # configs BUNDLE OVERLAY...: the --config_file list, with the preset and, on several devices, their overlay.
 configs() {
@@ -40,9 +46,8 @@ train() {
 }
 
 autoencoder="$output/vqgan/models/model.pt"
-read -ra more_vqgan <<<"${OPTIONS_VQGAN:-}"
-read -ra more_latents <<<"${OPTIONS_LATENTS:-}"
-read -ra more_ldm <<<"${OPTIONS_LDM:-}"
+# Quotes in the options hold, as in "--view_weights \"{'2': 1}\"".
+eval "more_vqgan=(${OPTIONS_VQGAN:-}) more_latents=(${OPTIONS_LATENTS:-}) more_ldm=(${OPTIONS_LDM:-})"
 
 train vqgan --data_list_file "$datalist" --ckpt_dir "$output/vqgan/models" --output_dir "$output/vqgan/eval" \
     "${more_vqgan[@]}"

@@ -78,7 +78,9 @@ def write_latents(
         "source_grid": definition(source_grid),
         "hu_window": list(autoencoder.hu_window),
         "seed": seed,
-        "cases": len(cases),
+        "folds": [int(case.get("fold", 0)) for case in cases],
+        "weights": [round(float(weight), 9) for weight in weights],
+        "loaded_shapes": sorted({tuple(case[key].shape[1:]) for case in cases}),
         "augmentation": {k: v for k, v in vars(augment).items() if isinstance(v, int | float | tuple) and k != "R"},
     }
     settings = json.loads(json.dumps(settings))
@@ -124,6 +126,7 @@ class LatentDataset(Dataset):
 
     Attributes:
         latent_mean, latent_std: of every channel, over all entries.
+        folds: number of parts of the patients.
 
     Raises:
         FileNotFoundError: if there are none, or some are missing.
@@ -149,6 +152,7 @@ class LatentDataset(Dataset):
         self.count = int(content["count"])
         self.latent_mean = torch.tensor(content["latent_mean"])
         self.latent_std = torch.tensor(content["latent_std"])
+        self.folds = max(content["folds"]) + 1
         missing = [i for i in range(self.count) if not entry_path(self.folder, i).is_file()]
         if missing:
             raise FileNotFoundError(f"{entry_path(self.folder, missing[0])}: missing, and {len(missing) - 1} more")

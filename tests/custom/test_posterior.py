@@ -33,12 +33,12 @@ def case() -> dict[str, Any]:
     return {"image": image, "views": views, "view_mask": mask, "label": chest()[None, None], "case": ["p1"]}
 
 
-def evaluator(folder: Path, samples: int = 3, **options: Any) -> PosteriorEvaluator:
+def evaluator(folder: Path, samples: int = 3, cases: tuple[str, ...] = ("p1",), **options: Any) -> PosteriorEvaluator:
     network = denoiser()
     sampler = PosteriorSampler(network, autoencoder(), network.scheduler(), steps=2)
     return PosteriorEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=[case()],
+        val_data_loader=[{**case(), "case": [name]} for name in cases],
         network=sampler,
         prepare_batch=StoredRadiographs(),
         samples=samples,
@@ -88,6 +88,33 @@ def test_a_kill_between_batches_loses_nothing(tmp_path: Path) -> None:
         assert (tmp_path / "parts/p1" / name).read_bytes() == (tmp_path / "whole/p1" / name).read_bytes()
     tables = [list(csv.DictReader((tmp_path / f / "p1/samples.csv").open())) for f in ("parts", "whole")]
     assert tables[0] == tables[1] and len(tables[0]) == 3
+
+
+def test_cases_that_are_done_are_not_drawn_again_after_a_kill(tmp_path: Path) -> None:
+    killed = evaluator(tmp_path, cases=("p1", "p2"))
+    solve, calls = killed.network._solve, []
+
+    def counting(*args: Any) -> Tensor:
+        calls.append(args)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return solve(*args)
+
+    killed.network._solve = counting
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    again = evaluator(tmp_path, cases=("p1", "p2"))
+    again.network._solve = lambda *args: (calls.append(args), solve(*args))[1]
+    calls.clear()
+    again.run()
+    assert len(calls) == 2, "three samples of the first case and one of the second were kept"
+    assert not list(tmp_path.rglob("state.pt"))
+
+
+def test_samples_of_another_run_do_not_stand_among_those_of_this_one(tmp_path: Path) -> None:
+    evaluator(tmp_path, samples=4).run()
+    evaluator(tmp_path, samples=2).run()
+    assert len(list(csv.DictReader((tmp_path / "p1/samples.csv").open()))) == 2
 
 
 def test_one_sample_has_no_spread(tmp_path: Path) -> None:

@@ -16,11 +16,13 @@ from custom.geometry import VolumeGrid
 from custom.networks import FourierFeatures, OutOfFoldPriors, PopulationPrior
 from custom.training import (
     BestModelSaver,
+    FinalValidation,
     GradientClip,
     ResumableCheckpoint,
     WeightAverage,
     fit_prior,
     load_weights,
+    training_seed,
     warmup_cosine,
 )
 
@@ -192,3 +194,41 @@ def test_a_training_can_begin_with_the_weights_of_another(tmp_path: Path) -> Non
         load_weights(FourierFeatures(count=5), tmp_path / "model.pt")
     with pytest.raises(FileNotFoundError, match=r"none\.pt"):
         load_weights(second, tmp_path / "none.pt")
+
+
+def test_a_resumed_average_stays_slow(tmp_path: Path) -> None:
+    """The warm-up belongs to the first steps of the training, not to the first after a kill."""
+    network = nn.Linear(2, 1)
+    average = WeightAverage(network, 0.002)
+    engine = trainer([average], network, torch.optim.SGD(network.parameters(), 0.0), 1)
+    seen: list[float] = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(e.state.ema_momentum))
+    engine.run()
+    assert 0.09 < seen[0] < 0.11 and seen == sorted(seen, reverse=True)
+    engine.load_state_dict({"iteration": 600, "epoch_length": 4, "max_epochs": 151})
+    engine.run()
+    assert seen[-1] == pytest.approx(0.002)
+
+
+def test_a_resumed_training_draws_something_new(tmp_path: Path) -> None:
+    last = tmp_path / "checkpoint_last.pt"
+    assert training_seed(5, last) == 5
+    torch.save({"trainer": {"iteration": 40}}, last)
+    assert training_seed(5, last) not in (5, 6) and training_seed(5, last, resume=False) == 5
+    last.write_text("damaged")
+    with pytest.raises(ValueError, match=r"checkpoint_last\.pt: not a checkpoint to go on from"):
+        training_seed(5, last)
+
+
+def test_the_last_epoch_is_always_validated() -> None:
+    runs: list[int] = []
+
+    class Validator:
+        def run(self, epoch: int) -> None:
+            runs.append(epoch)
+
+    for epochs in (3, 4):
+        engine = Engine(lambda e, b: None)
+        FinalValidation(Validator(), 2).attach(engine)
+        engine.run([0], max_epochs=epochs)
+    assert runs == [3]
