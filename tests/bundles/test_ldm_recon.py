@@ -297,3 +297,21 @@ def test_the_launch_script_runs_all_three_stages(paths: dict[str, Any], tmp_path
     command[2] = str(tmp_path / "none.json")
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 2 and "no such datalist" in failed.stderr
+
+
+@pytest.mark.integration
+def test_two_processes_train_together(trained: dict[str, Any], tmp_path: Path) -> None:
+    options = {**trained, **TINY, **TRAIN, "bundle_root": str(tmp_path / "bundle")}
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = [*launcher, "monai.bundle", "run", "training", "--config_file", files, *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    network = load_checkpoint(tmp_path / "bundle/models/model.pt").network()
+    index = json.loads((Path(trained["latents_dir"]) / "latents.json").read_text())
+    torch.testing.assert_close(network.latent_mean, torch.tensor(index["latent_mean"]))  # type: ignore[arg-type]
+    # A single process goes on with what two have begun.
+    run(["train.json"], "train", **{**options, "epochs": 2})
+    state = torch.load(tmp_path / "bundle/models/checkpoint_last.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == 4
