@@ -22,6 +22,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from custom import __version__
+from custom.data.files import write_tensors
 
 __all__ = [
     "ALLOWED_TARGETS",
@@ -136,7 +137,6 @@ def save_checkpoint(
         half: store floating point weights in half precision, for a small file.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         k: v.detach().cpu().half() if half and v.is_floating_point() else v.detach().cpu()
         for k, v in network.state_dict().items()
@@ -147,13 +147,7 @@ def save_checkpoint(
         "network_def": definition(network),
         **(meta or {}),
     }
-    partial = path.with_name(path.name + ".partial")
-    try:
-        torch.save({"model": state, "meta": json.dumps(content, indent=1)}, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: the checkpoint could not be written (disk full?): {error}") from error
+    write_tensors(path, {"model": state, "meta": json.dumps(content, indent=1)})
     return path
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from custom.checkpoints import definition, load_checkpoint
+from custom.data.files import write_tensors
 from custom.networks.denoiser import LatentDenoiser
 from custom.schedulers import DPMSolverPPScheduler
 from custom.uncertainty import SampleStatistics
@@ -350,7 +351,7 @@ def collect_samples(
             if on_samples is not None:
                 on_samples(start, samples)
             if path is not None:
-                _save(path, {**statistics.state_dict(), "fingerprint": label})
+                write_tensors(path, {**statistics.state_dict(), "fingerprint": label})
             bar.update(len(samples))
     return statistics
 
@@ -366,10 +367,3 @@ def _fingerprint(sampler: PosteriorSampler, image: Tensor, views: Tensor, seed: 
     for tensor in (*tensors, image, views):
         total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return torch.tensor(list(total.digest()), dtype=torch.uint8)
-
-
-def _save(path: Path, state: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)

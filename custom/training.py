@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from custom.augmentation import RandThoraxAugment
 from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
+from custom.data.files import write_tensors
 from custom.networks.prior import OutOfFoldPriors
 
 __all__ = [
@@ -170,16 +171,13 @@ class ResumableCheckpoint:
     def _save(self, engine: Engine) -> None:
         if idist.get_rank() != 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         state: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
         state["trainer"] = {
             "iteration": engine.state.iteration,
             "epoch_length": engine.state.epoch_length,
             "max_epochs": engine.state.max_epochs,
         }
-        partial = self.path.with_name(self.path.name + ".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.path)
+        write_tensors(self.path, state)
 
 
 class BestModelSaver:

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import torch
 
 PART_SUFFIX = ".part"
 
@@ -40,6 +41,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write JSON with sorted keys and a newline at the end, atomically."""
     write_bytes(path, (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_tensors(path: Path, content: object) -> None:
+    """Write with torch.save under a temporary name, then rename it.
+
+    Args:
+        path: target; its folder is made.
+        content: tensors, numbers and strings in dictionaries and lists, so that it loads with weights_only=True.
+
+    Raises:
+        OSError: with the file, where it could not be written; no partial file is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        torch.save(content, partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(f"{path}: the checkpoint could not be written (disk full?): {error}") from error
 
 
 def write_nifti(path: Path, array: npt.NDArray[np.generic], affine: npt.NDArray[np.floating]) -> None:

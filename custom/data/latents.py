@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from custom.augmentation import RandThoraxAugment
 from custom.checkpoints import definition, load_checkpoint, sha256
-from custom.data.files import write_json
+from custom.data.files import write_json, write_tensors
 from custom.geometry import VolumeGrid
 from custom.values import hu_to_unit
 
@@ -99,7 +99,7 @@ def write_latents(
             unit = hu_to_unit(volume[cube].to(device), autoencoder.hu_window)
             with torch.no_grad():
                 latent = autoencoder.encode(unit[None])[0].half().cpu()
-            _save(path, {"latent": latent, "source": volume, "fold": torch.tensor(int(case.get("fold", 0)))})
+            write_tensors(path, {"latent": latent, "source": volume, "fold": torch.tensor(int(case.get("fold", 0)))})
         wide = latent.double().flatten(1)
         total = wide.sum(1) + (total if len(total) else 0)
         squares = wide.square().sum(1) + (squares if len(squares) else 0)
@@ -177,9 +177,3 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
             raise ValueError(f"{folder} holds latents of other settings ({', '.join(other)}): choose another folder")
         return
     write_json(index, settings)
-
-
-def _save(path: Path, entry: dict[str, Tensor]) -> None:
-    partial = path.with_name(path.name + ".part")
-    torch.save(entry, partial)
-    os.replace(partial, path)

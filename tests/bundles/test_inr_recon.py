@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
-from monai.utils import set_determinism
+from monai.bundle import ConfigParser, verify_net_in_out
 
 from custom import __version__
 from custom.checkpoints import definition, load_checkpoint
@@ -32,8 +28,8 @@ from tests.bundles.tiny_cohort import (
     TRAIN_OVERRIDES,
     make_cohort,
 )
+from tests.bundles.workflow import ROOT, command_line, epochs_of, killed_after_two_epochs, messages, run_workflow
 
-ROOT = Path(__file__).resolve().parents[2]
 BUNDLE = ROOT / "bundles" / "inr_recon"
 CONFIGS = BUNDLE / "configs"
 PRESETS = sorted(path.stem for path in (CONFIGS / "presets").glob("*.json"))
@@ -44,23 +40,7 @@ def config(name: str) -> dict[str, Any]:
 
 
 def run(names: list[str], kind: str, **overrides: Any) -> list[str]:
-    """Run a workflow as `python -m monai.bundle run` does, in this process; returns the properties that are missing."""
-    files = [str(CONFIGS / name) for name in names]
-    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, **overrides)  # type: ignore[arg-type]
-    try:
-        workflow.initialize()
-        missing = workflow.check_properties()
-        workflow.run()
-        workflow.finalize()
-    finally:
-        set_determinism(None)
-    return missing or []
-
-
-def command_line(config_file: str, overrides: dict[str, Any], *launcher: str) -> list[str]:
-    options = [word for key, value in overrides.items() for word in (f"--{key}", str(value))]
-    start = launcher or (sys.executable, "-m")
-    return [*start, "monai.bundle", "run", "training", "--config_file", config_file, *options]
+    return run_workflow([CONFIGS / name for name in names], kind, **overrides)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +70,6 @@ def stored(datalist: Path, case: str = "e1") -> dict[str, str]:
 def infer(trained: dict[str, Any], output: Path, **overrides: Any) -> list[str]:
     keywords = {"bundle_root": trained["bundle_root"], "output_dir": str(output)}
     return run(["inference.json"], "infer", **keywords, **INFERENCE_OVERRIDES, **NETWORK_OVERRIDES, **overrides)
-
-
-def messages(error: BaseException | None) -> str:
-    """An error and its causes: MONAI wraps what a transform raises."""
-    return "" if error is None else f"{error}\n{messages(error.__cause__ or error.__context__)}"
 
 
 # --- the files ---
@@ -341,31 +316,14 @@ def test_a_killed_training_goes_on_where_it_was(datalist: Path, tmp_path: Path) 
     }
     checkpoint = tmp_path / "bundle/models/checkpoint_last.pt"
     first = command_line("bundles/inr_recon/configs/train.json", overrides)
-    log = tmp_path / "first.log"
-    with open(log, "w") as file:
-        process = subprocess.Popen(first, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 600
-            while process.poll() is None and time.monotonic() < deadline and not _epochs(checkpoint) >= 2:
-                time.sleep(0.2)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == -signal.SIGKILL, log.read_text()[-2000:]
-    reached = _epochs(checkpoint)
-    assert reached >= 2
+    reached = killed_after_two_epochs(first, checkpoint, tmp_path / "first.log")
 
     # From another folder, where the package must be installed.
     again = command_line(str(CONFIGS / "train.json"), {**overrides, "epochs": reached + 2})
     done = subprocess.run(again, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"resumed {checkpoint} after epoch {reached}" in done.stdout + done.stderr
-    assert _epochs(checkpoint) == reached + 2
-
-
-def _epochs(checkpoint: Path) -> int:
-    return torch.load(checkpoint, weights_only=True)["trainer"]["iteration"] if checkpoint.is_file() else 0
+    assert epochs_of(checkpoint) == reached + 2
 
 
 @pytest.mark.integration

@@ -14,8 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
-from monai.utils import set_determinism
+from monai.bundle import ConfigParser
 
 from custom import __version__
 from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
@@ -23,8 +22,8 @@ from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
 from tests.bundles.documented import commands, unknown_overrides
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
+from tests.bundles.workflow import ROOT, command_line, messages, run_workflow
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "bundles" / "ldm_recon" / "configs"
 GRID = VolumeGrid((CUBE,) * 3, (VOXEL_MM,) * 3)
 
@@ -64,16 +63,8 @@ EVALUATE: dict[str, Any] = {"samples": 3, "sample_batch_size": 2, "steps": 2}
 
 
 def run(names: list[str], kind: str, run_id: str = "run", **overrides: Any) -> list[str]:
-    files = [str(CONFIGS / name) for name in names]
-    workflow = ConfigWorkflow(files, workflow_type=kind, logging_file=False, run_id=run_id, **overrides)  # type: ignore
-    try:
-        workflow.initialize()
-        missing = workflow.check_properties() if kind == "train" and run_id == "run" else []
-        workflow.run()
-        workflow.finalize()
-    finally:
-        set_determinism(None)
-    return missing or []
+    check = kind == "train" and run_id == "run"
+    return run_workflow([CONFIGS / name for name in names], kind, run_id, check, **overrides)
 
 
 def autoencoder(path: Path, seed: int = 0) -> Path:
@@ -167,10 +158,6 @@ def test_a_mean_network_can_be_told_and_corrected(trained: dict[str, Any], tmp_p
     assert (tmp_path / "out/e1/mean.nii.gz").is_file()
 
 
-def messages(error: BaseException | None) -> str:
-    return "" if error is None else f"{error}\n{messages(error.__cause__ or error.__context__)}"
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -199,9 +186,8 @@ def test_latents_of_another_autoencoder_stop_the_training(trained: dict[str, Any
 
 def test_from_the_command_line(trained: dict[str, Any], tmp_path: Path) -> None:
     options = {**trained, **TINY, **TRAIN, "bundle_root": str(tmp_path / "bundle")}
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", str(CONFIGS / "train.json")]
-    done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = command_line(str(CONFIGS / "train.json"), options)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "bundle/models/model.pt").is_file()
 
@@ -302,10 +288,9 @@ def test_the_launch_script_runs_all_three_stages(paths: dict[str, Any], tmp_path
 @pytest.mark.integration
 def test_two_processes_train_together(trained: dict[str, Any], tmp_path: Path) -> None:
     options = {**trained, **TINY, **TRAIN, "bundle_root": str(tmp_path / "bundle")}
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
     files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command = [*launcher, "monai.bundle", "run", "training", "--config_file", files, *words]
+    command = command_line(files, options, *launcher)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     network = load_checkpoint(tmp_path / "bundle/models/model.pt").network()
