@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor
 from custom.handlers import volume_metrics
 from custom.metrics import HU_WINDOW
 from custom.networks.codebook import codebook_perplexity
+from custom.report.tables import write_json
 
 __all__ = ["CodebookReport", "CodebookUse", "autoencoder_metrics"]
 
@@ -95,9 +95,6 @@ class CodebookReport:
     def _write(self, engine: Engine) -> None:
         if idist.get_rank() != 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         content = {**self.context, **{name: float(value) for name, value in engine.state.metrics.items()}}
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, self.path)
+        write_json(content, self.path)
         logger.info("%s written", self.path)
