@@ -121,10 +121,12 @@ class NoisyLatents(PrepareBatch):
             (B, C, X, Y, Z) of a network that has not seen the patient; None where the denoiser knows none.
         drop_share: how often a case loses its condition, for guidance (0.1 where the literature says anything).
         min_snr_gamma: see `loss_weight`.
+        noises_per_case: R, noisy latents of every case in a step. Its radiographs, features and mean are computed once
+            for all of them.
         latent_key: batch entry (B, C, X, Y, Z), not normalised.
 
     Raises:
-        ValueError: if drop_share is no share.
+        ValueError: if drop_share is no share, or noises_per_case less than 1.
     """
 
     def __init__(
@@ -134,13 +136,17 @@ class NoisyLatents(PrepareBatch):
         mean: Callable[[Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor] | None = None,
         drop_share: float = 0.1,
         min_snr_gamma: float | None = None,
+        noises_per_case: int = 1,
         latent_key: str = "latent",
     ) -> None:
         if not 0 <= drop_share < 1:
             raise ValueError(f"drop_share must lie in [0, 1), got {drop_share}")
+        if noises_per_case < 1:
+            raise ValueError(f"noises_per_case must be at least 1, got {noises_per_case}")
         self.network: Any = getattr(network, "module", network)
         self.scheduler, self.radiographs, self.mean = self.network.scheduler(), radiographs, mean
-        self.drop_share, self.min_snr_gamma, self.latent_key = drop_share, min_snr_gamma, latent_key
+        self.drop_share, self.min_snr_gamma = drop_share, min_snr_gamma
+        self.noises_per_case, self.latent_key = noises_per_case, latent_key
 
     def __call__(
         self,
@@ -149,7 +155,7 @@ class NoisyLatents(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple, dict[str, Any]]:
-        """Noisy latents, what the network shall say of them, and the keywords of `WeightedInferer`.
+        """Noisy latents (B * R, C, X, Y, Z), what the network shall say of them, and keywords for `WeightedInferer`.
 
         Both the target and (by the inferer) the network's answer are multiplied by the root of the loss's weight, so
         that a plain mean squared error is the weighted loss.
@@ -162,19 +168,25 @@ class NoisyLatents(PrepareBatch):
                 encoded = self.mean(image, views["views"], views["view_mask"], batchdata)
             keywords["known"] = self.network.normalise(encoded)
         target = self.network.diffused(self.network.normalise(latent), keywords.get("known"))
-        steps = self.scheduler.num_train_timesteps
-        time = torch.randint(steps, (len(latent),), device=latent.device)
+        target = target.repeat_interleave(self.noises_per_case, 0)
+        time = _stratified_times(len(target), self.scheduler.num_train_timesteps, latent.device)
         noise = torch.randn_like(target)
         prediction_type = self.network.prediction_type
         weight = loss_weight(self.scheduler.alphas_cumprod, prediction_type, time, self.min_snr_gamma)
         root = weight.sqrt()[:, None, None, None, None]
         keywords |= {
             "timesteps": time,
-            "keep": torch.rand(len(latent), device=latent.device) >= self.drop_share,
+            "keep": torch.rand(len(target), device=latent.device) >= self.drop_share,
             "root_weight": root,
         }
         wanted = diffusion_target(self.scheduler, prediction_type, target, noise, time)
         return self.scheduler.add_noise(target, noise, time), wanted * root, (), keywords
+
+
+def _stratified_times(count: int, steps: int, device: torch.device) -> Tensor:
+    """Uniform timesteps (count,), one from each of `count` equal stretches: the loss is less noisy than of free ones."""
+    stretch = torch.randperm(count, device=device) + torch.rand(count, device=device)
+    return (stretch * (steps / count)).long().clamp(max=steps - 1)
 
 
 class WeightedInferer(Inferer):

@@ -139,7 +139,6 @@ class LatentDenoiser(nn.Module):
         views: Tensor,
         view_mask: Tensor | None = None,
         known: Tensor | None = None,
-        keep: Tensor | None = None,
     ) -> Tensor:
         """What is known about every voxel of the latent.
 
@@ -148,11 +147,10 @@ class LatentDenoiser(nn.Module):
             views: (B, K, 13) or (K, 13).
             view_mask: bool (B, K), False for padding.
             known: (B, known_channels, X, Y, Z), normalised.
-            keep: bool (B,), False where the condition is dropped; None: nowhere.
 
         Returns:
             (B, condition_channels, X, Y, Z): the mean of the views' features, the share of views that see the voxel,
-            `known`, and a channel of ones. All of it is zero where dropped: the last channel tells a dropped condition
+            `known`, and a channel of ones. A condition is dropped by making all of it zero: the last channel tells that
             from a voxel that no view sees.
 
         Raises:
@@ -179,8 +177,7 @@ class LatentDenoiser(nn.Module):
         if known is not None:
             parts.append(known)
         parts.append(image.new_ones(len(image), 1, *self.grid.shape))
-        condition = torch.cat(parts, 1)
-        return condition if keep is None else condition * keep.to(condition)[:, None, None, None, None]
+        return torch.cat(parts, 1)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """The U-Net's output (B, C, X, Y, Z), see `prediction_type`, for noisy latents like it and timesteps (B,)."""
@@ -202,8 +199,22 @@ class LatentDenoiser(nn.Module):
         known: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """Both steps, as training needs them; see `condition` and `denoise`."""
-        return self.denoise(noisy, timesteps, self.condition(image, views, view_mask, known, keep))
+        """Both steps, as training needs them; see `condition` and `denoise`.
+
+        Args:
+            noisy: (B * R, C, X, Y, Z): R noisy latents of each case, case by case.
+            timesteps: (B * R,).
+            image, views, view_mask, known: see `condition`; computed once for the R of a case.
+            keep: bool (B * R,), False where the condition is dropped; None: nowhere.
+        """
+        condition = self.condition(image, views, view_mask, known)
+        repeats, rest = divmod(len(noisy), len(condition))
+        if rest:
+            raise ValueError(f"{len(noisy)} noisy latents for {len(condition)} cases")
+        condition = condition.repeat_interleave(repeats, 0)
+        if keep is not None:
+            condition = condition * keep.to(condition)[:, None, None, None, None]
+        return self.denoise(noisy, timesteps, condition)
 
     def _mixed(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.precision, device))

@@ -29,11 +29,24 @@ def test_the_condition_is_the_fused_features_on_the_latent_grid() -> None:
 @torch.no_grad()
 def test_a_dropped_condition_is_told_from_an_unseen_voxel() -> None:
     network, (image, views) = denoiser(), radiographs()
-    both = network.condition(image.repeat(2, 1, 1, 1), views.repeat(2, 1, 1), keep=torch.tensor([True, False]))
-    assert (both[1] == 0).all() and (both[0, -1] == 1).all()
-    nothing = torch.zeros(1, 2, dtype=torch.bool)
-    unseen = network.condition(image, views, nothing)
+    noisy, time = torch.randn(2, 3, 4, 4, 4), torch.tensor([50, 50])
+    answer = network(noisy, time, image, views, keep=torch.tensor([True, False]))
+    condition = network.condition(image, views)
+    given = torch.cat([condition, torch.zeros_like(condition)])
+    torch.testing.assert_close(answer, network.denoise(noisy, time, given))
+    unseen = network.condition(image, views, torch.zeros(1, 2, dtype=torch.bool))
     assert (unseen[:, :-1] == 0).all() and (unseen[:, -1] == 1).all()
+
+
+@torch.no_grad()
+def test_several_noisy_latents_share_the_condition_of_their_case() -> None:
+    network, (image, views) = denoiser(), radiographs()
+    image, views = torch.cat([image, image.flip(3)]), views.expand(2, -1, -1)
+    noisy, time = torch.randn(6, 3, 4, 4, 4), torch.arange(0, 90, 15)
+    wide = image.repeat_interleave(3, 0), views.repeat_interleave(3, 0)
+    torch.testing.assert_close(network(noisy, time, image, views), network(noisy, time, *wide))
+    with pytest.raises(ValueError, match="5 noisy latents for 2 cases"):
+        network(noisy[:5], time[:5], image, views)
 
 
 @torch.no_grad()

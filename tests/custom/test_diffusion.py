@@ -72,6 +72,17 @@ def test_noise_is_as_strong_as_the_time_says() -> None:
     torch.testing.assert_close(noisy, alpha_bar.sqrt() * latent + (1 - alpha_bar).sqrt() * target)
 
 
+def test_the_noises_of_a_case_cover_all_times() -> None:
+    torch.manual_seed(0)
+    noisy, target, keywords, scheduler, latent = step(3, noises_per_case=5, network=denoiser(prediction_type="sample"))
+    torch.testing.assert_close(target, latent.repeat_interleave(5, 0))
+    assert len(noisy) == len(keywords["keep"]) == 15 and len(keywords["image"]) == 3
+    stretches = keywords["timesteps"].sort().values * 15 // scheduler.num_train_timesteps
+    assert (stretches == torch.arange(15)).all()
+    with pytest.raises(ValueError, match="noises_per_case"):
+        step(noises_per_case=0)
+
+
 def test_with_a_mean_the_residual_is_diffused() -> None:
     network = denoiser(known_channels=3, residual=True, prediction_type="sample")
     network.residual_std.fill_(0.5)
