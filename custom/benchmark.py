@@ -56,7 +56,7 @@ class Method:
 
     Attributes:
         name: as printed.
-        run: from line integrals (K, V, U) and views (K, 13) to HU (X, Y, Z) on the prepared cube's grid.
+        run: from line integrals (K, V, U) and views (K, 13) to HU (X, Y, Z) of the prepared cube.
         columns: view sets that it is run on, by name; None: all.
     """
 
@@ -126,6 +126,7 @@ def benchmark(
     shuffled: Method | None = None,
     metrics: Sequence[str] = METRICS,
     known: Sequence[Mapping[str, Any]] = (),
+    grid: VolumeGrid | None = None,
 ) -> list[dict[str, Any]]:
     """Run every method on every case and view set; write `benchmark.csv` and `benchmark.md`.
 
@@ -138,6 +139,7 @@ def benchmark(
         shuffled: also run this method with the radiographs of the next patient.
         metrics: to measure.
         known: rows of an earlier run, which are taken over and not measured again.
+        grid: of the comparison, the prepared cube in larger voxels; truth and results are averaged to it.
 
     Returns:
         One mapping per case, method and view set, as in the CSV. `seconds` is wall time of the reconstruction.
@@ -150,6 +152,8 @@ def benchmark(
     rows: list[dict[str, Any]] = []
     for index, case in enumerate(tqdm(names, desc="benchmark", unit="case", disable=None)):
         truth = read_volume(next(iter(cohorts.values()))[case]["label"])
+        if grid is not None:
+            truth = _averaged(truth, grid)
         for column, (kind, angles) in columns.items():
             for method, other in jobs:
                 name = f"{method.name}, another patient's radiographs" if other else method.name
@@ -163,11 +167,17 @@ def benchmark(
                 start = time.perf_counter()
                 pred = method.run(image, views)
                 seconds = time.perf_counter() - start
+                if grid is not None:
+                    pred = _averaged(pred, grid)
                 values = evaluate_volume(pred, truth, names=metrics)
                 rows.append({"case": case, "method": name, "views": column, **values, "seconds": seconds})
                 logger.info("%s, %s, %s views: %.2f dB", case, name, column, values["psnr_range"])
     write_tables(rows, output)
     return rows
+
+
+def _averaged(hu: Tensor, grid: VolumeGrid) -> Tensor:
+    return F.adaptive_avg_pool3d(hu[None], grid.shape)[0]
 
 
 def write_tables(rows: Sequence[Mapping[str, Any]], output: str | os.PathLike[str]) -> None:

@@ -49,28 +49,51 @@ def _network(bundle: str, *presets: str) -> Any:
     return parser.get_parsed_content("network_def").eval()
 
 
-def cost(steps: int = 20, guidance_scale: float = 2.0, repeats: int = 3, preset: str = "", threads: int = 0) -> None:
-    """Seconds of a sample from two views, with and without guidance, and the peak memory of this process."""
+def cost(
+    steps: int = 20,
+    guidance_scale: float = 2.0,
+    repeats: int = 3,
+    preset: str = "",
+    threads: int = 0,
+    device: str = "cpu",
+    batch_size: int = 1,
+) -> None:
+    """Seconds of `batch_size` samples from two views, with and without guidance, and the peak memory.
+
+    Args:
+        steps: evaluations of the denoiser.
+        guidance_scale: of the second line; the first has none.
+        repeats: the fastest and the slowest are printed; one more before them warms up.
+        preset: of both bundles; none: 128^3.
+        threads: of the CPU; 0: as many as torch takes.
+        device: "cpu" or "cuda"; the peak memory is that of the process, or of the device's tensors.
+        batch_size: samples at a time.
+    """
     if threads:
         torch.set_num_threads(threads)
     presets = [preset] if preset else []
-    autoencoder, denoiser = _network("vqgan", *presets), _network("ldm_recon", *presets)
+    autoencoder, denoiser = (_network(bundle, *presets).to(device) for bundle in ("vqgan", "ldm_recon"))
     size = autoencoder.grid.shape[0]
     views = views_from_angles(torch.tensor([0.0, 90.0]), "parallel", pixel_mm=autoencoder.grid.spacing_mm[0])
-    image = torch.rand(1, 2, size, size * 3 // 2) * 5
-    print(
-        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, {size}^3, {steps} steps"
-    )
+    image = torch.rand(2, size, size * 3 // 2) * 5
+    cuda = torch.device(device).type == "cuda"
+    place = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(f"{place}, torch {torch.__version__}, {size}^3, {steps} steps, {batch_size} samples at a time")
     for scale in (1.0, guidance_scale):
-        sampler = PosteriorSampler(denoiser, autoencoder, denoiser.scheduler(), steps, scale)
+        sampler = PosteriorSampler(denoiser, autoencoder, denoiser.scheduler(), steps, scale, batch_size)
         seconds = []
-        for repeat in range(repeats):
+        for repeat in range(repeats + 1):
             start = time.perf_counter()
-            sampler(image, views[None].float(), first=repeat)
+            for _, samples in sampler.samples(image, views.float(), batch_size, seed=repeat):
+                samples.cpu()
             seconds.append(time.perf_counter() - start)
-        print(f"guidance {scale:g}: {min(seconds):.2f} to {max(seconds):.2f} s")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak memory of the process {peak:.2f} GiB")
+        fastest, slowest = min(seconds[1:]), max(seconds[1:])
+        print(f"guidance {scale:g}: {fastest:.2f} to {slowest:.2f} s, {batch_size / fastest:.2f} samples per second")
+    if cuda:
+        print(f"peak memory of the device {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"peak memory of the process {peak:.2f} GiB")
 
 
 def _cases(datalist: str, part: str, sampler: PosteriorSampler, angles: list[float]) -> Iterator[tuple[dict, Tensor]]:

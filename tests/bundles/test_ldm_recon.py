@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from custom import __version__
 from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
 from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
+from scripts import benchmark_posterior
 from tests.bundles.documented import commands, unknown_overrides
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
 from tests.bundles.workflow import ROOT, command_line, messages, run_workflow
@@ -100,7 +102,8 @@ def trained(paths: dict[str, Any]) -> dict[str, Any]:
 def test_training_leaves_weights_that_know_their_parents(trained: dict[str, Any]) -> None:
     models = Path(trained["bundle_root"]) / "models"
     checkpoint = load_checkpoint(models / "model.pt")
-    assert checkpoint.meta["parents"] == {"autoencoder": sha256(trained["autoencoder_checkpoint"])}
+    assert checkpoint.meta["parents"] == {"autoencoder": sha256(trained["autoencoder_checkpoint"]), "mean": None}
+    assert checkpoint.meta["pixel_at_isocenter_mm"] == VOXEL_MM
     network = checkpoint.network()
     index = json.loads((Path(trained["latents_dir"]) / "latents.json").read_text())
     torch.testing.assert_close(network.latent_std, torch.tensor(index["latent_std"]))  # type: ignore[arg-type]
@@ -114,12 +117,15 @@ def test_training_goes_on_where_it_stopped(trained: dict[str, Any]) -> None:
 
 
 def test_evaluation_gives_samples_their_mean_and_their_spread(trained: dict[str, Any], tmp_path: Path) -> None:
-    output = {"output_dir": str(tmp_path), "val_angles_deg": [0, 45, 90, 135]}
-    run(["train.json", "evaluate.json"], "train", **{**trained, **TINY, **TRAIN, **EVALUATE, **output})
+    output = {"output_dir": str(tmp_path), "val_angles_deg": [0, 45, 90, 135], "pixel_at_isocenter_mm": None}
+    corrected = {"consistency_weight": 0.5, "consistency_iterations": 2, "consistency_final": 5}
+    run(["train.json", "evaluate.json"], "train", **{**trained, **TINY, **TRAIN, **EVALUATE, **output, **corrected})
     for case in ("e1", "e2"):
         summary = json.loads((tmp_path / case / "uncertainty.json").read_text())
         assert summary["summary"]["samples"] == 3 and summary["views"] == 4
         assert summary["summary"]["variance_ratio"] > 0 and summary["reprojection_error_mm"] > 0
+        assert {key: summary[key] for key in corrected} == corrected
+        assert summary["sample_reprojection_error_mm"] < summary["sample_reprojection_error_mm_before"]
         rows = list(csv.DictReader((tmp_path / case / "samples.csv").open()))
         assert [int(float(row["sample"])) for row in rows] == [0, 1, 2] and float(rows[0]["psnr_range"]) > 0
         std = nib.nifti1.load(tmp_path / case / "std.nii.gz")
@@ -130,11 +136,31 @@ def test_evaluation_gives_samples_their_mean_and_their_spread(trained: dict[str,
     assert {row["case"] for row in metrics["cases"]} == {"e1", "e2"}
 
 
+def test_the_table_of_the_benchmark_script(trained: dict[str, Any], tmp_path: Path) -> None:
+    options = {**TINY, **{key: value for key, value in TRAIN.items() if "#" in key}, "sample_batch_size": 2, "steps": 2}
+    wanted = {"samples": 2, "columns": ["1 frontal", "2"], "shuffled": ["2"], "inr_recon": None, "options": options}
+    model = str(Path(trained["bundle_root"]) / "models" / "model.pt")
+    arguments = (trained["data_list_file"], str(tmp_path), {"tiny": model}, trained["autoencoder_checkpoint"])
+    benchmark_posterior.main(*arguments, **wanted)
+    rows = list(csv.DictReader((tmp_path / "benchmark.csv").open()))
+    found = {(row["case"], row["method"], row["views"]): float(row["psnr_range"]) for row in rows}
+    samples = list(csv.DictReader((tmp_path / "tiny" / "2" / "e1" / "samples.csv").open()))
+    average = sum(float(row["psnr_range"]) for row in samples) / 2
+    assert found["e1", "tiny, a single sample", "2"] == pytest.approx(average)
+    assert found["e1", "tiny, mean of 2", "1 frontal"] > 0 < found["e2", "mean training CT", "2"]
+    control = "tiny, another patient's radiographs, mean of 2"
+    assert ("e1", control, "2") in found and ("e1", control, "1 frontal") not in found
+    assert len((tmp_path / "spread.md").read_text().splitlines()) == 2 + 2
+    before = (tmp_path / "tiny" / "2" / "metrics_mean.csv").stat().st_mtime_ns
+    benchmark_posterior.main(*arguments, **wanted)
+    assert (tmp_path / "tiny" / "2" / "metrics_mean.csv").stat().st_mtime_ns == before
+
+
 def inference(trained: dict[str, Any], output: Path, **overrides: Any) -> None:
     folder = Path(trained["data_list_file"]).parent / "radiographs" / "fine"
     case = {"image": str(folder / "e1.nii.gz"), "geometry": str(folder / "e1.json")}
     keys = {key: trained[key] for key in ("bundle_root", "autoencoder_checkpoint")}
-    options = {**EVALUATE, "precision": "fp32", "pixel_at_isocenter_mm": VOXEL_MM, "output_dir": str(output)}
+    options = {**EVALUATE, "precision": "fp32", "output_dir": str(output)}
     run(["inference.json"], "infer", **{**keys, **case, **options, **overrides})
 
 
@@ -147,6 +173,36 @@ def test_inference_is_the_same_for_the_same_seed_whatever_the_batch(trained: dic
     assert len(list((tmp_path / "b" / "e1").glob("sample_*.nii.gz"))) == 3
 
 
+def test_radiographs_get_the_pixels_of_the_training(
+    trained: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    means = []
+    with caplog.at_level(logging.WARNING, "custom.checkpoints"):
+        for name, options in (("a", {}), ("b", {"pixel_at_isocenter_mm": VOXEL_MM})):
+            inference(trained, tmp_path / name, **options)
+            means.append((tmp_path / name / "e1/mean.nii.gz").read_bytes())
+        assert means[0] == means[1] and not caplog.records
+        inference(trained, tmp_path / "c", pixel_at_isocenter_mm=VOXEL_MM / 2)
+    assert f"was trained with {VOXEL_MM}" in caplog.text
+    loaded = load_checkpoint(Path(trained["bundle_root"]) / "models/model.pt")
+    meta = {k: v for k, v in loaded.meta.items() if k not in ("pixel_at_isocenter_mm", "network_def")}
+    older = save_checkpoint(tmp_path / "older.pt", loaded.network(), meta)
+    with pytest.raises(Exception) as caught:
+        inference(trained, tmp_path / "d", model_file=str(older))
+    assert "pass --pixel_at_isocenter_mm" in messages(caught.value)
+    inference(trained, tmp_path / "d", model_file=str(older), pixel_at_isocenter_mm=VOXEL_MM)
+    assert (tmp_path / "d/e1/mean.nii.gz").is_file()
+
+
+def test_samples_are_moved_towards_the_radiographs(trained: dict[str, Any], tmp_path: Path) -> None:
+    errors = []
+    for name, options in (("off", {}), ("on", {"consistency_final": 20})):
+        inference(trained, tmp_path / name, **options)
+        errors.append(json.loads((tmp_path / name / "e1/uncertainty.json").read_text()))
+    assert errors[1]["reprojection_error_mm"] < 0.5 * errors[0]["reprojection_error_mm"]
+    assert (tmp_path / "on/e1/samples.csv").is_file() and not (tmp_path / "off/e1/samples.csv").exists()
+
+
 def test_a_mean_network_can_be_told_and_corrected(trained: dict[str, Any], tmp_path: Path) -> None:
     means = [str(mean_network(tmp_path / f"mean{seed}.pt", seed)) for seed in (1, 2)]
     keys = {"known_channels": 3, "residual": True, "mean_checkpoint": means[0], "fold_mean_checkpoints": means}
@@ -156,6 +212,22 @@ def test_a_mean_network_can_be_told_and_corrected(trained: dict[str, Any], tmp_p
     assert network.residual and not torch.allclose(network.residual_std, torch.ones(3))  # type: ignore[arg-type]
     inference(paths, tmp_path / "out", mean_checkpoint=means[0])
     assert (tmp_path / "out/e1/mean.nii.gz").is_file()
+    with pytest.raises(Exception) as caught:
+        inference(paths, tmp_path / "out", mean_checkpoint=means[1])
+    assert "was trained for the mean network" in messages(caught.value)
+
+
+def test_residuals_of_training_and_validation_are_compared(trained: dict[str, Any], tmp_path: Path) -> None:
+    means = [str(mean_network(tmp_path / f"mean{seed}.pt", seed)) for seed in (1, 2)]
+    keys = {"mean_checkpoint": means[0], "fold_mean_checkpoints": means, "output_dir": str(tmp_path)}
+    options = {**trained, **TINY, **TRAIN, "residual_entries": 3}
+    run(["train.json", "residual_variance.json"], "train", "measuring", **{**options, **keys})
+    found = json.loads((tmp_path / "residual_variance.json").read_text())
+    assert found["ratio"] == pytest.approx(found["validation_variance"] / found["training_variance"])
+    assert found["training_entries"] == 3 and found["validation_cases"] == 1 and found["views"] == [2]
+    with pytest.raises(Exception) as caught:
+        run(["train.json", "residual_variance.json"], "train", "measuring", **options)
+    assert "a mean needs at least one checkpoint" in messages(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -222,12 +294,14 @@ def test_the_default_fits_the_default_autoencoder() -> None:
 
 @pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
 def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
-    assert len((CONFIGS / name).read_text().splitlines()) <= 45
+    assert len((CONFIGS / name).read_text().splitlines()) <= 50
     merged = ConfigParser(config("train.json"))
     added = {"model_file", "data_list_key", "shuffle_radiographs", "evaluating", "backend", "finalize", "quantise"}
     added |= {"samples", "sample_seed", "sample_batch_size", "keep_samples", "steps", "guidance_scale", "solver"}
     added |= {"train#sampler", "validate#data_sampler", "validate#dataloader#sampler"}
-    added |= {f"validate#sampler#{key}" for key in ("solver", "guidance_scale", "batch_size", "quantise")}
+    consistency = {"consistency_weight", "consistency_iterations", "consistency_final"}
+    added |= consistency
+    added |= {f"validate#sampler#{key}" for key in ("solver", "guidance_scale", "batch_size", "quantise", *consistency)}
     added |= {
         f"validate#evaluator#{key}" for key in ("samples", "sample_seed", "keep_samples", "output_dir", "context")
     }
@@ -237,9 +311,11 @@ def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
 
 def test_keys_that_evaluation_and_inference_share_have_the_same_defaults() -> None:
     evaluate, inference, train = config("evaluate.json"), config("inference.json"), config("train.json")
-    for key in ("samples", "sample_seed", "keep_samples", "steps", "guidance_scale", "quantise", "solver"):
+    shared = ["samples", "sample_seed", "keep_samples", "steps", "guidance_scale", "quantise", "solver"]
+    shared += ["consistency_weight", "consistency_iterations", "consistency_final", "pixel_at_isocenter_mm"]
+    for key in shared:
         assert evaluate[key] == inference[key], key
-    for key in ("hu_window", "energy_kev", "pixel_at_isocenter_mm", "autoencoder_checkpoint", "mean_checkpoint"):
+    for key in ("hu_window", "autoencoder_checkpoint", "mean_checkpoint"):
         assert train[key] == inference[key], key
 
 

@@ -103,6 +103,20 @@ def test_table_of_simple_rows_and_the_control(cohort: Path, tmp_path: Path) -> N
     assert "| mean training CT | case3 |" in (out / "benchmark.md").read_text()
 
 
+def test_a_comparison_in_larger_voxels_averages_truth_and_results(cohort: Path, tmp_path: Path) -> None:
+    view_sets = {"2": ("parallel", (0.0, 90.0))}
+    methods = [
+        Method("fine", lambda image, views: patient(80)),
+        Method("coarse", lambda image, views: torch.nn.functional.avg_pool3d(patient(80)[None], 2)[0]),
+    ]
+    rows = benchmark(
+        methods, {"parallel": cohort}, tmp_path / "out", view_sets=view_sets, grid=VolumeGrid.cube(8, 320),
+        metrics=("psnr_range",),
+    )  # fmt: skip
+    values = {(row["case"], row["method"]): row["psnr_range"] for row in rows}
+    assert values["case2", "fine"] == values["case2", "coarse"] > 100 > values["case3", "coarse"] > 5
+
+
 def test_rows_of_an_earlier_run_are_taken_over_and_columns_can_be_left_out(cohort: Path, tmp_path: Path) -> None:
     view_sets = {"2": ("parallel", (0.0, 90.0)), "1 lateral": ("parallel", (0.0,))}
     calls: list[str] = []
