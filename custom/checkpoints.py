@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import os
 import pickle
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ __all__ = [
     "load_checkpoint",
     "save_checkpoint",
     "sha256",
+    "trained_setting",
 ]
 
 FORMAT = "fewview-ct checkpoint 1"
@@ -46,10 +48,13 @@ ALLOWED_TARGETS = frozenset(
         "custom.networks.LatentDenoiser",
         "custom.networks.PopulationPrior",
         "custom.networks.VQGAN",
+        "custom.networks.X2CT",
     }
 )
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 def describes_itself(cls: type[T]) -> type[T]:
@@ -221,6 +226,29 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if meta.get("format") != FORMAT or "network_def" not in meta:
         raise ValueError(f"{path}: format {meta.get('format')!r}, expected {FORMAT!r}")
     return Checkpoint(path, meta, state)
+
+
+def trained_setting(path: str | os.PathLike[str], name: str, value: Any = None) -> Any:
+    """A setting that a network was trained with, from its checkpoint's meta, unless another one is asked for.
+
+    Args:
+        path: model.pt.
+        name: of the meta's entry and of the config's key, such as "pixel_at_isocenter_mm".
+        value: asked for; None: as trained. Another than the training's is logged as a warning.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`, or where neither the meta nor `value` has it.
+    """
+    checkpoint = load_checkpoint(path)
+    trained = checkpoint.meta.get(name)
+    if value is None and trained is None:
+        raise ValueError(
+            f"{checkpoint.path}: the checkpoint does not say with which {name} it was trained (older ones do not): "
+            f"pass --{name}"
+        )
+    if value is not None and trained is not None and value != trained:
+        logger.warning("%s %s, but %s was trained with %s", name, value, checkpoint.path, trained)
+    return trained if value is None else value
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -184,7 +184,7 @@ class NoisyLatents(PrepareBatch):
 
 
 def _stratified_times(count: int, steps: int, device: torch.device) -> Tensor:
-    """Uniform timesteps (count,), one from each of `count` equal stretches: the loss is less noisy than of free ones."""
+    """Uniform timesteps (count,), one of each of `count` equal stretches: the loss is less noisy than of free ones."""
     stretch = torch.randperm(count, device=device) + torch.rand(count, device=device)
     return (stretch * (steps / count)).long().clamp(max=steps - 1)
 

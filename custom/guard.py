@@ -10,7 +10,8 @@ from typing import Any
 from ignite.engine import Engine
 from monai.utils.enums import AdversarialIterationEvents
 
-from custom.training import GradientClip, ResumableCheckpoint
+from custom.resuming import ResumableCheckpoint
+from custom.training import GradientClip
 
 __all__ = ["CollapseGuard", "DiscriminatorClip", "GuardedCheckpoint"]
 
@@ -125,8 +126,8 @@ class GuardedCheckpoint(ResumableCheckpoint):
         super().__init__(**kwargs)
         self.guard = guard
 
-    def _save(self, engine: Engine) -> None:
+    def _save(self, engine: Engine, epoch_completed: bool) -> None:
         if self.guard.doubtful:
             logger.warning("%s is left as it was: error or codebook are getting worse", self.path)
             return
-        super()._save(engine)
+        super()._save(engine, epoch_completed)

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from custom.checkpoints import definition, load_checkpoint
+from custom.consistency import ReprojectionCorrection
 from custom.data.files import write_tensors
-from custom.networks.denoiser import LatentDenoiser
+from custom.networks.denoiser import LatentDenoiser, check_radiographs
 from custom.schedulers import DPMSolverPPScheduler
 from custom.uncertainty import SampleStatistics
 from custom.values import unit_to_hu
@@ -39,6 +40,9 @@ class EncodedMean:
         device: of all of them.
         precision: of all of them.
 
+    Attributes:
+        hashes: SHA-256 of the checkpoints.
+
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`, or if there is none; while running, for a fold without one.
     """
@@ -55,8 +59,10 @@ class EncodedMean:
         if isinstance(autoencoder, str | os.PathLike):
             autoencoder = load_checkpoint(autoencoder).network().to(device)
         grid = definition(autoencoder.grid)
+        loaded = [load_checkpoint(path) for path in checkpoints]
+        self.hashes = [checkpoint.hash for checkpoint in loaded]
         self.networks: list[Any] = [
-            load_checkpoint(path).network(grid=grid, precision=precision).to(device) for path in checkpoints
+            checkpoint.network(grid=grid, precision=precision).to(device) for checkpoint in loaded
         ]
         for path, network in zip(checkpoints, self.networks, strict=True):
             if tuple(network.hu_window) != tuple(autoencoder.hu_window):
@@ -107,6 +113,7 @@ class PosteriorSampler(nn.Module):
             view_mask) to a volume; None leaves them alone.
         consistency_weight: how much of that movement a predicted latent makes at the last step; at others it is
             multiplied by alpha-bar, because early predictions are blurred. 0: none, nothing is decoded on the way.
+        final_consistency: like `consistency`, applied once to the decoded sample; None: none.
 
     Raises:
         ValueError: for numbers that make no sense, or a mean that is missing or superfluous.
@@ -124,6 +131,7 @@ class PosteriorSampler(nn.Module):
         mean: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
         consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
         consistency_weight: float = 0.0,
+        final_consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if steps < 1 or batch_size < 1:
@@ -149,6 +157,7 @@ class PosteriorSampler(nn.Module):
         self.steps, self.guidance_scale, self.batch_size = steps, guidance_scale, batch_size
         self.quantise, self.mean = quantise, mean
         self.consistency, self.consistency_weight = consistency, consistency_weight
+        self.final_consistency = final_consistency
         self.grid, self.hu_window = autoencoder.grid, denoiser.hu_window
 
     @torch.no_grad()
@@ -166,9 +175,13 @@ class PosteriorSampler(nn.Module):
 
         Returns:
             (B, 1, X, Y, Z), `hu_window` as [-1, 1], clipped.
+
+        Raises:
+            ValueError: for no view, radiographs that do not match the views, or NaN in them.
         """
         noise = self.noise(seed, first).expand(len(image), -1, -1, -1, -1)
-        return self._decode(self.sample_latents(image, views, view_mask, noise.to(image.device)))
+        unit = self._decode(self.sample_latents(image, views, view_mask, noise.to(image.device)))
+        return self._finished(unit, (image, views, view_mask))
 
     def noise(self, seed: int, index: int) -> Tensor:
         """The noise (1, C, x, y, z) that sample `index` of a seed begins with."""
@@ -177,7 +190,13 @@ class PosteriorSampler(nn.Module):
 
     @torch.no_grad()
     def samples(
-        self, image: Tensor, views: Tensor, count: int, seed: int = 0, first: int = 0
+        self,
+        image: Tensor,
+        views: Tensor,
+        count: int,
+        seed: int = 0,
+        first: int = 0,
+        on_decoded: Callable[[int, Tensor], None] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Samples of one case, batch by batch.
 
@@ -187,12 +206,13 @@ class PosteriorSampler(nn.Module):
             count: N, how many samples the seed shall have in all.
             seed: of the noise.
             first: the sample to begin with, when others are there already.
+            on_decoded: called with what is yielded later, as it was before `final_consistency`.
 
         Yields:
             The index of the batch's first sample, and HU (B, 1, X, Y, Z) on `grid`, clipped to `hu_window`.
 
         Raises:
-            ValueError: for fewer than one sample, radiographs that do not match the views, or NaN in them.
+            ValueError: for fewer than one sample, no view, radiographs that do not match the views, or NaN in them.
         """
         if count < 1:
             raise ValueError(f"the number of samples must be at least 1, got {count}")
@@ -205,7 +225,9 @@ class PosteriorSampler(nn.Module):
             wide = [None if x is None else x.expand(len(noise), -1, -1, -1, -1) for x in (condition, known)]
             pictures = (image.expand(len(noise), -1, -1, -1), views.expand(len(noise), -1, -1), None)
             unit = self._decode(self._solve(noise, wide[0], wide[1], pictures))  # type: ignore[arg-type]
-            yield start, unit_to_hu(unit, self.hu_window)
+            if on_decoded is not None:
+                on_decoded(start, unit_to_hu(unit, self.hu_window))
+            yield start, unit_to_hu(self._finished(unit, pictures), self.hu_window)
 
     @torch.no_grad()
     def sample_latents(self, image: Tensor, views: Tensor, view_mask: Tensor | None, noise: Tensor) -> Tensor:
@@ -214,7 +236,10 @@ class PosteriorSampler(nn.Module):
         return self._solve(noise, condition, known, (image, views, view_mask))
 
     def _given(self, image: Tensor, views: Tensor, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The condition, and the encoded mean in it."""
+        """The condition, and the encoded mean in it. What is wrong is said before a network runs."""
+        check_radiographs(image, views, view_mask)
+        if view_mask is not None and not view_mask.any(1).all():
+            raise ValueError("a case has no view: view_mask leaves none of its radiographs")
         known = None
         if self.mean is not None:
             known = self.denoiser.normalise(self.mean(image, views, view_mask))
@@ -263,6 +288,10 @@ class PosteriorSampler(nn.Module):
     def _decode(self, latent: Tensor) -> Tensor:
         return self.autoencoder.decode(latent, quantise=self.quantise).clamp(-1, 1)
 
+    def _finished(self, unit: Tensor, radiographs: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """A decoded sample, corrected where that is wanted."""
+        return unit if self.final_consistency is None else self.final_consistency(unit, *radiographs).clamp(-1, 1)
+
 
 def load_sampler(
     checkpoint: str | os.PathLike[str] | LatentDenoiser,
@@ -271,6 +300,9 @@ def load_sampler(
     device: str | torch.device = "cpu",
     precision: str = "auto",
     solver: Mapping[str, Any] | None = None,
+    consistency_weight: float = 0.0,
+    consistency_iterations: int = 10,
+    consistency_final: int | bool = 0,
     **options: Any,
 ) -> PosteriorSampler:
     """The sampler that a checkpoint of `ldm_recon` and its parents make.
@@ -282,6 +314,10 @@ def load_sampler(
         device: of all of them.
         precision: of all of them.
         solver: options of `DPMSolverPPScheduler`, such as order.
+        consistency_weight: of a `ReprojectionCorrection` at every step, see `PosteriorSampler`; 0: none.
+        consistency_iterations: of that one.
+        consistency_final: iterations of another one on the decoded sample; 0 or False: none, True: as many as
+            `consistency_iterations`.
         options: of `PosteriorSampler`.
 
     Raises:
@@ -289,6 +325,7 @@ def load_sampler(
     """
     parent = load_checkpoint(autoencoder_checkpoint)
     autoencoder: Any = parent.network(precision=precision).to(device)
+    expected_mean = None
     if isinstance(checkpoint, LatentDenoiser):
         denoiser = checkpoint
     else:
@@ -303,8 +340,28 @@ def load_sampler(
                 f"autoencoder {expected[:12]}: pass that one"
             )
         denoiser = built.to(device)
+        expected_mean = loaded.meta.get("parents", {}).get("mean")
     mean = None if mean_checkpoint is None else EncodedMean([mean_checkpoint], autoencoder, device, precision)
-    return PosteriorSampler(denoiser, autoencoder, denoiser.scheduler(**(solver or {})), mean=mean, **options)
+    if mean is not None and expected_mean is not None and expected_mean != mean.hashes[0]:
+        raise ValueError(
+            f"{mean_checkpoint}: SHA-256 {mean.hashes[0][:12]}, but {checkpoint} was trained for the mean network "
+            f"{expected_mean[:12]}: pass that one"
+        )
+
+    def correction(iterations: int) -> ReprojectionCorrection:
+        return ReprojectionCorrection(autoencoder.grid, iterations, denoiser.energy_kev, denoiser.hu_window)
+
+    final = consistency_iterations if consistency_final is True else int(consistency_final)
+    return PosteriorSampler(
+        denoiser,
+        autoencoder,
+        denoiser.scheduler(**(solver or {})),
+        mean=mean,
+        consistency=correction(consistency_iterations) if consistency_weight else None,
+        consistency_weight=consistency_weight,
+        final_consistency=correction(final) if final else None,
+        **options,
+    )
 
 
 def collect_samples(
@@ -316,6 +373,7 @@ def collect_samples(
     state_path: str | os.PathLike[str] | None = None,
     body: Tensor | None = None,
     on_samples: Callable[[int, Tensor], None] | None = None,
+    on_decoded: Callable[[int, Tensor], None] | None = None,
 ) -> SampleStatistics:
     """Mean and variance of N samples of one case; what a kill leaves is taken up again.
 
@@ -329,6 +387,7 @@ def collect_samples(
             setting, and is removed by whoever has used the result. None: nothing is kept.
         body: mask (X, Y, Z) for the single number; None: of the mean.
         on_samples: called with the index of the first and the samples (B, 1, X, Y, Z) of every batch, to write them.
+        on_decoded: the same with what they were before the correction at the end, see `PosteriorSampler.samples`.
 
     Raises:
         ValueError: as `PosteriorSampler.samples`, or for a state of another case or setting.
@@ -346,7 +405,7 @@ def collect_samples(
         logger.info("%s: %d of %d samples are there already", path, statistics.count, count)
     first = statistics.count
     with tqdm(total=count, initial=first, desc="samples", unit="sample", disable=None) as bar:
-        for start, samples in sampler.samples(image, views, count, seed, first):
+        for start, samples in sampler.samples(image, views, count, seed, first, on_decoded):
             statistics.update(samples)
             if on_samples is not None:
                 on_samples(start, samples)
@@ -359,7 +418,9 @@ def collect_samples(
 def _fingerprint(sampler: PosteriorSampler, image: Tensor, views: Tensor, seed: int) -> Tensor:
     """SHA-256, as bytes, of all that the samples depend on."""
     total = hashlib.sha256()
-    settings = [sampler.steps, sampler.guidance_scale, sampler.quantise, sampler.consistency_weight, seed]
+    settings: list[Any] = [sampler.steps, sampler.guidance_scale, sampler.quantise, sampler.consistency_weight, seed]
+    used = (sampler.consistency if sampler.consistency_weight else None, sampler.final_consistency)
+    settings += [None if one is None else getattr(one, "settings", type(one).__name__) for one in used]
     solver = {k: v for k, v in vars(sampler.scheduler).items() if isinstance(v, str | int | float | bool | None)}
     total.update(repr([settings, sorted((k, v) for k, v in solver.items() if not k.startswith("_"))]).encode())
     networks = [sampler.denoiser, sampler.autoencoder, *getattr(sampler.mean, "networks", [])]

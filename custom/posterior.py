@@ -32,6 +32,9 @@ __all__ = ["PosteriorEvaluator", "reprojection_error_mm"]
 
 logger = logging.getLogger(__name__)
 
+#: Error of single samples against the radiographs, before and after the correction of decoded samples.
+BEFORE, AFTER = "sample_reprojection_error_mm_before", "sample_reprojection_error_mm"
+
 
 @torch.no_grad()
 def reprojection_error_mm(hu: Tensor, image: Tensor, views: Tensor, grid: VolumeGrid, energy_kev: float) -> float:
@@ -54,7 +57,9 @@ class PosteriorEvaluator(SupervisedEvaluator):
     For every case a folder of its own in `output_dir`, named after the batch entry "case" or the radiographs' file:
     mean.nii.gz and std.nii.gz (HU; with a truth also the bias), convergence.csv, uncertainty.json (the numbers of
     `custom.uncertainty.summarise_case`, and the error against the radiographs), uncertainty.png, and with a truth
-    samples.csv with the metrics of every single sample. A killed run goes on with the next batch of samples.
+    samples.csv with the metrics of every single sample. Where the sampler corrects decoded samples, samples.csv has
+    every sample's error against the radiographs before and after it, and uncertainty.json its mean over the samples. A
+    killed run goes on with the next batch of samples.
 
     Args:
         samples: N, at least 2.
@@ -105,7 +110,7 @@ class PosteriorEvaluator(SupervisedEvaluator):
         folder = self.output_dir / _case_name(batchdata)
         truth = None if label is None else unit_to_hu(label[0, 0], sampler.hu_window).cpu()
         affine = sampler.grid.affine(_isocenter(batchdata))
-        statistics = self._draw(sampler, image, views, folder, truth, _isocenter(batchdata))
+        statistics, rows = self._draw(sampler, image, views, folder, truth, _isocenter(batchdata))
         write_maps(statistics, folder, affine, truth)
         mean = statistics.mean().float()
         error = reprojection_error_mm(mean, image.cpu(), views.cpu(), sampler.grid, sampler.denoiser.energy_kev)
@@ -118,8 +123,11 @@ class PosteriorEvaluator(SupervisedEvaluator):
             steps=sampler.steps,
             guidance_scale=sampler.guidance_scale,
             consistency_weight=sampler.consistency_weight,
+            consistency_iterations=getattr(sampler.consistency, "iterations", None),
+            consistency_final=getattr(sampler.final_consistency, "iterations", 0),
             seed=self.sample_seed,
             reprojection_error_mm=error,
+            **_average(rows, BEFORE, AFTER),
         )
         maps = UncertaintyMaps.of(statistics, truth)
         caption = f"{len(views)} views, {statistics.count} samples, spread {summary['std_hu_body']:.0f} HU in the body"
@@ -141,10 +149,20 @@ class PosteriorEvaluator(SupervisedEvaluator):
         folder: Path,
         truth: Tensor | None,
         isocenter: Sequence[float] | None,
-    ) -> SampleStatistics:
+    ) -> tuple[SampleStatistics, list[dict[str, Any]]]:
+        """Statistics of the samples, and the rows of samples.csv."""
         table, state = folder / "samples.csv", folder / "state.pt"
         old = read_csv(table) if table.is_file() and state.is_file() else []  # without a state: of another run
-        rows = {int(row["sample"]): {**row, "sample": int(row["sample"])} for row in old}
+        rows: dict[int, dict[str, Any]] = {int(row["sample"]): {**row, "sample": int(row["sample"])} for row in old}
+        compared = sampler.final_consistency is not None
+
+        def errors(samples: Tensor) -> list[float]:
+            energy_kev = sampler.denoiser.energy_kev
+            return [reprojection_error_mm(one, image, views, sampler.grid, energy_kev) for one in samples[:, 0]]
+
+        def decoded(first: int, samples: Tensor) -> None:
+            for index, error in enumerate(errors(samples), first):
+                rows[index] = {"sample": index, BEFORE: error}
 
         def measure(first: int, samples: Tensor) -> None:
             for index, sample in enumerate(samples[:, 0].cpu(), first):
@@ -152,12 +170,22 @@ class PosteriorEvaluator(SupervisedEvaluator):
                     save_volume(folder / f"sample_{index:04d}.nii.gz", sample, sampler.grid, isocenter)
                 if truth is not None:
                     values = evaluate_volume(sample, truth, sampler.hu_window, self.metric_names)
-                    rows[index] = {"sample": index, **values}
-            if truth is not None:
+                    rows[index] = {**rows.get(index, {}), "sample": index, **values}
+            if compared:
+                for index, error in enumerate(errors(samples), first):
+                    rows[index][AFTER] = error
+            if rows:
                 write_csv([rows[index] for index in sorted(rows)], table)
 
         body = None if truth is None else torch.from_numpy(body_mask(truth))
-        return collect_samples(sampler, image, views, self.samples, self.sample_seed, state, body, measure)
+        before = decoded if compared else None
+        found = collect_samples(sampler, image, views, self.samples, self.sample_seed, state, body, measure, before)
+        return found, [rows[index] for index in sorted(rows)]
+
+
+def _average(rows: Sequence[Mapping[str, Any]], *names: str) -> dict[str, float]:
+    """Means of the columns that there are."""
+    return {name: sum(float(row[name]) for row in rows) / len(rows) for name in names if rows and name in rows[0]}
 
 
 def _case_name(batch: Mapping[str, Any]) -> str:

@@ -1,11 +1,10 @@
-"""Handlers that steady a training: averaged weights, bounded gradients, warm-up, resuming, the best model."""
+"""Handlers that steady a training: averaged weights, bounded gradients, warm-up, the best model."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,16 @@ from tqdm import tqdm
 
 from custom.augmentation import RandThoraxAugment
 from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
-from custom.data.files import write_tensors
 from custom.networks.prior import OutOfFoldPriors
 
 __all__ = [
     "BestModelSaver",
     "FinalValidation",
     "GradientClip",
-    "ResumableCheckpoint",
     "UpdateAverage",
     "WeightAverage",
     "fit_prior",
     "load_weights",
-    "training_seed",
     "warmup_cosine",
 ]
 
@@ -134,52 +130,6 @@ class GradientClip:
             )
 
 
-class ResumableCheckpoint:
-    """Saves everything that a training needs to go on, after every epoch, and picks it up after a kill.
-
-    Args:
-        path: the file; written to a temporary name first.
-        objects: what has a state: network, averaged network, optimizer, scheduler. The trainer is added.
-        resume: load `path` if it is there when the training starts.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], objects: Mapping[str, Any], resume: bool = True) -> None:
-        self.path, self.objects, self.resume = Path(path), dict(objects), resume
-
-    def attach(self, engine: Engine) -> None:
-        """Registers with a trainer."""
-        engine.add_event_handler(Events.STARTED, self._load)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-
-    def _load(self, engine: Engine) -> None:
-        if not self.resume or not self.path.is_file():
-            return
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
-        try:
-            for name, item in self.objects.items():
-                item.load_state_dict(state[name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise ValueError(
-                f"{self.path}: this checkpoint belongs to another configuration: {error}; remove it, choose another "
-                "ckpt_dir, or pass --resume False"
-            ) from error
-        epochs = engine.state.max_epochs
-        engine.load_state_dict(state["trainer"])
-        engine.state.max_epochs = epochs
-        logger.info("resumed %s after epoch %d", self.path, engine.state.epoch)
-
-    def _save(self, engine: Engine) -> None:
-        if idist.get_rank() != 0:
-            return
-        state: dict[str, Any] = {name: item.state_dict() for name, item in self.objects.items()}
-        state["trainer"] = {
-            "iteration": engine.state.iteration,
-            "epoch_length": engine.state.epoch_length,
-            "max_epochs": engine.state.max_epochs,
-        }
-        write_tensors(self.path, state)
-
-
 class BestModelSaver:
     """Writes `model.pt` (see `custom.checkpoints`) whenever the evaluator's key metric is the best so far, or always.
 
@@ -220,11 +170,12 @@ class BestModelSaver:
         value = float(engine.state.metrics[name])
         if idist.get_rank() != 0 or not (self.always or value > self.best):
             return
-        self.best = max(self.best, value)
+        best = max(self.best, value)
         meta = {**self.meta, "validation": {name: value}, "epoch": getattr(engine.state, "epoch", None)}
         if self.data_list_file is not None:
             meta["datalist_sha256"] = sha256(self.data_list_file)
         save_checkpoint(self.path, self.network, meta)
+        self.best = best  # not before: a stop in between would keep the file from ever being written
         logger.info("%s: %s %.3f, best so far %.3f", self.path, name, value, self.best)
 
 
@@ -306,28 +257,6 @@ def load_weights(network: torch.nn.Module, checkpoint: str | os.PathLike[str] | 
     """
     if checkpoint is not None:
         load_checkpoint(checkpoint).load_into(network)
-
-
-def training_seed(seed: int, checkpoint: str | os.PathLike[str], resume: bool = True) -> int:
-    """The seed of a training that may go on from a checkpoint: another one after every epoch.
-
-    With the same one a resumed training would see again what it has seen in its first epochs.
-
-    Args:
-        seed: of the training.
-        checkpoint: checkpoint_last.pt, which need not be there.
-        resume: whether it will be taken up.
-    """
-    path = Path(checkpoint)
-    if not resume or not path.is_file():
-        return seed
-    try:
-        iteration = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["trainer"]["iteration"]
-    except (KeyError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(
-            f"{path}: not a checkpoint to go on from: {error}; remove it or pass --resume False"
-        ) from error
-    return (seed + 7919 * int(iteration)) % 2**31
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, warmup: int, total: int, final: float = 0.02) -> object:

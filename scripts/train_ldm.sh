@@ -32,16 +32,31 @@ configs() {
     echo "[$list]"
 }
 
+# stage COMMAND...: a signal goes to it, so that it keeps what it has; the script then ends as it did.
+stage() {
+    local code=0
+    "$@" &
+    local running=$!
+    trap 'kill -TERM $running 2>/dev/null' TERM INT
+    wait $running || code=$?
+    while kill -0 $running 2>/dev/null; do
+        code=0
+        wait $running || code=$?
+    done
+    trap - TERM INT
+    return $code
+}
+
 # train BUNDLE OPTION...: on one device, or on all.
 train() {
     local bundle=$1
     shift
     if ((gpus * nodes > 1)); then
-        torchrun --nnodes="$nodes" --nproc_per_node="$gpus" --node_rank="${NODE_RANK:-0}" \
+        stage torchrun --nnodes="$nodes" --nproc_per_node="$gpus" --node_rank="${NODE_RANK:-0}" \
             --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${MASTER_PORT:-29500}" \
             -m monai.bundle run training --config_file "$(configs "$bundle" multi_gpu_train.json)" "$@"
     else
-        python -m monai.bundle run training --config_file "$(configs "$bundle")" "$@"
+        stage python -m monai.bundle run training --config_file "$(configs "$bundle")" "$@"
     fi
 }
 
@@ -54,7 +69,7 @@ train vqgan --data_list_file "$datalist" --ckpt_dir "$output/vqgan/models" --out
 
 # Latents are computed once, by the first node; the others wait for them.
 if ((${NODE_RANK:-0} == 0)); then
-    python -m monai.bundle run encoding --config_file "$(configs ldm_recon latents.json)" \
+    stage python -m monai.bundle run encoding --config_file "$(configs ldm_recon latents.json)" \
         --data_list_file "$datalist" --autoencoder_checkpoint "$autoencoder" --latents_dir "$output/latents" \
         "${more_latents[@]}"
     touch "$output/latents/complete"

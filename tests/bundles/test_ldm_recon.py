@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_radiographs_get_the_pixels_of_the_training(
         for name, options in (("a", {}), ("b", {"pixel_at_isocenter_mm": VOXEL_MM})):
             inference(trained, tmp_path / name, **options)
             means.append((tmp_path / name / "e1/mean.nii.gz").read_bytes())
-        assert means[0] == means[1] and not caplog.records
+        assert means[0] == means[1] and "was trained with" not in caplog.text
         inference(trained, tmp_path / "c", pixel_at_isocenter_mm=VOXEL_MM / 2)
     assert f"was trained with {VOXEL_MM}" in caplog.text
     loaded = load_checkpoint(Path(trained["bundle_root"]) / "models/model.pt")
@@ -205,9 +206,9 @@ def test_samples_are_moved_towards_the_radiographs(trained: dict[str, Any], tmp_
 
 def test_a_mean_network_can_be_told_and_corrected(trained: dict[str, Any], tmp_path: Path) -> None:
     means = [str(mean_network(tmp_path / f"mean{seed}.pt", seed)) for seed in (1, 2)]
-    keys = {"known_channels": 3, "residual": True, "mean_checkpoint": means[0], "fold_mean_checkpoints": means}
-    paths = {**trained, "bundle_root": str(tmp_path / "bundle"), **keys}
-    run(["train.json"], "train", **paths, **TINY, **TRAIN)
+    paths = {**trained, "bundle_root": str(tmp_path / "bundle"), "mean_checkpoint": means[0]}
+    options = {key: value for key, value in TRAIN.items() if key != "batch_size"}
+    run(["train.json", "residual.json"], "train", **paths, **TINY, **options, fold_mean_checkpoints=means)
     network = load_checkpoint(tmp_path / "bundle/models/model.pt").network()
     assert network.residual and not torch.allclose(network.residual_std, torch.ones(3))  # type: ignore[arg-type]
     inference(paths, tmp_path / "out", mean_checkpoint=means[0])
@@ -359,6 +360,26 @@ def test_the_launch_script_runs_all_three_stages(paths: dict[str, Any], tmp_path
     command[2] = str(tmp_path / "none.json")
     failed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert failed.returncode == 2 and "no such datalist" in failed.stderr
+
+
+def test_the_launch_script_passes_a_signal_on(paths: dict[str, Any], tmp_path: Path) -> None:
+    """A stage that is told to stop keeps what it has; the next one does not start."""
+    note = tmp_path / "note"
+    fake = tmp_path / "bin" / "python"
+    fake.parent.mkdir()
+    fake.write_text(
+        f'#!/bin/sh\ntrap "sleep 0.3; echo saved >> {note}; exit 143" TERM\n'
+        f"echo started >> {note}\nwhile true; do sleep 0.05; done\n"
+    )
+    fake.chmod(0o755)
+    command = ["bash", str(ROOT / "scripts/train_ldm.sh"), paths["data_list_file"], str(tmp_path / "out")]
+    with subprocess.Popen(command, env={"PATH": f"{fake.parent}:/usr/bin:/bin"}) as process:
+        while not note.is_file():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    assert note.read_text().split() == ["started", "saved"]
 
 
 @pytest.mark.integration

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -281,7 +282,8 @@ def test_training_names_what_does_not_fit(
 # --- the command line ---
 
 
-def test_a_killed_training_goes_on_where_it_was(datalist: Path, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_where_it_was(datalist: Path, tmp_path: Path) -> None:
+    """By SIGTERM, as a scheduler does it; inr_recon's is killed without a warning."""
     overrides = {
         **TRAIN_OVERRIDES,
         "bundle_root": str(tmp_path / "bundle"),
@@ -292,7 +294,9 @@ def test_a_killed_training_goes_on_where_it_was(datalist: Path, tmp_path: Path) 
     }
     checkpoint = tmp_path / "bundle/models/checkpoint_last.pt"
     first = command_line("bundles/vqgan/configs/train.json", overrides)
-    reached = killed_after_two_epochs(first, checkpoint, tmp_path / "first.log")
+    reached = killed_after_two_epochs(first, checkpoint, tmp_path / "first.log", signal.SIGTERM)
+    log = (tmp_path / "first.log").read_text()
+    assert f"stopped by SIGTERM after iteration {reached}; the same command goes on" in log and "Traceback" not in log
 
     # In this process, so that one command line is enough.
     run(["train.json"], "train", **{**overrides, "epochs": reached + 2})

@@ -52,8 +52,10 @@ def epochs_of(checkpoint: Path) -> int:
     return torch.load(checkpoint, weights_only=True)["trainer"]["iteration"] if checkpoint.is_file() else 0
 
 
-def killed_after_two_epochs(command: Sequence[str], checkpoint: Path, log: Path) -> int:
-    """Start a training, kill it once two epochs are written, and return how many there are."""
+def killed_after_two_epochs(
+    command: Sequence[str], checkpoint: Path, log: Path, number: signal.Signals = signal.SIGKILL
+) -> int:
+    """Start a training, send it a signal once two epochs are written, and return how many there are in the end."""
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
@@ -62,9 +64,13 @@ def killed_after_two_epochs(command: Sequence[str], checkpoint: Path, log: Path)
                 time.sleep(0.2)
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    assert process.returncode == -signal.SIGKILL, log.read_text()[-2000:]
+                os.killpg(process.pid, number)
+            try:
+                process.wait(120)
+            finally:
+                process.kill()
+    code = 128 + number if number == signal.SIGTERM else -number
+    assert process.returncode == code, log.read_text()[-2000:]
     reached = epochs_of(checkpoint)
     assert reached >= 2
     return reached

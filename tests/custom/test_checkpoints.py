@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from custom.checkpoints import build_network, definition, load_checkpoint, save_checkpoint
+from custom.checkpoints import build_network, definition, load_checkpoint, save_checkpoint, trained_setting
 from custom.geometry import Geometry, VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 
@@ -92,6 +93,21 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="damaged"):
         load_checkpoint(tmp_path / "cut.pt")
+
+
+def test_a_setting_is_the_trainings_unless_another_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_checkpoint(tmp_path / "model.pt", make(), {"pixel_at_isocenter_mm": 5.0})
+    assert trained_setting(path, "pixel_at_isocenter_mm") == 5.0
+    assert trained_setting(path, "pixel_at_isocenter_mm", 5) == 5 and not caplog.records
+    with caplog.at_level(logging.WARNING, "custom.checkpoints"):
+        assert trained_setting(path, "pixel_at_isocenter_mm", 2.5) == 2.5
+    assert "pixel_at_isocenter_mm 2.5" in caplog.text and "was trained with 5.0" in caplog.text
+    older = save_checkpoint(tmp_path / "older.pt", make())
+    assert trained_setting(older, "pixel_at_isocenter_mm", 2.5) == 2.5
+    with pytest.raises(ValueError, match=r"older\.pt: .*pass --pixel_at_isocenter_mm"):
+        trained_setting(older, "pixel_at_isocenter_mm")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

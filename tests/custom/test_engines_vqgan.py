@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -228,15 +229,20 @@ def test_the_guard_doubts_and_then_stops(change: dict, message: str) -> None:
 
 
 def test_a_doubtful_state_does_not_replace_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """Not at an epoch's end, not between, and not where the training is told to stop."""
     setting = Setting(tmp_path, 3, guard=CollapseGuard(warmup=0, factor=1e6, perplexity_factor=1e6))
+    setting.checkpoint.interval = 1
 
     def worsen(engine: Any) -> None:
-        if engine.state.epoch == 2:
+        if engine.state.iteration > CASES + 1:
             setting.guard.best_error = 1e-5
 
-    setting.trainer.add_event_handler(Events.ITERATION_COMPLETED, worsen)
-    setting.trainer.run()
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == CASES
+    setting.trainer.add_event_handler(Events.ITERATION_STARTED, worsen)
+    stop = Events.ITERATION_STARTED(once=2 * CASES + 2)
+    setting.trainer.add_event_handler(stop, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit):
+        setting.trainer.run()
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["trainer"]["iteration"] == CASES + 1
 
 
 # --- the evaluation ---

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from custom.checkpoints import save_checkpoint, sha256
+from custom.consistency import ReprojectionCorrection
 from custom.inferers import EncodedMean, PosteriorSampler, collect_samples, load_sampler
 from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
 from tests.custom.tiny_diffusion import GRID, autoencoder, denoiser, radiographs
@@ -68,6 +69,21 @@ def test_without_movement_consistency_changes_nothing_and_with_it_the_sample_mov
     torch.testing.assert_close(still, plain, atol=1e-4, rtol=1e-4)
     pulled = sampler(consistency=lambda volume, *_: volume + 0.5, consistency_weight=1.0)(image, views)
     assert float((pulled - plain).abs().mean()) > 1e-3
+    off = sampler(consistency=lambda volume, *_: volume + 0.5, consistency_weight=0.0)(image, views)
+    assert torch.equal(off, plain)
+
+
+def test_the_correction_at_the_end_is_applied_once_to_the_decoded_sample() -> None:
+    image, views = case()
+    plain = drawn(3, batch_size=2)
+    before: dict[int, Tensor] = {}
+    made = sampler(batch_size=2, final_consistency=ReprojectionCorrection(GRID, 20))
+    found = list(made.samples(image, views, 3, on_decoded=before.__setitem__))
+    torch.testing.assert_close(torch.cat([before[0], before[2]]), plain, atol=0.05, rtol=0)
+    expected = ReprojectionCorrection(GRID, 20)(plain / 1000, image[None].expand(3, -1, -1, -1), views)
+    torch.testing.assert_close(torch.cat([batch for _, batch in found]), expected * 1000, atol=0.5, rtol=0)
+    torch.testing.assert_close(made(image[None], views[None]) * 1000, found[0][1][:1], atol=0.5, rtol=0)
+    assert float((expected * 1000 - plain).abs().mean()) > 10
 
 
 def test_the_mean_stands_in_the_condition_and_under_the_residual() -> None:
@@ -100,11 +116,15 @@ def test_a_killed_run_is_taken_up_and_gives_the_same(tmp_path: Path) -> None:
     assert torch.equal(resumed.mean(), whole.mean()) and torch.equal(resumed.variance(), whole.variance())
 
 
-@pytest.mark.parametrize("change", ["seed", "radiographs", "steps"])
+@pytest.mark.parametrize("change", ["seed", "radiographs", "steps", "weight", "iterations", "final"])
 def test_the_state_of_another_case_or_setting_is_refused(tmp_path: Path, change: str) -> None:
     image, views = case()
-    collect_samples(sampler(), image, views, 2, state_path=tmp_path / "state.pt")
-    made = sampler(steps=4 if change == "steps" else 3)
+    options: dict[str, Any] = {"consistency": ReprojectionCorrection(GRID, 2), "consistency_weight": 0.5}
+    collect_samples(sampler(**options), image, views, 2, state_path=tmp_path / "state.pt")
+    options |= {"consistency_weight": 0.4} if change == "weight" else {}
+    options |= {"consistency": ReprojectionCorrection(GRID, 3)} if change == "iterations" else {}
+    options |= {"final_consistency": ReprojectionCorrection(GRID, 2)} if change == "final" else {}
+    made = sampler(steps=4 if change == "steps" else 3, **options)
     other = image + 0.1 if change == "radiographs" else image
     with pytest.raises(ValueError, match=r"state\.pt: samples of another case"):
         collect_samples(made, other, views, 3, seed=int(change == "seed"), state_path=tmp_path / "state.pt")
@@ -143,6 +163,26 @@ def test_bad_requests() -> None:
         collect_samples(sampler(), image, views, 2)
 
 
+@pytest.mark.parametrize("fault", ["no views", "no views left", "count", "NaN"])
+def test_bad_radiographs_are_refused_before_the_mean_network_runs(fault: str) -> None:
+    def mean(*_: Any) -> Tensor:
+        raise AssertionError("the mean network ran")
+
+    made = sampler(denoiser=denoiser(known_channels=3), mean=mean)
+    image, views = radiographs()
+    mask, message = None, {"count": "do not match views", "NaN": "NaN"}.get(fault, "view")
+    if fault == "no views":
+        image, views = image[:, :0], views[:, :0]
+    elif fault == "no views left":
+        mask = torch.zeros(1, 2, dtype=torch.bool)
+    elif fault == "count":
+        views = views[:, :1]
+    else:
+        image[0, 1, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match=message):
+        made(image, views, mask)
+
+
 def test_a_sampler_is_built_from_checkpoints_that_belong_together(tmp_path: Path) -> None:
     image, views = radiographs()
     parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
@@ -162,6 +202,38 @@ def mean_checkpoint(path: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     mlp = {"width": 8, "depth": 1}
     return save_checkpoint(path, ImplicitReconstructor(None, GRID, FourierFeatures(count=4), mlp, mlp))
+
+
+def test_another_mean_network_than_that_of_the_training_is_refused(tmp_path: Path) -> None:
+    parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
+    own, other = (mean_checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2))
+    for name, known in (("recorded", {"mean": sha256(own)}), ("none", {"mean": None}), ("older", {})):
+        parents = {"autoencoder": sha256(parent), **known}
+        path = save_checkpoint(tmp_path / f"{name}.pt", denoiser(known_channels=3), {"parents": parents})
+        assert load_sampler(path, parent, own).mean is not None
+        if name != "recorded":
+            load_sampler(path, parent, other)
+            continue
+        with pytest.raises(ValueError, match=r"2\.pt: SHA-256 .* was trained for the mean network"):
+            load_sampler(path, parent, other)
+    load_sampler(denoiser(known_channels=3), parent, other)  # being trained: nothing to compare with
+
+
+def test_corrections_are_made_where_they_are_asked_for(tmp_path: Path) -> None:
+    parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
+    network = denoiser(energy_kev=60.0)
+    off = load_sampler(network, parent, consistency_iterations=7)
+    assert off.consistency is None and off.final_consistency is None
+    on = load_sampler(network, parent, consistency_weight=0.5, consistency_iterations=7, consistency_final=30)
+    iterations = [(one.iterations, one.energy_kev) for one in (on.consistency, on.final_consistency)]  # type: ignore[union-attr]
+    assert iterations == [(7, 60.0), (30, 60.0)] and on.consistency_weight == 0.5
+    assert load_sampler(network, parent, consistency_final=True).final_consistency.iterations == 10  # type: ignore[union-attr]
+    image, views = radiographs()
+    plain = sampler(denoiser=network)(image, views)
+    assert torch.equal(load_sampler(network, parent, precision="fp32", steps=3)(image, views), plain)
+    assert torch.isfinite(on(image, views)).all()
+    with pytest.raises(ValueError, match="at least 1 iteration, got -5"):
+        load_sampler(network, parent, consistency_final=-5)
 
 
 def test_every_fold_meets_the_mean_network_that_has_not_seen_it(tmp_path: Path) -> None:

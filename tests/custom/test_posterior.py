@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from custom.consistency import ReprojectionCorrection
 from custom.engines import StoredRadiographs
 from custom.geometry import Geometry
 from custom.inferers import PosteriorSampler
@@ -33,9 +34,12 @@ def case() -> dict[str, Any]:
     return {"image": image, "views": views, "view_mask": mask, "label": chest()[None, None], "case": ["p1"]}
 
 
-def evaluator(folder: Path, samples: int = 3, cases: tuple[str, ...] = ("p1",), **options: Any) -> PosteriorEvaluator:
+def evaluator(
+    folder: Path, samples: int = 3, cases: tuple[str, ...] = ("p1",), final: int = 0, **options: Any
+) -> PosteriorEvaluator:
     network = denoiser()
-    sampler = PosteriorSampler(network, autoencoder(), network.scheduler(), steps=2)
+    correction = ReprojectionCorrection(GRID, final) if final else None
+    sampler = PosteriorSampler(network, autoencoder(), network.scheduler(), steps=2, final_consistency=correction)
     return PosteriorEvaluator(
         device=torch.device("cpu"),
         val_data_loader=[{**case(), "case": [name]} for name in cases],
@@ -88,6 +92,44 @@ def test_a_kill_between_batches_loses_nothing(tmp_path: Path) -> None:
         assert (tmp_path / "parts/p1" / name).read_bytes() == (tmp_path / "whole/p1" / name).read_bytes()
     tables = [list(csv.DictReader((tmp_path / f / "p1/samples.csv").open())) for f in ("parts", "whole")]
     assert tables[0] == tables[1] and len(tables[0]) == 3
+
+
+def test_the_error_before_the_correction_at_the_end_stands_beside_that_after_it(tmp_path: Path) -> None:
+    for folder, final in ((tmp_path / "off", 0), (tmp_path / "on", 10)):
+        evaluator(folder, final=final).run()
+    off, on = (json.loads((tmp_path / name / "p1/uncertainty.json").read_text()) for name in ("off", "on"))
+    assert off["consistency_final"] == 0 and not any(key.startswith("sample_") for key in off)
+    assert on["consistency_final"] == 10 and on["consistency_weight"] == 0
+    before, after = on["sample_reprojection_error_mm_before"], on["sample_reprojection_error_mm"]
+    assert after < 0.5 * before and on["reprojection_error_mm"] < off["reprojection_error_mm"]
+    rows = list(csv.DictReader((tmp_path / "on/p1/samples.csv").open()))
+    assert len(rows) == 3 and float(rows[0]["psnr_range"]) > 0
+    assert before == pytest.approx(sum(float(row["sample_reprojection_error_mm_before"]) for row in rows) / 3)
+
+
+def test_without_a_truth_errors_are_kept_over_a_kill_too(tmp_path: Path) -> None:
+    def without_truth(folder: Path) -> PosteriorEvaluator:
+        made = evaluator(folder, final=2)
+        for batch in made.data_loader:  # type: ignore[union-attr]
+            batch.pop("label")
+        return made
+
+    without_truth(tmp_path / "whole").run()
+    killed = without_truth(tmp_path / "parts")
+    solve, calls = killed.network._solve, []
+
+    def dying(*args: Any) -> Tensor:
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return solve(*args)
+
+    killed.network._solve = dying
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    without_truth(tmp_path / "parts").run()
+    tables = [(tmp_path / f / "p1/samples.csv").read_text() for f in ("parts", "whole")]
+    assert tables[0] == tables[1] and tables[0].count("\n") == 4
 
 
 def test_cases_that_are_done_are_not_drawn_again_after_a_kill(tmp_path: Path) -> None:

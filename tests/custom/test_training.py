@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import signal
+import threading
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.handlers import LrScheduleHandler, StatsHandler
 from torch import nn
 
 from custom.augmentation import RandThoraxAugment
 from custom.checkpoints import save_checkpoint
 from custom.geometry import VolumeGrid
 from custom.networks import FourierFeatures, OutOfFoldPriors, PopulationPrior
+from custom.resuming import ResumableCheckpoint, TrainingStopped, training_seed
 from custom.training import (
     BestModelSaver,
     FinalValidation,
     GradientClip,
-    ResumableCheckpoint,
     WeightAverage,
     fit_prior,
     load_weights,
-    training_seed,
     warmup_cosine,
 )
 
@@ -84,6 +90,163 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
     handler.attach(engine)
     with pytest.raises(ValueError, match=r"last\.pt.*another configuration"):
         engine.run([0], max_epochs=1)
+
+
+class Stoppable:
+    """Three epochs of four steps, each with a batch that its number determines, and all that has a state."""
+
+    def __init__(self, path: Path, interval: int | None = None, validation: Any = None) -> None:
+        torch.manual_seed(0)
+        network = nn.Linear(2, 1)
+        optimizer = torch.optim.Adam(network.parameters(), 0.01)
+        average = WeightAverage(network, 0.5)
+        schedule = warmup_cosine(optimizer, 2, 12)
+        self.objects = {"network": network, "ema": average.network, "optimizer": optimizer, "schedule": schedule}
+        self.path = path
+        self.iterations: list[int] = []
+        checkpoint = ResumableCheckpoint(path, self.objects, interval=interval)
+        rate = LrScheduleHandler(schedule, print_lr=False, epoch_level=False)
+        self.engine = trainer([average, rate, StatsHandler(iteration_log=False)], network, optimizer, 3)
+        self.engine.add_event_handler(Events.ITERATION_STARTED, self._draw)
+        if validation is not None:
+            self.engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), validation)
+        checkpoint.attach(self.engine)
+
+    def _draw(self, engine: Engine) -> None:
+        generator = torch.Generator().manual_seed(engine.state.iteration)
+        engine.state.batch = {
+            "image": torch.randn(1, 2, generator=generator),
+            "label": torch.randn(1, 1, generator=generator),
+        }
+        self.iterations.append(engine.state.iteration)
+
+    def send(self, number: int, iteration: int, times: int = 1) -> None:
+        """In the middle of a step: the gradient is known, the weights are still the old ones."""
+
+        def kill(engine: Engine) -> None:
+            if engine.state.iteration == iteration:
+                for _ in range(times):
+                    signal.raise_signal(number)
+
+        self.engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, kill)
+
+    def state(self) -> dict[str, Any]:
+        return {name: item.state_dict() for name, item in self.objects.items()}
+
+    def written(self) -> dict[str, Any]:
+        return torch.load(self.path, weights_only=True)
+
+
+def assert_same(one: Any, two: Any) -> None:
+    torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+
+def test_checkpoints_between_the_ends_of_epochs(tmp_path: Path) -> None:
+    training = Stoppable(tmp_path / "last.pt", interval=3)
+    last: list[int] = []
+
+    def look(engine: Engine) -> None:
+        last.append(training.written()["trainer"]["iteration"] if training.path.is_file() else 0)
+
+    training.engine.add_event_handler(Events.ITERATION_COMPLETED, look)
+    training.engine.run()
+    assert last == [0, 0, 3, 3, 4, 6, 6, 6, 9, 9, 9, 12]
+    with pytest.raises(ValueError, match="at least 1 iteration, or None, got 0"):
+        Stoppable(tmp_path / "last.pt", interval=0)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("iteration", [1, 6, 8])
+def test_a_signal_costs_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, number: int, code: int, iteration: int
+) -> None:
+    """The running step counts, and the training that goes on ends with the very same weights."""
+    whole, before = Stoppable(tmp_path / "whole.pt"), handlers()
+    states: list[dict] = []
+    whole.engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: states.append(deepcopy(whole.state())))
+    whole.engine.run()
+    first = Stoppable(tmp_path / "last.pt")
+    first.send(number, iteration)
+    with caplog.at_level(logging.INFO), pytest.raises(TrainingStopped) as stopped:
+        first.engine.run()
+    assert stopped.value.code == code and first.iterations[-1] == iteration and handlers() == before
+    assert f"stopped by {signal.Signals(number).name} after iteration {iteration}; the same command" in caplog.text
+    assert "Traceback" not in caplog.text
+    written = first.written()
+    assert written.pop("trainer")["iteration"] == iteration
+    assert_same(written, states[iteration - 1])
+    second = Stoppable(tmp_path / "last.pt")
+    with caplog.at_level(logging.INFO):
+        second.engine.run()
+    assert f"after epoch {iteration // 4}, iteration {iteration}" in caplog.text
+    assert second.iterations == list(range(iteration + 1, 13)) and second.engine.state.epoch == 3
+    assert_same(second.state(), whole.state())
+
+
+def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
+    before = handlers()
+    training = Stoppable(tmp_path / "last.pt")
+    training.send(signal.SIGINT, 6, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        training.engine.run()
+    assert training.written()["trainer"]["iteration"] == 4 and handlers() == before
+
+
+def test_a_validation_that_was_stopped_is_made_up_for(tmp_path: Path) -> None:
+    """A stopped training does not go on validating for minutes; the last one, which writes the model, is not lost."""
+    validated: list[int] = []
+
+    def stopped(engine: Engine) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        validated.append(-1)
+
+    with pytest.raises(TrainingStopped, match="after iteration 8"):
+        Stoppable(tmp_path / "last.pt", validation=stopped).engine.run()
+    with pytest.raises(TrainingStopped, match="after iteration 8"):
+        Stoppable(tmp_path / "last.pt", validation=stopped).engine.run()
+    training = Stoppable(tmp_path / "last.pt", validation=lambda e: validated.append(e.state.epoch))
+    training.send(signal.SIGTERM, 9)
+    with pytest.raises(TrainingStopped):
+        training.engine.run()
+    assert validated == [2] and training.iterations == [9]
+    again = Stoppable(tmp_path / "last.pt", validation=lambda e: validated.append(e.state.epoch))
+    again.engine.run()
+    assert validated == [2] and again.iterations == [10, 11, 12]
+
+
+def test_signals_are_left_as_they_were(tmp_path: Path) -> None:
+    """After the end, after an error (which is not swallowed), where they are ignored, and in another thread."""
+    before = handlers()
+    training = Stoppable(tmp_path / "last.pt")
+    during: list[Any] = []
+    training.engine.add_event_handler(Events.EPOCH_STARTED, lambda e: during.append(handlers()[0]))
+    training.engine.run()
+    assert handlers() == before and before[0] not in during
+
+    failing = Engine(lambda e, b: [].pop())
+    ResumableCheckpoint(tmp_path / "none.pt", {}).attach(failing)
+    with pytest.raises(IndexError):
+        failing.run([0], max_epochs=1)
+    assert handlers() == before
+
+    training = Stoppable(tmp_path / "ignored.pt")
+    training.send(signal.SIGINT, 6)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        training.engine.run()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert training.iterations[-1] == 12
+
+    training = Stoppable(tmp_path / "thread.pt")
+    thread = threading.Thread(target=training.engine.run)
+    thread.start()
+    thread.join()
+    assert training.written()["trainer"]["iteration"] == 12
 
 
 def test_a_gradient_that_is_not_finite_stops_the_training() -> None:
