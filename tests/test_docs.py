@@ -10,11 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from custom.checkpoints import sha256
 from custom.cli import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "bundles").glob("*/docs/*.md")],
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "bundles").glob("*/docs/*.md"),
+        *(ROOT / "bundles").glob("*/models/*.md"),
+    ],
 )
 
 
@@ -58,3 +64,9 @@ def test_command_line_reference_is_current() -> None:
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert script.TARGET.read_text(encoding="utf-8") == script.reference(), "run python scripts/cli_reference.py"
+
+
+@pytest.mark.parametrize("weights", sorted((ROOT / "bundles").glob("*/models/model.pt")), ids=lambda w: w.parts[-3])
+def test_every_published_weights_file_has_its_card(weights: Path) -> None:
+    card = (weights.parent / "README.md").read_text(encoding="utf-8")
+    assert sha256(weights) in card
