@@ -13,6 +13,7 @@ from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
 from custom.data.latents import LatentDataset
+from custom.data.voxels import VoxelDataset
 from custom.networks.denoiser import LatentDenoiser
 
 __all__ = ["NoisyLatents", "WeightedInferer", "diffusion_target", "fit_normalisation", "loss_weight"]
@@ -62,7 +63,7 @@ def loss_weight(alphas_cumprod: Tensor, prediction_type: str, time: Tensor, gamm
 
 def fit_normalisation(
     network: LatentDenoiser | nn.Module,
-    dataset: LatentDataset,
+    dataset: LatentDataset | VoxelDataset,
     radiographs: PrepareBatch | None = None,
     mean: Callable[..., Tensor] | None = None,
     cases: int = 64,
@@ -71,7 +72,7 @@ def fit_normalisation(
 
     Args:
         network: whose buffers are set; they are kept in its checkpoint.
-        dataset: the latents.
+        dataset: the latents, or volumes in their place.
         radiographs, mean: see `NoisyLatents`.
         cases: entries whose residuals are computed.
 

@@ -1,4 +1,4 @@
-"""Plausible CTs from radiographs: the sampler of `ldm_recon`."""
+"""Plausible CTs from radiographs: the sampler of `ldm_recon` and `voxel_diffusion`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from custom.checkpoints import definition, load_checkpoint
 from custom.consistency import ReprojectionCorrection
 from custom.data.files import write_tensors
 from custom.networks.denoiser import LatentDenoiser, check_radiographs
+from custom.networks.voxels import VoxelIdentity
 from custom.schedulers import DPMSolverPPScheduler
 from custom.uncertainty import SampleStatistics
 from custom.values import unit_to_hu
@@ -295,7 +296,7 @@ class PosteriorSampler(nn.Module):
 
 def load_sampler(
     checkpoint: str | os.PathLike[str] | LatentDenoiser,
-    autoencoder_checkpoint: str | os.PathLike[str],
+    autoencoder_checkpoint: str | os.PathLike[str] | None = None,
     mean_checkpoint: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     precision: str = "auto",
@@ -305,12 +306,13 @@ def load_sampler(
     consistency_final: int | bool = 0,
     **options: Any,
 ) -> PosteriorSampler:
-    """The sampler that a checkpoint of `ldm_recon` and its parents make.
+    """The sampler that a checkpoint of `ldm_recon` and its parents make, or one of `voxel_diffusion`, which has none.
 
     Args:
-        checkpoint: model.pt of `ldm_recon`, or a denoiser that is being trained.
-        autoencoder_checkpoint: model.pt of the `vqgan` that encoded its training latents.
-        mean_checkpoint: model.pt of `inr_recon`, if the denoiser is told its reconstruction.
+        checkpoint: model.pt of `ldm_recon` or `voxel_diffusion`, or a denoiser that is being trained.
+        autoencoder_checkpoint: model.pt of the `vqgan` that encoded its training latents; None: it was trained on
+            voxels.
+        mean_checkpoint: model.pt of `inr_recon`, if the denoiser is told its reconstruction; otherwise it is not read.
         device: of all of them.
         precision: of all of them.
         solver: options of `DPMSolverPPScheduler`, such as order.
@@ -323,25 +325,33 @@ def load_sampler(
     Raises:
         FileNotFoundError, ValueError: for a missing file, or one that the checkpoint was not trained with.
     """
-    parent = load_checkpoint(autoencoder_checkpoint)
-    autoencoder: Any = parent.network(precision=precision).to(device)
-    expected_mean = None
+    parent = None if autoencoder_checkpoint is None else load_checkpoint(autoencoder_checkpoint)
+    source, expected, expected_mean = "the denoiser", None, None
     if isinstance(checkpoint, LatentDenoiser):
         denoiser = checkpoint
     else:
         loaded = load_checkpoint(checkpoint)
-        built = loaded.network(precision=precision)
+        built, source = loaded.network(precision=precision), str(loaded.path)
         if not isinstance(built, LatentDenoiser):
-            raise ValueError(f"{loaded.path}: a checkpoint of {type(built).__name__}, not of ldm_recon")
+            raise ValueError(f"{source}: a checkpoint of {type(built).__name__}, not of ldm_recon or voxel_diffusion")
         expected = loaded.meta.get("parents", {}).get("autoencoder")
-        if expected is not None and expected != parent.hash:
+        if expected is not None and parent is not None and expected != parent.hash:
             raise ValueError(
-                f"{parent.path}: SHA-256 {parent.hash[:12]}, but {loaded.path} was trained on latents of the "
+                f"{parent.path}: SHA-256 {parent.hash[:12]}, but {source} was trained on latents of the "
                 f"autoencoder {expected[:12]}: pass that one"
             )
         denoiser = built.to(device)
         expected_mean = loaded.meta.get("parents", {}).get("mean")
-    mean = None if mean_checkpoint is None else EncodedMean([mean_checkpoint], autoencoder, device, precision)
+    autoencoder: Any
+    if parent is not None:
+        autoencoder = parent.network(precision=precision).to(device)
+    elif expected is None and denoiser.latent_channels == VoxelIdentity.embedding_dim:
+        autoencoder = VoxelIdentity(denoiser.grid, denoiser.hu_window)
+    else:
+        raise ValueError(f"{source} was trained on latents, not on voxels: pass the autoencoder_checkpoint")
+    mean = None
+    if mean_checkpoint is not None and denoiser.known_channels > 0:
+        mean = EncodedMean([mean_checkpoint], autoencoder, device, precision)
     if mean is not None and expected_mean is not None and expected_mean != mean.hashes[0]:
         raise ValueError(
             f"{mean_checkpoint}: SHA-256 {mean.hashes[0][:12]}, but {checkpoint} was trained for the mean network "

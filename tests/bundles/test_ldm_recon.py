@@ -227,8 +227,8 @@ def test_residuals_of_training_and_validation_are_compared(trained: dict[str, An
     assert found["ratio"] == pytest.approx(found["validation_variance"] / found["training_variance"])
     assert found["training_entries"] == 3 and found["validation_cases"] == 1 and found["views"] == [2]
     with pytest.raises(Exception) as caught:
-        run(["train.json", "residual_variance.json"], "train", "measuring", **options)
-    assert "a mean needs at least one checkpoint" in messages(caught.value)
+        run(["train.json", "residual_variance.json"], "train", "measuring", **options, mean_checkpoint=means[0])
+    assert "residuals need fold_mean_checkpoints" in messages(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -239,11 +239,10 @@ def test_residuals_of_training_and_validation_are_compared(trained: dict[str, An
         ({"autoencoder_checkpoint": "other"}, "was trained on latents of the autoencoder"),
         ({"model_file": "missing.pt"}, "no such"),
         ({"angles_deg": [10]}, "10"),
-        ({"mean_checkpoint": "mean"}, "without the reconstruction of a mean network"),
     ],
 )
 def test_bad_requests(trained: dict[str, Any], tmp_path: Path, overrides: dict, message: str) -> None:
-    files = {"other": autoencoder(tmp_path / "other.pt", seed=1), "mean": mean_network(tmp_path / "mean.pt", 1)}
+    files = {"other": autoencoder(tmp_path / "other.pt", seed=1)}
     chosen = {k: str(files[v]) if isinstance(v, str) and v in files else v for k, v in overrides.items()}
     with pytest.raises(Exception) as caught:
         inference(trained, tmp_path, **chosen)
@@ -299,7 +298,7 @@ def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
     merged = ConfigParser(config("train.json"))
     added = {"model_file", "data_list_key", "shuffle_radiographs", "evaluating", "backend", "finalize", "quantise"}
     added |= {"samples", "sample_seed", "sample_batch_size", "keep_samples", "steps", "guidance_scale", "solver"}
-    added |= {"train#sampler", "validate#data_sampler", "validate#dataloader#sampler"}
+    added |= {"train#sampler", "validate#data_sampler", "validate#dataloader#sampler", "segmenter_checkpoint"}
     consistency = {"consistency_weight", "consistency_iterations", "consistency_final"}
     added |= consistency
     added |= {f"validate#sampler#{key}" for key in ("solver", "guidance_scale", "batch_size", "quantise", *consistency)}
