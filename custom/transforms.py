@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, RandomizableTrait, Transform
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
 from nibabel import nifti1
 from nibabel.filebasedimages import ImageFileError
 
@@ -80,7 +80,7 @@ class SampleOnGridd(MapTransform):
         return sampled.round().to(self.dtype) if not self.dtype.is_floating_point else sampled.to(self.dtype)
 
 
-class RepeatRandom(Transform, RandomizableTrait):
+class RepeatRandom(RandomizableTransform):
     """Serves each result of a costly random transform several times in a row.
 
     Radiographs are drawn anew at every training step, so one warped volume teaches more than once.
@@ -91,10 +91,18 @@ class RepeatRandom(Transform, RandomizableTrait):
     """
 
     def __init__(self, transform: Callable[[Any], Any], repeats: int = 1) -> None:
+        super().__init__()
         if repeats < 1:
             raise ValueError(f"repeats must be at least 1, got {repeats}")
         self.transform, self.repeats = transform, repeats
         self._served, self._result = 0, None
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RepeatRandom:
+        """Seeds the transform: MONAI's `Compose` hands its seed to what is `Randomizable` alone."""
+        super().set_random_state(seed, state)
+        if isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed, state)
+        return self
 
     def __call__(self, data: Any) -> Any:
         if self._served % self.repeats == 0:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, RandGaussianNoise
 
 from custom.data.radiographs import isocenter_pixel_mm, match_detector
 from custom.geometry import Geometry, VolumeGrid
@@ -111,6 +112,15 @@ def test_repeated_random_results() -> None:
     assert [served(None) for _ in range(7)] == [0, 0, 0, 1, 1, 1, 2]
     with pytest.raises(ValueError, match="repeats"):
         RepeatRandom(lambda data: data, 0)
+
+
+def test_repeated_random_results_follow_the_seed() -> None:
+    """As `DataLoader` seeds them: through the `Compose` that MONAI's `Dataset` makes."""
+    noise = [RepeatRandom(RandGaussianNoise(prob=1.0), repeats=2) for _ in range(3)]
+    for transform, seed in zip(noise, (7, 7, 8), strict=True):
+        Compose([transform]).set_random_state(seed=seed)
+    first, same, other = (transform(torch.zeros(4)) for transform in noise)
+    assert torch.equal(first, same) and not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("beam", ["parallel", "cone"])
