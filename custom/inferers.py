@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -406,7 +407,10 @@ def collect_samples(
     label = _fingerprint(sampler, image, views, seed)
     path = None if state_path is None else Path(state_path)
     if path is not None and path.is_file():
-        state = torch.load(path, weights_only=True)
+        try:
+            state = torch.load(path, weights_only=True)
+        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: the samples so far cannot be read: remove it to begin anew ({error})") from error
         if not torch.equal(state.pop("fingerprint"), label):
             raise ValueError(f"{path}: samples of another case, seed or setting: remove it, or write elsewhere")
         statistics.load_state_dict(state)

@@ -129,6 +129,10 @@ class PosteriorEvaluator(SupervisedEvaluator):
             reprojection_error_mm=error,
             **_average(rows, BEFORE, AFTER),
         )
+        logger.info(
+            "%s: %d samples, spread %.0f HU in the body, error against the radiographs %.1f mm of water",
+            folder, statistics.count, summary["std_hu_body"], error,
+        )  # fmt: skip
         maps = UncertaintyMaps.of(statistics, truth)
         caption = f"{len(views)} views, {statistics.count} samples, spread {summary['std_hu_body']:.0f} HU in the body"
         uncertainty_figure(
@@ -152,7 +156,10 @@ class PosteriorEvaluator(SupervisedEvaluator):
     ) -> tuple[SampleStatistics, list[dict[str, Any]]]:
         """Statistics of the samples, and the rows of samples.csv."""
         table, state = folder / "samples.csv", folder / "state.pt"
-        old = read_csv(table) if table.is_file() and state.is_file() else []  # without a state: of another run
+        if not state.is_file():  # what is there is of another run
+            for path in (table, *folder.glob("sample_*.nii.gz")):
+                path.unlink(missing_ok=True)
+        old = read_csv(table) if table.is_file() else []
         rows: dict[int, dict[str, Any]] = {int(row["sample"]): {**row, "sample": int(row["sample"])} for row in old}
         compared = sampler.final_consistency is not None
 

@@ -16,6 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
 from nibabel import nifti1
 from nibabel.filebasedimages import ImageFileError
+from torch import Tensor
 
 from custom.data.radiographs import match_detector
 from custom.geometry import Geometry, VolumeGrid
@@ -24,6 +25,8 @@ from custom.values import unit_to_hu
 __all__ = ["LoadRadiographsd", "PlaceVolumed", "RepeatRandom", "SampleOnGridd"]
 
 AIR_HU = -1000.0
+#: Behind 2.5 m of water at 70 keV; no detector sees anything there.
+LARGEST_LINE_INTEGRAL = 50.0
 
 
 class SampleOnGridd(MapTransform):
@@ -122,7 +125,8 @@ class LoadRadiographsd(Transform):
             leaves the pixels alone.
 
     Raises:
-        FileNotFoundError, ValueError: naming the file: counts differ, an angle is missing, NaN.
+        FileNotFoundError, ValueError: naming the file: counts differ, an angle is missing, NaN, values that are no line
+            integrals.
     """
 
     def __init__(
@@ -163,6 +167,7 @@ class LoadRadiographsd(Transform):
         if self.angles_deg is not None:
             chosen = [_index_of(angle, geometry.angles_deg, out[self.geometry_key]) for angle in self.angles_deg]
             stack, geometry = stack[chosen], geometry.select(chosen)
+        _check_line_integrals(path, stack)
         views = geometry.tensor()
         if self.pixel_mm is not None:
             stack, views = match_detector(stack, views, self.pixel_mm)
@@ -172,6 +177,18 @@ class LoadRadiographsd(Transform):
         out["isocenter_mm"] = torch.tensor(geometry.isocenter_mm or (0.0, 0.0, 0.0), dtype=torch.float64)
         out["name"] = Path(path).name.split(".")[0]
         return out
+
+
+def _check_line_integrals(path: str, stack: Tensor) -> None:
+    """Detector values are the commonest mistake, and a network answers them with confidence."""
+    largest = float(stack.amax(dim=(1, 2)).amin()), float(stack.max())
+    if largest[0] <= 0:
+        raise ValueError(f"{path}: a radiograph without any attenuation: empty, or not line integrals -log(I / I0)")
+    if largest[1] > LARGEST_LINE_INTEGRAL:
+        raise ValueError(
+            f"{path}: values up to {largest[1]:.4g} are no line integrals -log(I / I0), which reach about 10 behind a "
+            "chest: convert the detector's values first"
+        )
 
 
 class PlaceVolumed(MapTransform):

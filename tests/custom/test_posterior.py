@@ -154,9 +154,17 @@ def test_cases_that_are_done_are_not_drawn_again_after_a_kill(tmp_path: Path) ->
 
 
 def test_samples_of_another_run_do_not_stand_among_those_of_this_one(tmp_path: Path) -> None:
-    evaluator(tmp_path, samples=4).run()
+    evaluator(tmp_path, samples=4, keep_samples=True).run()
     evaluator(tmp_path, samples=2).run()
     assert len(list(csv.DictReader((tmp_path / "p1/samples.csv").open()))) == 2
+    assert not list(tmp_path.rglob("sample_*.nii.gz"))
+
+
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p1").mkdir()
+    (tmp_path / "p1/state.pt").write_bytes(b"half of a file")
+    with pytest.raises(ValueError, match=r"p1/state\.pt: the samples so far cannot be read: remove it"):
+        evaluator(tmp_path).run()
 
 
 def test_one_sample_has_no_spread(tmp_path: Path) -> None:

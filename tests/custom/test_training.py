@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,14 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
     handler.attach(engine)
     with pytest.raises(ValueError, match=r"last\.pt.*another configuration"):
         engine.run([0], max_epochs=1)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A shell starts what runs in its background with Ctrl-C ignored, and the tests then, too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Stoppable:

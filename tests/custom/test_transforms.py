@@ -53,6 +53,8 @@ def test_views_are_chosen_by_angle_in_the_order_asked(tmp_path: Path) -> None:
         (np.full((24, 16, 3), np.nan, np.float32), {}, "NaN"),
         (np.zeros((24, 16, 3), np.float32), {"angles_deg": [45]}, "no view at 45 degrees"),
         (np.zeros((24, 16, 3, 2), np.float32), {}, "must be a stack"),
+        (np.zeros((24, 16, 3), np.float32), {}, r"case\.nii\.gz: a radiograph without any attenuation"),
+        (np.full((24, 16, 3), 4095, np.float32), {}, r"case\.nii\.gz: values up to 4095 are no line integrals"),
     ],
 )
 def test_radiographs_that_do_not_fit(tmp_path: Path, image: np.ndarray, options: dict, message: str) -> None:
