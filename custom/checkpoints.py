@@ -47,6 +47,7 @@ ALLOWED_TARGETS = frozenset(
         "custom.networks.ImplicitReconstructor",
         "custom.networks.LatentDenoiser",
         "custom.networks.PopulationPrior",
+        "custom.networks.SegmentationUNet",
         "custom.networks.VQGAN",
         "custom.networks.X2CT",
     }

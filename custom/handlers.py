@@ -15,7 +15,7 @@ from monai.handlers import IgniteMetricHandler, from_engine
 from custom.metrics import HU_WINDOW, METRIC_NAMES, VolumeMetric, evaluate_batch
 from custom.report.tables import write_metrics
 
-__all__ = ["CaseMetricsWriter", "volume_metrics"]
+__all__ = ["CaseMetricsWriter", "case_entries", "volume_metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +95,17 @@ class CaseMetricsWriter:
 
     def _measure(self, engine: Engine) -> None:
         preds, labels = self.pair(engine.state.output)
-        cases = _entries(engine.state.batch, "case", len(preds))
-        patients = _entries(engine.state.batch, "patient", len(preds))
+        cases = case_entries(engine.state.batch, "case", len(preds))
+        patients = case_entries(engine.state.batch, "patient", len(preds))
         for pred, label, case, patient in zip(preds, labels, cases, patients, strict=True):
-            (values,) = evaluate_batch(pred[None], label[None], self.hu_window, self.names, self.in_hu)
+            values = self._compare(pred, label)
             case = case or f"rank{idist.get_rank()}_{len(self.rows):04d}"
             self.rows.append({"case": case, "patient": patient or case, **values})
+
+    def _compare(self, pred: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
+        """The metrics of one case, (1, X, Y, Z) each."""
+        (values,) = evaluate_batch(pred[None], label[None], self.hu_window, self.names, self.in_hu)
+        return values
 
     def _write(self, _engine: Engine) -> None:
         rows = self.rows
@@ -114,7 +119,7 @@ class CaseMetricsWriter:
         logger.info("metrics of %d cases written to %s", len(rows), self.output_dir)
 
 
-def _entries(batch: Any, key: str, count: int) -> list[str | None]:
+def case_entries(batch: Any, key: str, count: int) -> list[str | None]:
     """The entry ``key`` of every case, of a batch as a dictionary of lists or decollated as a list of dictionaries."""
     if isinstance(batch, Mapping):
         values = batch.get(key)

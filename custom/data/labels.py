@@ -74,8 +74,8 @@ def on_grid(
     )
 
 
-def _names_beside(path: Path) -> dict[int, str]:
-    """Names of the labels out of a JSON ({"1": "liver"}) or CSV (columns id, structure or name) of the same stem."""
+def names_beside(path: Path) -> dict[int, str]:
+    """Names of a map's labels out of a JSON ({"1": "liver"}) or CSV (columns id, structure or name) beside it."""
     stem = path.with_name(path.name[: -len(volume_suffix(path))])
     as_json, as_csv = (stem.with_name(stem.name + suffix) for suffix in (".json", ".csv"))
     if as_json.is_file():
@@ -99,7 +99,8 @@ def load_labels(
     later one stands.
 
     Returns:
-        The map, and the names of its numbers ("<file>" or "<file>:<number>" where no names lie beside the file).
+        The map, and the names of its numbers ("<file>" or "<file>:<number>" where no names lie beside the file); a
+        number that is named beside the file but has no voxel keeps its name.
 
     Raises:
         Rejected: damaged, not whole numbers, negative, or nothing of it inside the cube.
@@ -115,10 +116,12 @@ def load_labels(
         carried = on_grid(values, affine, grid_affine, shape)
         if numbers and not carried.any():
             raise Rejected(f"{path.name}: nothing of it lies inside the cube; does it belong to this scan?")
-        own = _names_beside(path)
+        own = names_beside(path)
         stem = path.name[: -len(volume_suffix(path))]
         for number in numbers:
-            names[number + offset] = own.get(number, stem if len(numbers) == 1 else f"{stem}:{number}")
+            names[number + offset] = stem if len(numbers) == 1 else f"{stem}:{number}"
+        # A structure that is named but has no voxel was looked for and is absent.
+        names |= {number + offset: name for number, name in own.items() if number > 0}
         merged = np.where(carried > 0, carried.astype(np.uint16) + offset, merged)
         offset = max(names, default=0)
     return _smallest(merged), names

@@ -6,6 +6,7 @@ from custom.projection.attenuation import (
     hu_to_attenuation,
     water_attenuation_per_mm,
 )
+from custom.projection.classical import fdk, total_variation, tv
 from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter, focal_spot_blur_mm
 from custom.projection.iterative import sirt
 from custom.projection.operators import JosephOperator, LinearOperator, ParallelOperator, joseph, make_operator
@@ -25,6 +26,7 @@ __all__ = [
     "QuantumNoise",
     "Scatter",
     "attenuation_to_hu",
+    "fdk",
     "focal_spot_blur_mm",
     "hu_to_attenuation",
     "joseph",
@@ -32,5 +34,7 @@ __all__ = [
     "simulate_fine",
     "simulate_paper",
     "sirt",
+    "total_variation",
+    "tv",
     "water_attenuation_per_mm",
 ]

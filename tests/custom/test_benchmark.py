@@ -10,56 +10,20 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from custom.benchmark import Method, benchmark, mean_training_ct, network_row, same_operator_rows, sirt_row
 from custom.checkpoints import save_checkpoint
 from custom.data.cohort import load_cases
 from custom.geometry import Geometry, VolumeGrid
-from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 from custom.projection import Projector, hu_to_attenuation
 from custom.reconstruct import reconstruct
 from custom.report.tables import read_csv
-
-GRID = VolumeGrid.cube(16, 320)
-ISOCENTER = (5.0, 6.0, 7.0)
-
-
-def patient(radius: float) -> Tensor:
-    distance = (GRID.points() / torch.tensor([1.2, 0.8, 1.0])).norm(dim=-1)
-    return torch.where(distance < radius, 0.0, -1000.0)
+from tests.custom.tiny_benchmark import GRID, patient, tiny_network, write_cohort
 
 
 @pytest.fixture
 def cohort(tmp_path: Path) -> Path:
-    geometry = Geometry.from_angles([0.0, 90.0], beam="parallel", grid=GRID, isocenter_mm=ISOCENTER)
-    projector = Projector.from_geometry(geometry)
-    content: dict[str, list] = {"training": [], "test": []}
-    for index, radius in enumerate((90.0, 110.0, 80.0, 120.0)):
-        name, hu = f"case{index}", patient(radius)
-        nib.save(nib.Nifti1Image(hu.numpy().astype(np.int16), GRID.affine(ISOCENTER)), tmp_path / f"{name}.nii.gz")
-        image = projector(hu_to_attenuation(hu[None, None]))[0]
-        stack = nib.Nifti1Image(image.permute(2, 1, 0).numpy(), np.eye(4))
-        nib.save(stack, tmp_path / f"{name}_radiographs.nii.gz")
-        geometry.save(tmp_path / f"{name}.json")
-        entry = {"case": name, "label": f"{name}.nii.gz"}
-        entry |= {"image": f"{name}_radiographs.nii.gz", "geometry": f"{name}.json"}
-        content["training" if index < 2 else "test"].append(entry)
-    path = tmp_path / "datalist.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def network() -> ImplicitReconstructor:
-    torch.manual_seed(0)
-    return ImplicitReconstructor(
-        FeatureUNet(4, (4, 6), 3),
-        GRID,
-        FourierFeatures(count=2),
-        {"width": 8, "depth": 1},
-        {"width": 8, "depth": 1},
-        precision="fp32",
-    ).eval()
+    return write_cohort(tmp_path)
 
 
 def test_mean_training_ct_is_the_mean(cohort: Path) -> None:
@@ -80,7 +44,7 @@ def test_sirt_from_the_mean_keeps_what_no_radiograph_contradicts(cohort: Path) -
 
 
 def test_a_network_can_answer_on_another_grid(cohort: Path, tmp_path: Path) -> None:
-    checkpoint = save_checkpoint(tmp_path / "model.pt", network())
+    checkpoint = save_checkpoint(tmp_path / "model.pt", tiny_network())
     other = VolumeGrid.cube(8, 320)
     geometry = Geometry.from_angles([0.0, 90.0], beam="parallel", grid=other)
     assert network_row("net", checkpoint, other).run(torch.zeros(2, 8, 12), geometry.tensor()).shape == (8, 8, 8)
@@ -151,7 +115,7 @@ def test_easy_setting_averages_a_finer_answer(cohort: Path) -> None:
 
 
 def test_network_row_is_what_reconstruct_writes(cohort: Path, tmp_path: Path) -> None:
-    checkpoint = save_checkpoint(tmp_path / "model.pt", network())
+    checkpoint = save_checkpoint(tmp_path / "model.pt", tiny_network())
     case = load_cases(cohort, "test")[0]
     path = reconstruct(case["image"], case["geometry"], str(tmp_path / "ct.nii.gz"), str(checkpoint), precision="fp32")
     written = nib.load(path)
@@ -167,7 +131,7 @@ def test_network_row_is_what_reconstruct_writes(cohort: Path, tmp_path: Path) ->
 
 
 def test_reconstruct_names_what_is_wrong(cohort: Path, tmp_path: Path) -> None:
-    checkpoint = str(save_checkpoint(tmp_path / "model.pt", network()))
+    checkpoint = str(save_checkpoint(tmp_path / "model.pt", tiny_network()))
     case = load_cases(cohort, "test")[0]
     with pytest.raises(ValueError, match=r"must end in \.nii"):
         reconstruct(case["image"], case["geometry"], str(tmp_path / "ct.dcm"), checkpoint)

@@ -1,0 +1,52 @@
+"""Organs: their names in label maps, weak labels from HU, what a segmenter learns, and how well it agrees."""
+
+from custom.segmentation.cases import check_taught, hold_out, load_labelled_cases
+from custom.segmentation.classes import CLASSES, UNKNOWN, class_masks, class_rules, known_classes, pack, unpack
+from custom.segmentation.metrics import (
+    ClassDice,
+    SegmentationWriter,
+    SegmenterDice,
+    SegmenterDiceWriter,
+    class_dice,
+    compare_classes,
+    dice_metric,
+)
+from custom.segmentation.quality import RandScanQualityd
+from custom.segmentation.transforms import (
+    ClassMasksd,
+    JitterHUd,
+    LabelledVolumes,
+    PlaceClassesd,
+    UnpackClassesd,
+    WriteClassNamesd,
+)
+from custom.segmentation.weak import WEAK_CLASSES, weak_masks
+
+__all__ = [
+    "CLASSES",
+    "UNKNOWN",
+    "WEAK_CLASSES",
+    "ClassDice",
+    "ClassMasksd",
+    "JitterHUd",
+    "LabelledVolumes",
+    "PlaceClassesd",
+    "RandScanQualityd",
+    "SegmentationWriter",
+    "SegmenterDice",
+    "SegmenterDiceWriter",
+    "UnpackClassesd",
+    "WriteClassNamesd",
+    "check_taught",
+    "class_dice",
+    "class_masks",
+    "class_rules",
+    "compare_classes",
+    "dice_metric",
+    "hold_out",
+    "known_classes",
+    "load_labelled_cases",
+    "pack",
+    "unpack",
+    "weak_masks",
+]

@@ -1,0 +1,321 @@
+"""The bundle `seg_guidance` as a user runs it: train, evaluate, infer, guide and judge, on a tiny cohort."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, verify_net_in_out
+
+from custom import __version__
+from custom.checkpoints import load_checkpoint
+from custom.networks import SegmentationUNet
+from custom.segmentation import class_rules
+from tests.bundles.documented import commands, unknown_overrides
+from tests.bundles.tiny_cohort import COARSE_OVERRIDES, CUBE, VOXEL_MM, make_cohort
+from tests.bundles.tiny_cohort import NETWORK_OVERRIDES as INR_NETWORK
+from tests.bundles.tiny_cohort import TRAIN_OVERRIDES as INR_TRAIN
+from tests.bundles.workflow import ROOT, command_line, messages, run_workflow
+
+BUNDLE = ROOT / "bundles" / "seg_guidance"
+CONFIGS = BUNDLE / "configs"
+PRESETS = sorted(path.stem for path in (CONFIGS / "presets").glob("*.json"))
+CLASSES = ["body", "lung_left", "lung_right", "spine"]
+
+#: What the weights depend on, of training and inference alike.
+NETWORK_OVERRIDES: dict[str, Any] = {
+    "precision": "fp32",
+    "classes": CLASSES,
+    "grid#shape": [CUBE] * 3,
+    "grid#spacing_mm": [VOXEL_MM] * 3,
+    "network_def#unet#channels": [4, 8, 8],
+    "network_def#unet#num_res_units": 1,
+}
+TRAIN_OVERRIDES: dict[str, Any] = {
+    **NETWORK_OVERRIDES,
+    "epochs": 1,
+    "iterations_per_epoch": 2,
+    "val_interval": 1,
+    "loading_grid#shape": [32, 24, 24],
+    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
+    "val_phantoms": 1,
+}
+#: Keys that training and inference share.
+SHARED = ("network_def", "classes", "grid", "hu_window", "precision")
+
+
+def config(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def run(names: list[str], kind: str, **overrides: Any) -> list[str]:
+    return run_workflow([CONFIGS / name for name in names], kind, **overrides)
+
+
+def add_labels(folder: Path, datalist: Path, **names: str) -> None:
+    """Label maps of lungs and spine for every case of a datalist, found by their HU."""
+    content = json.loads(datalist.read_text())
+    for part in ("training", "validation", "test"):
+        for entry in content[part]:
+            image = nib.nifti1.load(folder / entry["label"])
+            hu = np.asarray(image.dataobj)
+            inside = np.zeros(hu.shape, dtype=bool)
+            inside[2:-2, 2:-2] = True
+            labels = np.zeros(hu.shape, dtype=np.uint8)
+            labels[(hu < -300) & inside] = 2
+            labels[: CUBE // 2][labels[: CUBE // 2] == 2] = 1
+            labels[hu > 150] = 3
+            path = folder / f"labels/{entry['case']}.nii.gz"
+            path.parent.mkdir(exist_ok=True)
+            nib.nifti1.save(nib.nifti1.Nifti1Image(labels, image.affine), path)
+            path.with_name(f"{entry['case']}.json").write_text(json.dumps(names))
+            entry["segmentation"] = f"labels/{path.name}"
+    datalist.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = make_cohort(folder := tmp_path_factory.mktemp("cohort"))
+    names = {"1": "Lung_L", "2": "Lung_R", "3": "spine", "4": "heart"}
+    add_labels(folder, path, **names)
+    return path
+
+
+@pytest.fixture(scope="module")
+def paths(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Overrides of the paths: a bundle folder of our own, so that nothing is written into the repository."""
+    return {"bundle_root": str(tmp_path_factory.mktemp("bundle")), "data_list_file": str(datalist)}
+
+
+@pytest.fixture(scope="module")
+def trained(paths: dict[str, Any]) -> dict[str, Any]:
+    """The folders after a training of two iterations, of cases with some classes and phantoms with others."""
+    assert run(["train.json"], "train", **paths, **TRAIN_OVERRIDES, phantom_list_file=paths["data_list_file"]) == []
+    return paths
+
+
+# --- the files ---
+
+
+def test_network_is_the_same_in_training_and_inference() -> None:
+    train, inference = config("train.json"), config("inference.json")
+    for key in SHARED:
+        assert train[key] == inference[key], key
+
+
+def test_keys_are_those_of_inr_recon_and_stand_in_its_order() -> None:
+    ours, theirs = config("train.json"), json.loads((ROOT / "bundles/inr_recon/configs/train.json").read_text())
+    common = [key for key in theirs if key in ours]
+    assert [key for key in ours if key in theirs] == common
+    assert {"epochs", "learning_rate", "grid", "loading_grid", "warp_mm", "save_dict", "ema"} <= set(common)
+    for group in ("train", "validate"):
+        shared = [key for key in theirs[group] if key in ours[group]]
+        assert [key for key in ours[group] if key in theirs[group]] == shared
+
+
+@pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
+def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
+    assert len((CONFIGS / name).read_text().splitlines()) <= 45
+    merged = ConfigParser(config("train.json"))
+    added = {"model_file", "data_list_key", "jitter", "weak_truth", "evaluating", "backend", "finalize"}
+    added |= {"validate#sampler", "validate#dataloader#sampler"}
+    for key in config(name):
+        assert key in added or key.startswith("_desc_") or key.lstrip("+").replace("#", "::") in merged, key
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_change_only_what_training_has(preset: str) -> None:
+    assert set(config(f"presets/{preset}.json")) - {"_desc_preset"} <= set(config("train.json"))
+
+
+@pytest.mark.parametrize("preset", ["default", *PRESETS])
+def test_presets_have_known_classes_and_the_documented_size(preset: str) -> None:
+    parser = ConfigParser()
+    overlay = [] if preset == "default" else [CONFIGS / "presets" / f"{preset}.json"]
+    parser.read_config([CONFIGS / "train.json", *overlay])
+    network = parser.get_parsed_content("network_def")
+    assert list(class_rules(network.classes)) == list(network.classes)
+    assert {"lidc": 3, "thoracic": 9}.get(preset, 11) == len(network.classes)
+    assert f"{sum(p.numel() for p in network.parameters()):,}" in (BUNDLE / "docs/README.md").read_text()
+
+
+def test_metadata_is_valid_and_says_what_the_network_does() -> None:
+    metadata, train = config("metadata.json"), config("train.json")
+    jsonschema.validate(metadata, json.loads((ROOT / "tests/data/bundle_metadata_schema.json").read_text()))
+    assert metadata["version"] == __version__ and metadata["version"] in metadata["changelog"]
+    output = metadata["network_data_format"]["outputs"]["pred"]
+    assert output["spatial_shape"] == train["grid"]["shape"]
+    assert list(output["channel_def"].values()) == train["classes"] and output["num_channels"] == len(train["classes"])
+
+
+def test_licence_is_the_repositorys() -> None:
+    assert (BUNDLE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_network_takes_an_image_alone() -> None:
+    shapes = {
+        "_meta_#network_data_format#inputs#image#spatial_shape": [CUBE] * 3,
+        "_meta_#network_data_format#outputs#pred#spatial_shape": [CUBE] * 3,
+        "_meta_#network_data_format#outputs#pred#num_channels": len(CLASSES),
+    }
+    files = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.json")}
+    verify_net_in_out(net_id="network_def", device="cpu", **files, **NETWORK_OVERRIDES, **shapes)
+
+
+def test_documented_overrides_exist() -> None:
+    found = commands((BUNDLE / "docs/README.md").read_text())
+    assert len(found) >= 6
+    for command in found:
+        assert unknown_overrides(command, ROOT) == [], command
+
+
+# --- training, evaluation, inference ---
+
+
+def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]) -> None:
+    folder = Path(trained["bundle_root"])
+    checkpoint = load_checkpoint(folder / "models/model.pt")
+    assert 0 <= checkpoint.meta["validation"]["dice"] <= 1 and checkpoint.meta["preset"] == "default"
+    network = checkpoint.network()
+    assert isinstance(network, SegmentationUNet) and list(network.classes) == CLASSES
+    state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == TRAIN_OVERRIDES["iterations_per_epoch"]
+    assert list((folder / "eval").glob("events.out.tfevents*"))
+
+
+def test_evaluation_writes_dice_and_distance_of_every_class(trained: dict[str, Any], tmp_path: Path) -> None:
+    overrides = {**trained, **TRAIN_OVERRIDES, "output_dir": str(tmp_path)}
+    assert run(["train.json", "evaluate.json"], "train", **overrides) == []
+    header, *rows = (tmp_path / "segmentation.csv").read_text().splitlines()
+    table = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
+    assert [row["case"] for row in table] == ["e1", "e2"]
+    assert {f"{kind}_{name}" for kind in ("dice", "surface_mm") for name in CLASSES} < set(table[0])
+    assert all(row["dice_body"] == "" and row["weak_classes"] == "" for row in table), "no map says where the body is"
+    assert all(0 <= float(row["dice_lung_left"]) <= 1 for row in table)
+    run(["train.json", "evaluate.json"], "train", **overrides, weak_truth=True, jitter=True)
+    content = json.loads((tmp_path / "segmentation.json").read_text())
+    assert content["jitter"] is True and {row["weak_classes"] for row in content["cases"]} == {"body"}
+    assert all(row["dice_body"] is not None for row in content["cases"])
+
+
+def test_inference_writes_a_label_map_that_training_can_read(
+    trained: dict[str, Any], datalist: Path, tmp_path: Path
+) -> None:
+    image = datalist.parent / "ct/e1.nii.gz"
+    keywords = {"bundle_root": trained["bundle_root"], "image": str(image), "output_dir": str(tmp_path)}
+    assert run(["inference.json"], "infer", **keywords, **NETWORK_OVERRIDES) == []
+    written, truth = nib.nifti1.load(tmp_path / "e1_seg.nii.gz"), nib.nifti1.load(image)
+    np.testing.assert_allclose(written.affine, truth.affine, atol=1e-4)
+    assert written.get_data_dtype() == np.uint8 and written.shape == (CUBE,) * 3
+    names = json.loads((tmp_path / "e1_seg.json").read_text())
+    assert names == {str(n): name for n, name in enumerate(CLASSES, 1)}
+    network = load_checkpoint(Path(trained["bundle_root"]) / "models/model.pt").network(precision="fp32")
+    hu = torch.from_numpy(np.asarray(truth.dataobj, dtype=np.float32))[None, None]
+    with torch.no_grad():
+        inside = network(hu.clamp(-1000, 1000) / 1000)[0] > 0
+    last = (inside * torch.arange(1, 5).reshape(-1, 1, 1, 1)).amax(0)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), last.numpy())
+
+
+# --- guidance ---
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory: pytest.TempPathFactory, paths: dict[str, Any]) -> Path:
+    """A segmenter of the coarse grid's voxels."""
+    root = tmp_path_factory.mktemp("segmenter")
+    coarse = {"grid#shape": [8] * 3, "grid#spacing_mm": [2 * VOXEL_MM] * 3}
+    run(["train.json"], "train", **{**paths, **TRAIN_OVERRIDES, **coarse, "bundle_root": str(root)})
+    return root / "models/model.pt"
+
+
+def test_one_override_guides_inr_recon_and_one_judges_it(
+    paths: dict[str, Any], segmenter: Path, tmp_path: Path
+) -> None:
+    inr = ROOT / "bundles/inr_recon/configs"
+    options = {**INR_TRAIN, **INR_NETWORK, **COARSE_OVERRIDES, "data_list_file": paths["data_list_file"]}
+    weights = {}
+    for name, guide in (("ours", None), ("ours_seg", str(segmenter))):
+        root = {"bundle_root": str(tmp_path / name), "guidance_checkpoint": guide, "guidance_weight": 10.0}
+        run_workflow([inr / "train.json", inr / "coarse_stage.json"], "train", **options, **root)
+        checkpoint = load_checkpoint(tmp_path / name / "models/model.pt")
+        weights[name] = checkpoint.state["volume_network.leave.weight"]
+        record = checkpoint.meta["guidance"]
+        expected = None if guide is None else {"segmenter_sha256": load_checkpoint(guide).hash, "weight": 10.0}
+        assert record == expected
+    assert not torch.equal(weights["ours"], weights["ours_seg"])
+    # Judged at the fine grid, whose voxels are averaged to the segmenter's.
+    options = {**INR_TRAIN, **INR_NETWORK, "data_list_file": paths["data_list_file"]}
+    output = {"bundle_root": str(tmp_path / "ours_seg"), "output_dir": str(tmp_path / "out")}
+    files = [inr / "train.json", inr / "evaluate.json"]
+    run_workflow(files, "train", **options, **output, segmenter_checkpoint=str(segmenter))
+    content = json.loads((tmp_path / "out/dice.json").read_text())
+    assert content["judge_is_guide"] is True and content["judge_sha256"] == content["guide_sha256"]
+    assert [row["case"] for row in content["cases"]] == ["e1", "e2"]
+    assert {f"dice_{name}" for name in CLASSES} < set(content["cases"][0])
+    assert (tmp_path / "out/metrics.csv").is_file()
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": ["lung_left", "hart"]}, "unknown class 'hart'"),
+        ({"classes": ["lung_left", "aorta"]}, "no training case has a label of aorta"),
+        ({"phantom_list_file": "none.json"}, "none.json: no such datalist"),
+        ({"dice_weight": -1.0}, "must not be negative"),
+    ],
+)
+def test_training_names_what_does_not_fit(
+    paths: dict[str, Any], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception) as error:
+        run(["train.json"], "train", **{**paths, **TRAIN_OVERRIDES, "bundle_root": str(tmp_path), **changes})
+    assert message in messages(error.value)
+
+
+def test_inference_refuses_other_weights(trained: dict[str, Any], datalist: Path, tmp_path: Path) -> None:
+    keywords = {"bundle_root": trained["bundle_root"], "image": str(datalist.parent / "ct/e1.nii.gz")}
+    changed = {**NETWORK_OVERRIDES, "classes": ["heart"], "output_dir": str(tmp_path)}
+    with pytest.raises(Exception) as error:
+        run(["inference.json"], "infer", **keywords, **changed)
+    assert "model.pt: the weights belong to another architecture" in messages(error.value)
+
+
+# --- the command line ---
+
+
+def test_from_the_command_line(paths: dict[str, Any], tmp_path: Path) -> None:
+    """From another folder, where the package must be installed; with the names of a foreign label map."""
+    names = {"lung_left": ["Lung_R"]}
+    options = {**paths, **TRAIN_OVERRIDES, "classes": ["lung_left"], "label_names": names}
+    command = command_line(str(CONFIGS / "train.json"), {**options, "bundle_root": str(tmp_path / "bundle")})
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert load_checkpoint(tmp_path / "bundle/models/model.pt").network().classes == ("lung_left",)  # type: ignore
+
+
+@pytest.mark.integration
+def test_two_processes_train_together(paths: dict[str, Any], tmp_path: Path) -> None:
+    options = {**paths, **TRAIN_OVERRIDES, "bundle_root": str(tmp_path / "bundle"), "iterations_per_epoch": 4}
+    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    done = subprocess.run(
+        command_line(files, options, *launcher), cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert isinstance(load_checkpoint(tmp_path / "bundle/models/model.pt").network(), SegmentationUNet)
+    # A single process goes on with what two have begun.
+    run(["train.json"], "train", **{**options, "epochs": 2})
+    state = torch.load(tmp_path / "bundle/models/checkpoint_last.pt", weights_only=True)
+    assert state["trainer"]["iteration"] == 8
