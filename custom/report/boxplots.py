@@ -18,7 +18,10 @@ from custom.report.tables import metric_label
 
 __all__ = ["metric_boxplots"]
 
-COLOURS = ("#3b6fb6", "#e07b39", "#4f9d69", "#b6516b", "#7a6bb0", "#8a8f98", "#c9a227", "#3aa6a6")
+COLOURS = (
+    *("#3b6fb6", "#e07b39", "#4f9d69", "#b6516b", "#7a6bb0", "#8a8f98", "#c9a227", "#3aa6a6"),
+    *("#1f3a5f", "#7b3f00", "#d985c0", "#5c6b1f", "#000000", "#9ad0f5"),
+)
 
 
 def metric_boxplots(
@@ -50,7 +53,11 @@ def metric_boxplots(
         raise ValueError(f"no row has the metric {missing}; there are {sorted(rows[0])}")
     groups = sorted({row[group] for row in rows}, key=lambda value: (isinstance(value, str), value))
     methods = list(dict.fromkeys(str(row.get(series, "")) for row in rows))
-    figure = Figure(figsize=(max(3.2, 0.36 * len(groups) * len(methods)) * len(metrics), 3.8), layout="constrained")
+    figure_width = max(3.2, 0.36 * len(groups) * len(methods)) * len(metrics)
+    legend_columns = max(1, min(5, int(figure_width / (0.6 + 0.085 * max(map(len, methods))))))
+    legend_rows = math.ceil(len(methods) / legend_columns)
+    height = 3.6 + 0.21 * legend_rows
+    figure = Figure(figsize=(figure_width, height), layout="constrained")
     width = 0.8 / len(methods)
     for axes, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         for index, method in enumerate(methods):
@@ -89,5 +96,5 @@ def metric_boxplots(
         axes.spines[["top", "right"]].set_visible(False)
     if methods != [""]:
         handles = [Patch(color=COLOURS[index % len(COLOURS)], label=method) for index, method in enumerate(methods)]
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(methods), 5), frameon=False)
+        figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns, frameon=False)
     return save_figure(figure, path)

@@ -1,7 +1,7 @@
-"""The table that every reconstruction is judged by: rows of methods, columns of view sets, real test patients.
+"""The comparison in one process, from Python: rows of methods, columns of view sets, the test patients of a cohort.
 
-The simple rows come first, because a network that does not beat them has learnt nothing: the mean training CT, and SIRT
-clipped to the HU window.
+The command `fewview-ct benchmark` (`custom.benchmark.command`) does the same for methods that a file names, resumes,
+and writes a page; this is what scripts with methods of their own use.
 """
 
 from __future__ import annotations
@@ -13,102 +13,24 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import torch.nn.functional as F
 from nibabel import nifti1
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.checkpoints import definition, load_checkpoint
+from custom.benchmark.methods import METRICS, VIEW_SETS, Method, read_volume
 from custom.data.cohort import load_cases
-from custom.data.radiographs import match_detector
 from custom.geometry import Geometry, VolumeGrid
 from custom.metrics import evaluate_volume
-from custom.projection import Projector, attenuation_to_hu, hu_to_attenuation, sirt
-from custom.reconstruct import reconstruct_volume
+from custom.projection import Projector, hu_to_attenuation
 from custom.transforms import LoadRadiographsd
 
-__all__ = ["VIEW_SETS", "Method", "benchmark", "mean_training_ct", "network_row", "sirt_row"]
+__all__ = ["benchmark", "same_operator_rows", "write_tables"]
 
 logger = logging.getLogger(__name__)
-
-#: Columns of the table: name to (radiograph set, angles in degrees).
-VIEW_SETS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "1 frontal": ("parallel", (90.0,)),
-    "1 lateral": ("parallel", (0.0,)),
-    "2": ("parallel", (0.0, 90.0)),
-    "4": ("parallel", (0.0, 45.0, 90.0, 135.0)),
-    "8": ("parallel", tuple(22.5 * i for i in range(8))),
-    "2 cone": ("cone", (0.0, 90.0)),
-}
-
-METRICS = ("psnr_range", "psnr_4095", "ssim", "mae_hu", "mae_hu_body")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the table.
-
-    Attributes:
-        name: as printed.
-        run: from line integrals (K, V, U) and views (K, 13) to HU (X, Y, Z) of the prepared cube.
-        columns: view sets that it is run on, by name; None: all.
-    """
-
-    name: str
-    run: Callable[[Tensor, Tensor], Tensor]
-    columns: Sequence[str] | None = None
-
-
-def mean_training_ct(data_list_file: str | os.PathLike[str], hu_window: Sequence[float] = (-1000, 1000)) -> Method:
-    """The mean of the training CTs, whatever the radiographs show."""
-    cases = load_cases(data_list_file, "training")
-    mean = torch.stack([read_volume(case["label"]).clamp(*hu_window) for case in cases]).mean(0)
-    return Method("mean training CT", lambda image, views: mean)
-
-
-def sirt_row(grid: VolumeGrid, energy_kev: float = 70.0, iterations: int = 100, start: Method | None = None) -> Method:
-    """SIRT on the cube, clipped to -1000 to 1000 HU, from air or from what another method gives.
-
-    From the mean training CT it is the least that a prior can do: no network is needed for it.
-    """
-    bounds = (0.0, float(hu_to_attenuation(torch.tensor(1000.0), energy_kev)))
-
-    def run(image: Tensor, views: Tensor) -> Tensor:
-        projector, initial = Projector(grid, image.shape[1:]), None
-        if start is not None:
-            hu = F.adaptive_avg_pool3d(start.run(image, views)[None], grid.shape)
-            initial = hu_to_attenuation(hu[None], energy_kev)
-        volume = sirt(projector, image[None], views, iterations, bounds, initial)
-        return attenuation_to_hu(volume[0, 0], energy_kev)
-
-    origin = "" if start is None else f" from the {start.name}"
-    return Method(f"SIRT{origin}, {iterations} iterations (clipped)", run)
-
-
-def network_row(
-    name: str,
-    checkpoint: str | os.PathLike[str],
-    grid: VolumeGrid | None = None,
-    columns: Sequence[str] | None = None,
-) -> Method:
-    """A trained network, as a clinic would run it; on another grid than its own, if that is given."""
-    overrides = {} if grid is None else {"grid": definition(grid)}
-    network: Any = load_checkpoint(checkpoint).network(**overrides)
-
-    def run(image: Tensor, views: Tensor) -> Tensor:
-        return reconstruct_volume(network, *match_detector(image, views, network.grid.spacing_mm[0]))
-
-    return Method(name, run, columns)
-
-
-def read_volume(path: str) -> Tensor:
-    return torch.from_numpy(np.asarray(nifti1.load(path).dataobj, dtype=np.float32))
 
 
 def _stored(cases: Mapping[str, Mapping[str, Any]], case: str, angles: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,187 @@
+"""The montage of a comparison: truth and every method side by side, each with its difference from the truth below."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import Colormap
+
+from custom.report.figures import (
+    _DIFFERENCE,
+    _GAP,
+    _MARGIN,
+    _MUTED,
+    _WIDTH,
+    DIFFERENCE_HU,
+    HU_DISPLAY,
+    PLANES,
+    Page,
+    colour_bar,
+    compass,
+    save_figure,
+    scale_bar,
+)
+
+__all__ = ["Panel", "montage"]
+
+Slice = npt.NDArray[Any]
+
+#: Methods beside the truth; more go into further bands below.
+_METHODS_A_BAND = 5
+_LETTERS_A_LINE, _LINE = 22, 0.15
+
+
+class Panel(NamedTuple):
+    """A method of the montage.
+
+    Attributes:
+        name: above its column.
+        slices: plane ("axial", ...) to slice, HU, as `custom.report.figures.plane` turns it.
+        note: second line of the heading, such as a metric.
+    """
+
+    name: str
+    slices: Mapping[str, Slice]
+    note: str = ""
+
+
+class _Layout(NamedTuple):
+    width: float
+    heights: dict[str, float]
+    lefts: list[float]
+
+
+def montage(
+    truth: Mapping[str, Slice],
+    methods: Sequence[Panel],
+    spacing_mm: Sequence[float],
+    path: str | os.PathLike[str],
+    title: str = "",
+    caption: str = "",
+    hu_display: Sequence[float] = HU_DISPLAY,
+    difference_hu: float = DIFFERENCE_HU,
+) -> Path:
+    """Draws the slices of one case into one PNG: in every plane a row of pictures, below it a row of differences.
+
+    Args:
+        truth: plane to slice, HU.
+        methods: to compare.
+        spacing_mm: voxel size along X, Y, Z, so that pictures have the patient's proportions.
+        path: where the PNG goes.
+        title: first line, for example the case and the view set.
+        caption: line below the title.
+        hu_display: HU shown black and white.
+        difference_hu: HU at the ends of the difference's colours.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: no method, no or an unknown plane, slices of another shape than the truth's.
+    """
+    _check(truth, methods)
+    a_band = math.ceil(len(methods) / math.ceil(len(methods) / _METHODS_A_BAND))
+    bands = [methods[i : i + a_band] for i in range(0, len(methods), a_band)]
+    layout = _layout(truth, 1 + max(map(len, bands)), spacing_mm)
+    lines = [max(len(_heading(panel)) for panel in band) for band in bands]
+    heights = [n * _LINE + 0.1 + sum(2 * height + 3 * _GAP for height in layout.heights.values()) for n in lines]
+    top = 0.2 + 0.36 * bool(title) + 0.3 * bool(caption)
+    page = Page(top + sum(heights) + 0.75)
+    if title:
+        page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
+    if caption:
+        page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=9.5, color=_MUTED)
+    grey = (float(hu_display[0]), float(hu_display[1]))
+    for band, count, height in zip(bands, lines, heights, strict=True):
+        _band(page, top, truth, band, layout, count * _LINE + 0.1, spacing_mm, grey, difference_hu)
+        top += height
+    bars, width = page.height - 0.55, 2.6
+    colour_bar(page, (_WIDTH / 2 - width - 0.4, bars, width), grey, "gray", "HU")
+    colour_bar(page, (_WIDTH / 2 + 0.4, bars, width), (-difference_hu, difference_hu), _DIFFERENCE, "difference in HU")
+    return save_figure(page.figure, path)
+
+
+def _check(truth: Mapping[str, Slice], methods: Sequence[Panel]) -> None:
+    if not methods:
+        raise ValueError("no method to show")
+    if not truth or any(name not in PLANES for name in truth):
+        raise ValueError(f"planes must be some of {sorted(PLANES)}; got {sorted(truth)}")
+    for panel in methods:
+        for name, picture in truth.items():
+            found = panel.slices[name].shape if name in panel.slices else None
+            if found != picture.shape:
+                raise ValueError(f"{panel.name}: {name} slice of shape {found}, the truth's is {picture.shape}")
+
+
+def _layout(truth: Mapping[str, Slice], columns: int, spacing_mm: Sequence[float]) -> _Layout:
+    width = min(2.4, (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) / columns)
+    heights = {}
+    for name, picture in truth.items():
+        _, across, down = PLANES[name][:3]
+        rows, across_count = picture.shape
+        heights[name] = width * rows * spacing_mm[down] / (across_count * spacing_mm[across])
+    first = (_WIDTH - columns * (width + _GAP) + _GAP) / 2
+    return _Layout(width, heights, [first + i * (width + _GAP) for i in range(columns)])
+
+
+def _heading(panel: Panel) -> list[str]:
+    return [*textwrap.wrap(panel.name, _LETTERS_A_LINE), *textwrap.wrap(panel.note, _LETTERS_A_LINE)[:3]]
+
+
+def _band(
+    page: Page,
+    top: float,
+    truth: Mapping[str, Slice],
+    band: Sequence[Panel],
+    layout: _Layout,
+    head: float,
+    spacing_mm: Sequence[float],
+    grey: tuple[float, float],
+    difference_hu: float,
+) -> None:
+    """One row of methods, with the truth at its left."""
+    shown = [Panel("truth", truth), *band]
+    for panel, left in zip(shown, layout.lefts, strict=False):
+        lines = _heading(panel)
+        names = len(textwrap.wrap(panel.name, _LETTERS_A_LINE))
+        for number, line in enumerate(lines):
+            at = top + head - 0.05 - (len(lines) - number) * _LINE
+            colour = {} if number < names else {"color": _MUTED}
+            page.text(left + layout.width / 2, at, line, ha="center", fontsize=8.5, **colour)
+    top += head
+    for name, picture in truth.items():
+        height, (across, letters) = layout.heights[name], (PLANES[name][1], PLANES[name][3:])
+        below = top + height + _GAP
+        for panel, left in zip(shown, layout.lefts, strict=False):
+            values = panel.slices[name].astype(np.float32)
+            _picture(page, (left, top, layout.width, height), values, "gray", grey)
+            if panel.slices is not truth:
+                box, limits = (left, below, layout.width, height), (-difference_hu, difference_hu)
+                _picture(page, box, values - picture.astype(np.float32), _DIFFERENCE, limits)
+                continue
+            axes = page.figure.axes[-1]
+            compass(axes, *letters)
+            scale_bar(axes, picture.shape[1] * spacing_mm[across])
+        middle = layout.lefts[0] - 0.14
+        page.text(middle, top + height / 2, name, rotation=90, va="center", ha="right", fontsize=9)
+        words = "minus truth"
+        page.text(middle + layout.width + 0.14, below + height / 2, words, va="center", ha="right", color=_MUTED)
+        top += 2 * height + 3 * _GAP
+
+
+def _picture(
+    page: Page,
+    box: tuple[float, float, float, float],
+    values: Slice,
+    cmap: str | Colormap,
+    limits: tuple[float, float],
+) -> None:
+    low, high = limits
+    page.panel(*box).imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto", interpolation="bilinear")

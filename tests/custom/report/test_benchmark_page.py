@@ -1,0 +1,76 @@
+"""The page needs nothing but itself, and takes no text for markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from custom.report.benchmark_page import Document
+
+EVIL = '<script src="https://example.org/x.js">alert(1)</script>" onload="x'
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and what is left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    picture = tmp_path / "p.png"
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(picture)
+    document = Document(EVIL, EVIL)
+    document.section(EVIL)
+    document.paragraph(EVIL)
+    document.table(["a", EVIL], [[EVIL, "20.98 (20.10 to 21.60)"], ["b", EVIL]], EVIL, best=[(0, 1)], words=())
+    document.begin_details(EVIL, opened=True)
+    document.picture(picture, EVIL)
+    document.picture(picture, EVIL, photograph=True)
+    document.end_details()
+    return document.write(tmp_path / "page.html").read_text()
+
+
+def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open, "every tag is closed"
+    names = {tag for tag, _ in reader.tags}
+    assert not names & {"script", "link", "iframe", "object", "base", "form"}
+    for tag, attributes in reader.tags:
+        assert not any(name.startswith("on") or name == "style" for name in attributes), tag
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("data:image/", "#")), (tag, attributes)
+    kinds = [attributes["src"].split(";")[0] for tag, attributes in reader.tags if tag == "img"]  # type: ignore[union-attr]
+    assert kinds == ["data:image/png", "data:image/jpeg"]
+
+
+def test_the_policy_allows_its_own_style_alone(page: str) -> None:
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert policy is not None and style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert policy[1].split("; ")[:3] == ["default-src 'none'", "img-src data:", f"style-src 'sha256-{digest}'"]
+    assert "url(" not in style[1] and "@import" not in style[1]
+
+
+def test_an_interval_stands_below_its_mean(page: str) -> None:
+    assert '<td class="best">20.98<small>(20.10 to 21.60)</small></td>' in page
