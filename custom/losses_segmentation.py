@@ -20,6 +20,11 @@ __all__ = ["GuidedLoss", "MaskedDiceCELoss", "guidance_record", "reconstruction_
 
 logger = logging.getLogger(__name__)
 
+_NEEDS_VOLUMES = (
+    "guidance by a segmenter needs volumes, not values at random points: train the coarse stage "
+    "(coarse_stage.json), or set sampling to 'patch' or 'grid'"
+)
+
 
 class MaskedDiceCELoss(nn.Module):
     """Soft Dice and cross-entropy of overlapping classes, over what is known.
@@ -107,10 +112,7 @@ class GuidedLoss(nn.Module):
     def forward(self, pred: Tensor, label: Tensor) -> Tensor:
         """A number from two (B, 1, X, Y, Z) in [-1, 1]."""
         if pred.ndim != 5:
-            raise ValueError(
-                f"guidance needs volumes, got values of shape {tuple(pred.shape)}: train the coarse stage "
-                "(coarse_stage.json), or set sampling to 'patch' or 'grid'"
-            )
+            raise ValueError(f"{_NEEDS_VOLUMES}; got values of shape {tuple(pred.shape)}")
         mse = F.mse_loss(pred, label)
         self.segmenter.to(pred.device)  # nothing to do but at the first step
         both = self.segmenter.at_its_resolution(torch.cat([pred.clamp(-1, 1), label]), self.spacing_mm, self.hu_window)
@@ -139,6 +141,7 @@ def reconstruction_loss(
     hu_window: Sequence[float] = (-1000.0, 1000.0),
     patch: int | None = None,
     precision: str = "auto",
+    sampling: str = "grid",
 ) -> nn.Module:
     """What a reconstruction minimises: the mean squared error, with or without guidance by a segmenter.
 
@@ -146,12 +149,15 @@ def reconstruction_loss(
         guidance_checkpoint: model.pt of `seg_guidance`; None: the mean squared error alone.
         weight, spacing_mm, hu_window, patch: of `GuidedLoss`.
         precision: of the segmenter.
+        sampling: of `SimulatedRadiographs`; "random" points have no anatomy.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_segmenter` and `GuidedLoss`.
+        FileNotFoundError, ValueError: as `load_segmenter` and `GuidedLoss`, or for guidance at random points.
     """
     if guidance_checkpoint is None:
         return nn.MSELoss()
+    if sampling == "random":
+        raise ValueError(_NEEDS_VOLUMES)
     segmenter = load_segmenter(guidance_checkpoint, precision)
     logger.info("guided by %s: %s, weight %g", guidance_checkpoint, ", ".join(segmenter.classes), weight)
     return GuidedLoss(segmenter, weight, spacing_mm, hu_window, patch)

@@ -264,6 +264,19 @@ def test_one_override_guides_inr_recon_and_one_judges_it(
     assert (tmp_path / "out/metrics.csv").is_file()
 
 
+def test_guidance_at_random_points_is_refused_before_the_prior_is_fitted(
+    paths: dict[str, Any], segmenter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("custom.training.fit_prior", lambda **_: pytest.fail("minutes of work for nothing"))
+    options = {**INR_TRAIN, **INR_NETWORK, **paths, "bundle_root": str(tmp_path)}
+    cases = {"random": (str(segmenter), "set sampling to 'patch' or 'grid'"), "grid": ("none.pt", "none.pt: no such")}
+    for sampling, (guide, message) in cases.items():
+        changed = {**options, "guidance_checkpoint": guide, "sampling": sampling}
+        with pytest.raises(Exception) as error:
+            run_workflow([ROOT / "bundles/inr_recon/configs/train.json"], "train", **changed)
+        assert message in messages(error.value)
+
+
 # --- bad input ---
 
 

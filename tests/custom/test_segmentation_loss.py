@@ -126,6 +126,8 @@ def test_guidance_refuses_points_other_voxels_and_bad_numbers(tmp_path: Path) ->
     for weight, patch in ((0.0, None), (-1.0, None), (1.0, 4)):
         with pytest.raises(ValueError, match="positive weight and patches of 8"):
             GuidedLoss(Threshold(), weight, (5.0,) * 3, patch=patch)
+    with pytest.raises(ValueError, match="not values at random points"):
+        reconstruction_loss(str(tmp_path / "none.pt"), 1.0, (5.0,) * 3, sampling="random")
     with pytest.raises(FileNotFoundError, match=r"none\.pt: no such checkpoint"):
         reconstruction_loss(str(tmp_path / "none.pt"), 1.0, (5.0,) * 3)
 
