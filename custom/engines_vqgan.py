@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from monai.engines import PrepareBatch, SupervisedEvaluator, SupervisedTrainer
 from monai.engines.utils import IterationEvents
-from monai.utils.enums import AdversarialIterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
+from custom.engines_adversarial import DiscriminatedTrainer
 from custom.guard import CollapseGuard
 from custom.losses import VQGANLoss
 from custom.metrics import HU_WINDOW
@@ -72,7 +72,7 @@ class VolumeBatch(PrepareBatch):
         return image
 
 
-class VQGANTrainer(SupervisedTrainer):
+class VQGANTrainer(DiscriminatedTrainer):
     """A step of the autoencoder, then, once they have started, one of its discriminators.
 
     `engine.state.output` holds "image", "label", "pred", "loss" and "losses": each term before it is weighted, and
@@ -104,48 +104,26 @@ class VQGANTrainer(SupervisedTrainer):
     ) -> None:
         if not 0 <= continuous_share <= 1:
             raise ValueError(f"continuous_share must lie in [0, 1], got {continuous_share}")
-        if kwargs.get("amp") or kwargs.get("accumulation_steps", 1) != 1 or kwargs.get("compile"):
-            raise ValueError(
-                "VQGANTrainer has neither amp (choose the networks' precision), nor accumulation_steps, nor compile"
-            )
-        # Handed over, for handlers are attached in there.
-        kwargs["event_names"] = [*(kwargs.get("event_names") or []), AdversarialIterationEvents]
-        super().__init__(**kwargs)
-        self.discriminator, self.d_optimizer, self.continuous_share = discriminator, d_optimizer, continuous_share
+        super().__init__(discriminator, d_optimizer, **kwargs)
+        self.continuous_share = continuous_share
         self.guard = guard or CollapseGuard()
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Tensor]) -> dict:
         """One training step; MONAI calls it."""
-        if batchdata is None:
-            raise ValueError("Must provide batch data for current iteration.")
-        prepared = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        inputs, targets, args, kwargs = prepared if len(prepared) == 4 else (*prepared, (), {})
-        output: dict[str, Any] = {Keys.IMAGE: inputs, Keys.LABEL: targets}
-        self.state.output = output  # type: ignore[assignment]
-        self.network.train()
-        self.discriminator.train()
-
+        inputs, targets, args, kwargs, output = self._begin(batchdata)
         quantise = torch.rand(len(inputs)) >= self.continuous_share
         coded: CodedVolume = self.inferer(inputs, self.network, *args, quantise=quantise, with_codes=True, **kwargs)
         output[Keys.PRED] = coded.pred.detach()
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        # The plain module: a distributed one would wait for gradients of weights that have none here.
-        judge = getattr(self.discriminator, "module", self.discriminator)
-        judge.requires_grad_(False)
-        terms = self.loss_function.generator(coded, targets, judge, self.state.iteration)
-        judge.requires_grad_(True)
+        with self._frozen_judge() as judge:
+            terms = self.loss_function.generator(coded, targets, judge, self.state.iteration)
         output[Keys.LOSS] = terms.pop("loss")
         output["losses"] = {name: term.detach() for name, term in terms.items()} | _codebook_state(coded, self.network)
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         # One transfer from the device for all numbers.
         loss, *values = torch.stack([output[Keys.LOSS].detach(), *output["losses"].values()]).tolist()
         self.guard.check(self.state.iteration, loss, dict(zip(output["losses"], values, strict=True)))
-        self.optimizer.zero_grad(set_to_none=True)
-        output[Keys.LOSS].backward()
-        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self.optimizer.step()
-        output[Keys.LOSS] = output[Keys.LOSS].detach()
-
+        self._step(output)
         if self.loss_function.adversarial(self.state.iteration):
             self._judge(output, targets)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -153,10 +131,7 @@ class VQGANTrainer(SupervisedTrainer):
 
     def _judge(self, output: dict[str, Any], targets: Tensor) -> None:
         terms = self.loss_function.discriminator(output[Keys.PRED], targets, self.discriminator)
-        self.d_optimizer.zero_grad(set_to_none=True)
-        terms["discriminator"].backward()
-        self.fire_event(AdversarialIterationEvents.DISCRIMINATOR_BACKWARD_COMPLETED)
-        self.d_optimizer.step()
+        self._step_discriminator(terms["discriminator"])
         output["losses"] |= {name: term.detach() for name, term in terms.items()}
 
 

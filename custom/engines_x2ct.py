@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
-from monai.utils.enums import AdversarialIterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
+
+from custom.engines_adversarial import DiscriminatedTrainer
 
 __all__ = ["X2CTLoss", "X2CTTrainer", "constant_then_linear", "projection_distance"]
 
@@ -78,7 +79,7 @@ class X2CTLoss(nn.Module):
         return ((real - 1).square().mean() + fake.square().mean()) / 2
 
 
-class X2CTTrainer(SupervisedTrainer):
+class X2CTTrainer(DiscriminatedTrainer):
     """A step of the generator, then, in an adversarial training, one of the discriminator.
 
     `engine.state.output` holds "image", "label", "pred", "loss" and "losses": each term before it is weighted.
@@ -95,27 +96,9 @@ class X2CTTrainer(SupervisedTrainer):
 
     loss_function: X2CTLoss
 
-    def __init__(self, discriminator: nn.Module, d_optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
-        if kwargs.get("amp") or kwargs.get("accumulation_steps", 1) != 1 or kwargs.get("compile"):
-            raise ValueError(
-                "X2CTTrainer has neither amp (choose the networks' precision), nor accumulation_steps, nor compile"
-            )
-        # Handed over, for handlers are attached in there.
-        kwargs["event_names"] = [*(kwargs.get("event_names") or []), AdversarialIterationEvents]
-        super().__init__(**kwargs)
-        self.discriminator, self.d_optimizer = discriminator, d_optimizer
-
     def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Tensor]) -> dict:
         """One training step; MONAI calls it."""
-        if batchdata is None:
-            raise ValueError("Must provide batch data for current iteration.")
-        prepared = self.prepare_batch(batchdata, self.state.device, self.non_blocking, **self.to_kwargs)
-        inputs, targets, args, kwargs = prepared if len(prepared) == 4 else (*prepared, (), {})
-        output: dict[str, Any] = {Keys.IMAGE: inputs, Keys.LABEL: targets}
-        self.state.output = output  # type: ignore[assignment]
-        self.network.train()
-        self.discriminator.train()
-
+        inputs, targets, args, kwargs, output = self._begin(batchdata)
         pred = (self.inferer(inputs, self.network, *args, **kwargs) + 1) / 2
         label = (targets + 1) / 2
         output[Keys.PRED] = (pred * 2 - 1).detach()
@@ -124,21 +107,13 @@ class X2CTTrainer(SupervisedTrainer):
         if self.loss_function.adversarial:
             network: Any = getattr(self.network, "module", self.network)
             expanded = network.expanded(inputs, *args, **kwargs)
-            # The plain module: a distributed one would wait for gradients of weights that have none here.
-            judge = getattr(self.discriminator, "module", self.discriminator)
-            judge.requires_grad_(False)
-            logits = judge(pred, expanded)
-            judge.requires_grad_(True)
+            with self._frozen_judge() as judge:
+                logits = judge(pred, expanded)
         terms = self.loss_function.generator(pred, label, logits)
         output[Keys.LOSS] = terms.pop("loss")
         output["losses"] = {name: term.detach() for name, term in terms.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
-        self.optimizer.zero_grad(set_to_none=True)
-        output[Keys.LOSS].backward()
-        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self.optimizer.step()
-        output[Keys.LOSS] = output[Keys.LOSS].detach()
-
+        self._step(output)
         if expanded is not None:
             self._judge(output, pred.detach(), label, expanded)
         self.fire_event(IterationEvents.MODEL_COMPLETED)
@@ -148,10 +123,7 @@ class X2CTTrainer(SupervisedTrainer):
         """In one batch: a distributed module wants one forward pass for each backward pass."""
         real, fake = self.discriminator(torch.cat([label, pred]), torch.cat([expanded] * 2)).chunk(2)
         loss = self.loss_function.discriminator(real, fake)
-        self.d_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.fire_event(AdversarialIterationEvents.DISCRIMINATOR_BACKWARD_COMPLETED)
-        self.d_optimizer.step()
+        self._step_discriminator(loss)
         output["losses"]["discriminator"] = loss.detach()
 
 

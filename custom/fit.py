@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from custom import __version__
 from custom.data.files import write_json
-from custom.geometry import VIEW_SIZE, VolumeGrid, is_cone, rays
+from custom.geometry import VolumeGrid, is_cone, rays
 from custom.networks.attenuation_field import AttenuationField
+from custom.networks.inputs import batched_views
 from custom.projection import water_attenuation_per_mm
 
 __all__ = ["FieldFit", "FieldReconstructor", "FitRecord", "FitWriter"]
@@ -299,18 +300,7 @@ class FieldReconstructor(nn.Module):
             return torch.stack(volumes)
 
     def _check(self, image: Tensor, views: Tensor | None, view_mask: Tensor | None) -> Tensor:
-        if image.ndim != 4:
-            raise ValueError(f"image must be (B, K, V, U), got {tuple(image.shape)}")
-        views = self.views if views is None else views
-        if views is None:
-            raise ValueError("no views: this network serves any geometry, so pass views (B, K, 13) with the image")
-        views = views.expand(len(image), -1, -1) if views.ndim == 2 else views
-        if views.shape != (*image.shape[:2], VIEW_SIZE):
-            raise ValueError(
-                f"{image.shape[1]} radiographs of {len(image)} cases do not match views of shape {tuple(views.shape)}"
-            )
-        if view_mask is not None and view_mask.shape != image.shape[:2]:
-            raise ValueError(f"view_mask must be {tuple(image.shape[:2])}, got {tuple(view_mask.shape)}")
+        views = batched_views(image, self.views if views is None else views, view_mask)
         if image.shape[1] == 0 or (view_mask is not None and not bool(view_mask.any(1).all())):
             raise ValueError("every case needs at least one view that counts")
         return views.to(image.device, torch.float32)

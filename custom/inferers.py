@@ -19,7 +19,8 @@ from tqdm import tqdm
 from custom.checkpoints import definition, load_checkpoint
 from custom.consistency import ReprojectionCorrection
 from custom.data.files import write_tensors
-from custom.networks.denoiser import LatentDenoiser, check_radiographs
+from custom.networks.denoiser import LatentDenoiser
+from custom.networks.inputs import check_radiographs
 from custom.networks.voxels import VoxelIdentity
 from custom.schedulers import DPMSolverPPScheduler
 from custom.uncertainty import SampleStatistics

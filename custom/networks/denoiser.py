@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from custom.checkpoints import describes_itself
 from custom.fusion import fuse_features
-from custom.geometry import VIEW_SIZE, VolumeGrid
+from custom.geometry import VolumeGrid
 from custom.networks.features import encode_views
 from custom.networks.initialisation import initialise_he
+from custom.networks.inputs import check_radiographs
 from custom.schedulers import DPMSolverPPScheduler
 from custom.values import check_precision, uses_bf16
 
-__all__ = ["LatentDenoiser", "check_radiographs"]
+__all__ = ["LatentDenoiser"]
 
 
 @describes_itself
@@ -156,8 +157,7 @@ class LatentDenoiser(nn.Module):
         Raises:
             ValueError: as `check_radiographs`, or for `known` of other channels.
         """
-        check_radiographs(image, views, view_mask)
-        views = views.unsqueeze(0).expand(len(image), -1, -1) if views.ndim == 2 else views
+        views = check_radiographs(image, views, view_mask)
         if (known is None) != (self.known_channels == 0):
             raise ValueError(
                 f"known must have {self.known_channels} channels, got {None if known is None else known.shape}"
@@ -215,21 +215,3 @@ class LatentDenoiser(nn.Module):
 
 def _wide(per_channel: Tensor) -> Tensor:
     return per_channel[:, None, None, None]
-
-
-def check_radiographs(image: Tensor, views: Tensor, view_mask: Tensor | None = None) -> None:
-    """Says what is wrong with radiographs (B, K, V, U), views (B, K, 13) or (K, 13) and their mask (B, K).
-
-    Raises:
-        ValueError: no view, shapes that do not match, NaN or infinity.
-    """
-    if image.ndim != 4 or image.shape[1] == 0:
-        raise ValueError(f"image must be (B, K, V, U) with at least one view, got {tuple(image.shape)}")
-    if view_mask is not None and view_mask.shape != image.shape[:2]:
-        raise ValueError(f"view_mask must be {tuple(image.shape[:2])}, got {tuple(view_mask.shape)}")
-    if views.shape != (*image.shape[:2], VIEW_SIZE) and views.shape != (image.shape[1], VIEW_SIZE):
-        raise ValueError(
-            f"{image.shape[1]} radiographs of {len(image)} cases do not match views of shape {tuple(views.shape)}"
-        )
-    if not torch.isfinite(image).all() or not torch.isfinite(views).all():
-        raise ValueError("a radiograph or its view holds NaN or infinity: look for saturated or masked pixels")

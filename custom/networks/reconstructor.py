@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 
 from custom.checkpoints import describes_itself
 from custom.fusion import fuse_features, sample_features
-from custom.geometry import VIEW_SIZE, VolumeGrid
+from custom.geometry import VolumeGrid
 from custom.networks.features import encode_views
 from custom.networks.implicit import FourierFeatures, PointMLP
+from custom.networks.inputs import batched_views
 from custom.networks.prior import PopulationPrior, average_pixels, sample_on
 from custom.networks.volume import VolumeUNet
 from custom.projection import ProjectorCache, sirt, water_attenuation_per_mm
@@ -176,19 +177,7 @@ class ImplicitReconstructor(nn.Module):
         return pred
 
     def _check(self, image: Tensor, views: Tensor | None, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if image.ndim != 4:
-            raise ValueError(f"image must be (B, K, V, U), got {tuple(image.shape)}")
-        views = self.views if views is None else views
-        if views is None:
-            raise ValueError("no views: this network serves any geometry, so pass views (B, K, 13) with the image")
-        if views.ndim == 2:
-            views = views.unsqueeze(0).expand(len(image), -1, -1)
-        if views.shape != (*image.shape[:2], VIEW_SIZE):
-            raise ValueError(
-                f"{image.shape[1]} radiographs of {len(image)} cases do not match views of shape {tuple(views.shape)}"
-            )
-        if view_mask is not None and view_mask.shape != image.shape[:2]:
-            raise ValueError(f"view_mask must be {tuple(image.shape[:2])}, got {tuple(view_mask.shape)}")
+        views = batched_views(image, self.views if views is None else views, view_mask)
         if self.separate_view_mlps and image.shape[1] != self.separate_view_mlps:
             raise ValueError(
                 f"this network has one f_rho for each of {self.separate_view_mlps} views, got {image.shape[1]} views"

@@ -20,7 +20,8 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
 from custom.checkpoints import describes_itself
-from custom.geometry import VIEW_SIZE, VolumeGrid, views_from_angles
+from custom.geometry import VolumeGrid, views_from_angles
+from custom.networks.inputs import batched_views
 from custom.networks.planes import FRONTAL, LATERAL, PLANES, face_picture, ray_deviation_deg, swap_frame
 from custom.values import check_precision, uses_bf16
 
@@ -291,19 +292,7 @@ class X2CT(nn.Module):
         self, image: Tensor, views: Tensor | None, view_mask: Tensor | None
     ) -> tuple[list[Tensor], list[int]]:
         """For every branch the scaled pictures (B, 1, N, N), and the plane of each case's first view."""
-        if image.ndim != 4:
-            raise ValueError(f"image must be (B, K, V, U), got {tuple(image.shape)}")
-        views = self.views if views is None else views
-        if views is None:
-            raise ValueError("no views: pass views (B, K, 13) with the image")
-        if views.ndim == 2:
-            views = views.unsqueeze(0).expand(len(image), -1, -1)
-        if views.shape != (*image.shape[:2], VIEW_SIZE):
-            raise ValueError(
-                f"{image.shape[1]} radiographs of {len(image)} cases do not match views of shape {tuple(views.shape)}"
-            )
-        if view_mask is not None and view_mask.shape != image.shape[:2]:
-            raise ValueError(f"view_mask must be {tuple(image.shape[:2])}, got {tuple(view_mask.shape)}")
+        views = batched_views(image, self.views if views is None else views, view_mask)
         chosen = self._choose(views, view_mask)
         views = views.to(image.device)
         pictures = []
