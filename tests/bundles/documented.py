@@ -55,3 +55,11 @@ def _known(parser: ConfigParser, name: str) -> bool:
     except (KeyError, IndexError, ValueError):
         return False
     return True
+
+
+def assert_overrides_exist(page: Path, root: Path, least: int = 1) -> None:
+    """Every command of a page names overrides that its configs know, and there are `least` commands."""
+    found = commands(page.read_text())
+    assert len(found) >= least
+    for command in found:
+        assert unknown_overrides(command, root) == [], command

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,23 @@ from custom import __version__
 from custom.checkpoints import definition, load_checkpoint
 from custom.geometry import Geometry
 from custom.reconstruct import reconstruct
-from tests.bundles.documented import commands, unknown_overrides
+from tests.bundles.documented import assert_overrides_exist, unknown_overrides
 from tests.bundles.tiny_cohort import (
     COARSE_OVERRIDES,
     CUBE,
     INFERENCE_OVERRIDES,
     NETWORK_OVERRIDES,
     TRAIN_OVERRIDES,
-    make_cohort,
 )
-from tests.bundles.workflow import ROOT, command_line, epochs_of, killed_after_two_epochs, messages, run_workflow
+from tests.bundles.workflow import (
+    ROOT,
+    command_line,
+    epochs_of,
+    killed_after_two_epochs,
+    messages,
+    run_workflow,
+    train_in_two_processes,
+)
 
 BUNDLE = ROOT / "bundles" / "inr_recon"
 CONFIGS = BUNDLE / "configs"
@@ -41,17 +47,6 @@ def config(name: str) -> dict[str, Any]:
 
 def run(names: list[str], kind: str, **overrides: Any) -> list[str]:
     return run_workflow([CONFIGS / name for name in names], kind, **overrides)
-
-
-@pytest.fixture(scope="module")
-def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cohort(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module")
-def paths(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Overrides of the paths: a bundle folder of our own, so that nothing is written into the repository."""
-    return {"bundle_root": str(tmp_path_factory.mktemp("bundle")), "data_list_file": str(datalist)}
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +179,7 @@ def test_network_takes_an_image_alone() -> None:
 
 @pytest.mark.parametrize("page", ["bundles/inr_recon/docs/README.md", "docs/how-to/train-inr.md"])
 def test_documented_overrides_exist(page: str) -> None:
-    found = commands((ROOT / page).read_text())
-    assert found
-    for command in found:
-        assert unknown_overrides(command, ROOT) == [], command
+    assert_overrides_exist(ROOT / page, ROOT)
 
 
 def test_a_mistyped_override_is_found() -> None:
@@ -335,12 +327,7 @@ def test_two_processes_train_together(datalist: Path, tmp_path: Path) -> None:
         "bundle_root": str(tmp_path / "bundle"),
         "data_list_file": str(datalist),
     }
-    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-    done = subprocess.run(
-        command_line(files, overrides, *launcher), cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_in_two_processes(CONFIGS, overrides)
     assert load_checkpoint(tmp_path / "bundle/models/model.pt").network().prior.mean.std() > 0.01  # type: ignore
     assert len(list((tmp_path / "bundle/eval").glob("events.out.tfevents*"))) <= 2, "one process writes curves"
     # A single process goes on with what two have begun.

@@ -6,7 +6,6 @@ import csv
 import json
 import logging
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
 from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
 from scripts import benchmark_posterior
-from tests.bundles.documented import commands, unknown_overrides
+from tests.bundles.documented import assert_overrides_exist, unknown_overrides
+from tests.bundles.samples import assert_samples_of_both_cases
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
-from tests.bundles.workflow import ROOT, command_line, messages, run_workflow
+from tests.bundles.workflow import ROOT, command_line, messages, run_workflow, train_in_two_processes
 
 CONFIGS = ROOT / "bundles" / "ldm_recon" / "configs"
 GRID = VolumeGrid((CUBE,) * 3, (VOXEL_MM,) * 3)
@@ -121,20 +121,7 @@ def test_evaluation_gives_samples_their_mean_and_their_spread(trained: dict[str,
     output = {"output_dir": str(tmp_path), "val_angles_deg": [0, 45, 90, 135], "pixel_at_isocenter_mm": None}
     corrected = {"consistency_weight": 0.5, "consistency_iterations": 2, "consistency_final": 5}
     run(["train.json", "evaluate.json"], "train", **{**trained, **TINY, **TRAIN, **EVALUATE, **output, **corrected})
-    for case in ("e1", "e2"):
-        summary = json.loads((tmp_path / case / "uncertainty.json").read_text())
-        assert summary["summary"]["samples"] == 3 and summary["views"] == 4
-        assert summary["summary"]["variance_ratio"] > 0 and summary["reprojection_error_mm"] > 0
-        assert {key: summary[key] for key in corrected} == corrected
-        assert summary["sample_reprojection_error_mm"] < summary["sample_reprojection_error_mm_before"]
-        rows = list(csv.DictReader((tmp_path / case / "samples.csv").open()))
-        assert [int(float(row["sample"])) for row in rows] == [0, 1, 2] and float(rows[0]["psnr_range"]) > 0
-        std = nib.nifti1.load(tmp_path / case / "std.nii.gz")
-        truth = nib.nifti1.load(Path(trained["data_list_file"]).parent / "ct" / f"{case}.nii.gz")
-        assert np.allclose(std.affine, truth.affine) and np.asarray(std.dataobj).max() > 0
-        assert (tmp_path / case / "uncertainty.png").is_file() and not (tmp_path / case / "state.pt").exists()
-    metrics = json.loads((tmp_path / "metrics_mean.json").read_text())
-    assert {row["case"] for row in metrics["cases"]} == {"e1", "e2"}
+    assert_samples_of_both_cases(tmp_path, Path(trained["data_list_file"]), corrected)
 
 
 def test_the_table_of_the_benchmark_script(trained: dict[str, Any], tmp_path: Path) -> None:
@@ -327,10 +314,7 @@ def test_licence_is_the_repositorys() -> None:
 
 @pytest.mark.parametrize("page", ["bundles/ldm_recon/docs/README.md", "docs/how-to/train-ldm.md"])
 def test_documented_overrides_exist(page: str) -> None:
-    documented = commands((ROOT / page).read_text())
-    assert len(documented) >= 3
-    for command in documented:
-        assert unknown_overrides(command, ROOT) == [], command
+    assert_overrides_exist(ROOT / page, ROOT, least=3)
 
 
 def test_the_launch_script_runs_all_three_stages(paths: dict[str, Any], tmp_path: Path) -> None:
@@ -379,11 +363,7 @@ def test_the_launch_script_passes_a_signal_on(paths: dict[str, Any], tmp_path: P
 @pytest.mark.integration
 def test_two_processes_train_together(trained: dict[str, Any], tmp_path: Path) -> None:
     options = {**trained, **TINY, **TRAIN, "bundle_root": str(tmp_path / "bundle")}
-    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    command = command_line(files, options, *launcher)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_in_two_processes(CONFIGS, options)
     network = load_checkpoint(tmp_path / "bundle/models/model.pt").network()
     index = json.loads((Path(trained["latents_dir"]) / "latents.json").read_text())
     torch.testing.assert_close(network.latent_mean, torch.tensor(index["latent_mean"]))  # type: ignore[arg-type]

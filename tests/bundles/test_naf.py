@@ -18,8 +18,8 @@ from monai.bundle import ConfigParser, verify_net_in_out
 from custom import __version__
 from custom.geometry import Geometry
 from custom.writers import AtomicNibabelWriter
-from tests.bundles.documented import commands, unknown_overrides
-from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
+from tests.bundles.documented import assert_overrides_exist
+from tests.bundles.tiny_cohort import CUBE, VOXEL_MM
 from tests.bundles.workflow import ROOT, messages, run_workflow
 
 BUNDLE = ROOT / "bundles" / "naf"
@@ -44,11 +44,6 @@ def config(name: str) -> dict[str, Any]:
 
 def run(names: list[str], **overrides: Any) -> list[str]:
     return run_workflow([CONFIGS / name for name in names], "infer", **{**TINY, **overrides})
-
-
-@pytest.fixture(scope="module")
-def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cohort(tmp_path_factory.mktemp("cohort"))
 
 
 def stored(datalist: Path, case: str = "e1") -> dict[str, str]:
@@ -122,10 +117,7 @@ def test_network_takes_an_image_alone() -> None:
 
 
 def test_documented_overrides_exist() -> None:
-    found = commands((BUNDLE / "docs/README.md").read_text())
-    assert found
-    for command in found:
-        assert unknown_overrides(command, ROOT) == [], command
+    assert_overrides_exist(BUNDLE / "docs/README.md", ROOT)
 
 
 # --- inference and evaluation ---

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,18 @@ from custom import __version__
 from custom.checkpoints import load_checkpoint
 from custom.networks import SegmentationUNet
 from custom.segmentation import class_rules
-from tests.bundles.documented import commands, unknown_overrides
+from tests.bundles.documented import assert_overrides_exist
 from tests.bundles.tiny_cohort import COARSE_OVERRIDES, CUBE, VOXEL_MM, make_cohort
 from tests.bundles.tiny_cohort import NETWORK_OVERRIDES as INR_NETWORK
 from tests.bundles.tiny_cohort import TRAIN_OVERRIDES as INR_TRAIN
-from tests.bundles.workflow import ROOT, command_line, messages, run_workflow
+from tests.bundles.workflow import (
+    ROOT,
+    command_line,
+    keys_in_order_of_inr_recon,
+    messages,
+    run_workflow,
+    train_in_two_processes,
+)
 
 BUNDLE = ROOT / "bundles" / "seg_guidance"
 CONFIGS = BUNDLE / "configs"
@@ -90,12 +96,6 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def paths(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Overrides of the paths: a bundle folder of our own, so that nothing is written into the repository."""
-    return {"bundle_root": str(tmp_path_factory.mktemp("bundle")), "data_list_file": str(datalist)}
-
-
-@pytest.fixture(scope="module")
 def trained(paths: dict[str, Any]) -> dict[str, Any]:
     """The folders after a training of two iterations, of cases with some classes and phantoms with others."""
     assert run(["train.json"], "train", **paths, **TRAIN_OVERRIDES, phantom_list_file=paths["data_list_file"]) == []
@@ -112,13 +112,15 @@ def test_network_is_the_same_in_training_and_inference() -> None:
 
 
 def test_keys_are_those_of_inr_recon_and_stand_in_its_order() -> None:
-    ours, theirs = config("train.json"), json.loads((ROOT / "bundles/inr_recon/configs/train.json").read_text())
-    common = [key for key in theirs if key in ours]
-    assert [key for key in ours if key in theirs] == common
-    assert {"epochs", "learning_rate", "grid", "loading_grid", "warp_mm", "save_dict", "ema"} <= set(common)
-    for group in ("train", "validate"):
-        shared = [key for key in theirs[group] if key in ours[group]]
-        assert [key for key in ours[group] if key in theirs[group]] == shared
+    assert {
+        "epochs",
+        "learning_rate",
+        "grid",
+        "loading_grid",
+        "warp_mm",
+        "save_dict",
+        "ema",
+    } <= keys_in_order_of_inr_recon(CONFIGS)
 
 
 @pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
@@ -171,10 +173,7 @@ def test_network_takes_an_image_alone() -> None:
 
 
 def test_documented_overrides_exist() -> None:
-    found = commands((BUNDLE / "docs/README.md").read_text())
-    assert len(found) >= 6
-    for command in found:
-        assert unknown_overrides(command, ROOT) == [], command
+    assert_overrides_exist(BUNDLE / "docs/README.md", ROOT, least=6)
 
 
 # --- training, evaluation, inference ---
@@ -321,12 +320,7 @@ def test_from_the_command_line(paths: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_two_processes_train_together(paths: dict[str, Any], tmp_path: Path) -> None:
     options = {**paths, **TRAIN_OVERRIDES, "bundle_root": str(tmp_path / "bundle"), "iterations_per_epoch": 4}
-    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-    done = subprocess.run(
-        command_line(files, options, *launcher), cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_in_two_processes(CONFIGS, options)
     assert isinstance(load_checkpoint(tmp_path / "bundle/models/model.pt").network(), SegmentationUNet)
     # A single process goes on with what two have begun.
     run(["train.json"], "train", **{**options, "epochs": 2})

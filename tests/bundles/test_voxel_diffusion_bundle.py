@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,10 @@ from custom import __version__
 from custom.checkpoints import load_checkpoint, save_checkpoint
 from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FeatureUNet, LatentDenoiser
-from tests.bundles.documented import commands, unknown_overrides
+from tests.bundles.documented import assert_overrides_exist
+from tests.bundles.samples import assert_samples_of_both_cases
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
-from tests.bundles.workflow import ROOT, command_line, messages, run_workflow
+from tests.bundles.workflow import ROOT, command_line, messages, run_workflow, train_in_two_processes
 
 CONFIGS = ROOT / "bundles" / "voxel_diffusion" / "configs"
 GRID = VolumeGrid((CUBE,) * 3, (VOXEL_MM,) * 3)
@@ -90,19 +89,7 @@ def test_evaluation_gives_samples_their_mean_and_their_spread(trained: dict[str,
     output = {"output_dir": str(tmp_path), "val_angles_deg": [0, 45, 90, 135], "pixel_at_isocenter_mm": None}
     corrected = {"consistency_weight": 0.5, "consistency_iterations": 2, "consistency_final": 5}
     run(["train.json", "evaluate.json"], "train", **{**trained, **TRAIN, **EVALUATE, **output, **corrected})
-    for case in ("e1", "e2"):
-        summary = json.loads((tmp_path / case / "uncertainty.json").read_text())
-        assert summary["summary"]["samples"] == 3 and summary["views"] == 4
-        assert {key: summary[key] for key in corrected} == corrected
-        assert summary["sample_reprojection_error_mm"] < summary["sample_reprojection_error_mm_before"]
-        rows = list(csv.DictReader((tmp_path / case / "samples.csv").open()))
-        assert [int(float(row["sample"])) for row in rows] == [0, 1, 2] and float(rows[0]["psnr_range"]) > 0
-        std = nib.nifti1.load(tmp_path / case / "std.nii.gz")
-        truth = nib.nifti1.load(Path(trained["data_list_file"]).parent / "ct" / f"{case}.nii.gz")
-        assert np.allclose(std.affine, truth.affine) and np.asarray(std.dataobj).max() > 0
-        assert (tmp_path / case / "uncertainty.png").is_file() and not (tmp_path / case / "state.pt").exists()
-    metrics = json.loads((tmp_path / "metrics_mean.json").read_text())
-    assert {row["case"] for row in metrics["cases"]} == {"e1", "e2"}
+    assert_samples_of_both_cases(tmp_path, Path(trained["data_list_file"]), corrected)
 
 
 def inference(trained: dict[str, Any], output: Path, **overrides: Any) -> None:
@@ -159,12 +146,7 @@ def test_from_the_command_line(trained: dict[str, Any], tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_two_processes_train_together(trained: dict[str, Any], tmp_path: Path) -> None:
     options = {**trained, **TRAIN, "bundle_root": str(tmp_path / "bundle")}
-    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    done = subprocess.run(
-        command_line(files, options, *launcher), cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_in_two_processes(CONFIGS, options)
     run(["train.json"], "train", **{**options, "epochs": 2})  # a single process goes on with what two have begun
     state = torch.load(tmp_path / "bundle/models/checkpoint_last.pt", weights_only=True)
     assert state["trainer"]["iteration"] == 4
@@ -244,7 +226,4 @@ def test_licence_is_the_repositorys() -> None:
 
 
 def test_documented_overrides_exist() -> None:
-    documented = commands((CONFIGS.parent / "docs/README.md").read_text())
-    assert len(documented) >= 4
-    for command in documented:
-        assert unknown_overrides(command, ROOT) == [], command
+    assert_overrides_exist(CONFIGS.parent / "docs/README.md", ROOT, least=4)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +20,18 @@ from custom.checkpoints import load_checkpoint
 from custom.networks import X2CT
 from custom.reconstruct import reconstruct
 from custom.transforms import LoadRadiographsd
-from tests.bundles.documented import commands, unknown_overrides
-from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
-from tests.bundles.workflow import ROOT, command_line, epochs_of, killed_after_two_epochs, messages, run_workflow
+from tests.bundles.documented import assert_overrides_exist
+from tests.bundles.tiny_cohort import CUBE, VOXEL_MM
+from tests.bundles.workflow import (
+    ROOT,
+    command_line,
+    epochs_of,
+    keys_in_order_of_inr_recon,
+    killed_after_two_epochs,
+    messages,
+    run_workflow,
+    train_in_two_processes,
+)
 
 BUNDLE = ROOT / "bundles" / "x2ct"
 CONFIGS = BUNDLE / "configs"
@@ -79,17 +86,6 @@ def run(names: list[str], kind: str, **overrides: Any) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cohort(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="module")
-def paths(datalist: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Overrides of the paths: a bundle folder of our own, so that nothing is written into the repository."""
-    return {"bundle_root": str(tmp_path_factory.mktemp("bundle")), "data_list_file": str(datalist)}
-
-
-@pytest.fixture(scope="module")
 def trained(paths: dict[str, Any]) -> dict[str, Any]:
     """The folders after a training of two iterations, with phantoms."""
     extras = {"phantom_list_file": paths["data_list_file"], "phantom_share": 0.5}
@@ -118,13 +114,15 @@ def test_network_is_the_same_in_training_and_inference() -> None:
 
 def test_keys_are_those_of_inr_recon_and_stand_in_its_order() -> None:
     """A user who knows one bundle knows all."""
-    ours, theirs = config("train.json"), json.loads((ROOT / "bundles/inr_recon/configs/train.json").read_text())
-    common = [key for key in theirs if key in ours]
-    assert [key for key in ours if key in theirs] == common
-    assert {"epochs", "learning_rate", "grid", "view_weights", "warp_mm", "val_angles_deg", "ema"} <= set(common)
-    for group in ("train", "validate"):
-        shared = [key for key in theirs[group] if key in ours[group]]
-        assert [key for key in ours[group] if key in theirs[group]] == shared
+    assert {
+        "epochs",
+        "learning_rate",
+        "grid",
+        "view_weights",
+        "warp_mm",
+        "val_angles_deg",
+        "ema",
+    } <= keys_in_order_of_inr_recon(CONFIGS)
 
 
 @pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
@@ -216,10 +214,7 @@ def test_network_takes_an_image_alone() -> None:
 
 
 def test_documented_overrides_exist() -> None:
-    found = commands((BUNDLE / "docs/README.md").read_text())
-    assert len(found) >= 5
-    for command in found:
-        assert unknown_overrides(command, ROOT) == [], command
+    assert_overrides_exist(BUNDLE / "docs/README.md", ROOT, least=5)
 
 
 # --- training, evaluation, inference ---
@@ -394,12 +389,7 @@ def test_two_processes_train_together(datalist: Path, tmp_path: Path) -> None:
         "data_list_file": str(datalist),
         "adversarial_weight": 0.1,
     }
-    files = f"['{CONFIGS / 'train.json'}','{CONFIGS / 'multi_gpu_train.json'}']"
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-    done = subprocess.run(
-        command_line(files, overrides, *launcher), cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_in_two_processes(CONFIGS, overrides)
     assert isinstance(load_checkpoint(tmp_path / "bundle/models/model.pt").network(), X2CT)
     assert len(list((tmp_path / "bundle/eval").glob("events.out.tfevents*"))) <= 3, "one process writes curves"
     # A single process goes on with what two have begun.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -74,3 +75,23 @@ def killed_after_two_epochs(
     reached = epochs_of(checkpoint)
     assert reached >= 2
     return reached
+
+
+def train_in_two_processes(configs: Path, overrides: dict[str, Any]) -> None:
+    """A training by torchrun with multi_gpu_train.json of the folder `configs`; fails with what it has said."""
+    files = f"['{configs / 'train.json'}','{configs / 'multi_gpu_train.json'}']"
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
+    command = command_line(files, overrides, *launcher)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def keys_in_order_of_inr_recon(configs: Path) -> set[str]:
+    """Keys of a train.json that inr_recon's has too; they must stand in its order: who knows one bundle knows all."""
+    ours, theirs = (json.loads((f / "train.json").read_text()) for f in (configs, ROOT / "bundles/inr_recon/configs"))
+    common = [key for key in theirs if key in ours]
+    assert [key for key in ours if key in theirs] == common
+    for group in ("train", "validate"):
+        shared = [key for key in theirs[group] if key in ours[group]]
+        assert [key for key in ours[group] if key in theirs[group]] == shared
+    return set(common)

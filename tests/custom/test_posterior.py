@@ -52,6 +52,21 @@ def evaluator(
     )
 
 
+def run_and_kill(made: PosteriorEvaluator, at: int) -> None:
+    """Interrupted in the batch of samples of that number."""
+    solve, calls = made.network._solve, []
+
+    def dying(*args: Any) -> Tensor:
+        calls.append(args)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return solve(*args)
+
+    made.network._solve = dying
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+
+
 def test_the_error_against_the_radiographs_is_that_of_the_volume() -> None:
     stored = case()
     own = reprojection_error_mm(chest(), stored["image"][0], stored["views"][0], GRID, 70.0)
@@ -75,17 +90,7 @@ def test_a_case_is_written_and_the_engine_has_the_mean(tmp_path: Path) -> None:
 def test_a_kill_between_batches_loses_nothing(tmp_path: Path) -> None:
     evaluator(tmp_path / "whole").run()
     killed = evaluator(tmp_path / "parts")
-    solve, calls = killed.network._solve, []
-
-    def dying(*args: Any) -> Tensor:
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return solve(*args)
-
-    killed.network._solve = dying
-    with pytest.raises(KeyboardInterrupt):
-        killed.run()
+    run_and_kill(killed, at=3)
     assert (tmp_path / "parts/p1/state.pt").is_file() and not (tmp_path / "parts/p1/mean.nii.gz").exists()
     evaluator(tmp_path / "parts").run()
     for name in ("mean.nii.gz", "std.nii.gz"):
@@ -116,17 +121,7 @@ def test_without_a_truth_errors_are_kept_over_a_kill_too(tmp_path: Path) -> None
 
     without_truth(tmp_path / "whole").run()
     killed = without_truth(tmp_path / "parts")
-    solve, calls = killed.network._solve, []
-
-    def dying(*args: Any) -> Tensor:
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return solve(*args)
-
-    killed.network._solve = dying
-    with pytest.raises(KeyboardInterrupt):
-        killed.run()
+    run_and_kill(killed, at=3)
     without_truth(tmp_path / "parts").run()
     tables = [(tmp_path / f / "p1/samples.csv").read_text() for f in ("parts", "whole")]
     assert tables[0] == tables[1] and tables[0].count("\n") == 4
@@ -135,16 +130,7 @@ def test_without_a_truth_errors_are_kept_over_a_kill_too(tmp_path: Path) -> None
 def test_cases_that_are_done_are_not_drawn_again_after_a_kill(tmp_path: Path) -> None:
     killed = evaluator(tmp_path, cases=("p1", "p2"))
     solve, calls = killed.network._solve, []
-
-    def counting(*args: Any) -> Tensor:
-        calls.append(args)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return solve(*args)
-
-    killed.network._solve = counting
-    with pytest.raises(KeyboardInterrupt):
-        killed.run()
+    run_and_kill(killed, at=5)
     again = evaluator(tmp_path, cases=("p1", "p2"))
     again.network._solve = lambda *args: (calls.append(args), solve(*args))[1]
     calls.clear()
