@@ -14,6 +14,7 @@ _LUNG_HU = -960.0
 _AIR_BELOW_HU = -900.0
 _RIM_MM = 4.0
 _CONTACT_MM = 30.0
+_ENCLOSED_SHARE = 0.6
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -102,6 +103,24 @@ def _close_cut_lungs(solid: BoolArray, coarse: npt.NDArray[np.float32]) -> BoolA
     return solid | (gained & (calm > _LUNG_HU))
 
 
+def _fill_opened_lungs(solid: BoolArray, tissue: BoolArray, coarse: npt.NDArray[np.float32]) -> BoolArray:
+    """Lungs behind a chest wall so thin that the opening broke through it.
+
+    Holes that the wall still closed before the opening are kept where their content is lung, not air, and most of
+    their border is left: the foam of a couch loses its shell, and the air under a sheet is air.
+    """
+    gained = _fill_axial(tissue | solid) & ~_fill_axial(solid)
+    lungs = np.zeros_like(solid)
+    for k in np.flatnonzero(gained.any(axis=(0, 1))):
+        labelled, count = ndimage.label(gained[:, :, k])
+        for index in range(1, count + 1):
+            part = labelled == index
+            border = ndimage.binary_dilation(part) & ~part
+            enclosed = solid[:, :, k][border].mean() >= _ENCLOSED_SHARE
+            lungs[:, :, k] |= part & (enclosed and np.median(coarse[:, :, k][part]) > _LUNG_HU)
+    return solid | lungs
+
+
 def _parts(mask: BoolArray, voxel_cm3: float, minimum_cm3: float) -> BoolArray:
     """The largest connected part and every other above ``minimum_cm3`` (arms beside the trunk)."""
     labelled, count = ndimage.label(mask)
@@ -147,6 +166,7 @@ def body_mask(
 
     tissue = coarse > TISSUE_HU
     solid = _parts(_opening(tissue, opening_mm, spacing), voxel_cm3, _SMALL_PART_CM3)
+    solid = _fill_opened_lungs(solid, tissue, coarse)
     filled = _fill_axial(_close_cut_lungs(solid, coarse))
     opened = _opening(filled, 2.0 * opening_mm, spacing)
     core = _parts(opened, voxel_cm3, _SMALL_PART_CM3)

@@ -17,7 +17,7 @@ from custom.data.rejection import Rejected
 from custom.data.scan import Candidate
 from custom.data.volumes import check_grid, check_hu, load_metaimage, load_nifti
 
-RECIPE = 2
+RECIPE = 3
 """Raised when the code changes what comes out for the same input and options, so that old outputs are made anew."""
 
 

@@ -46,6 +46,18 @@ def test_lung_cut_open_by_the_field_of_view_is_still_inside() -> None:
     assert body_mask(volume, VOXEL)[lung].mean() > 0.97
 
 
+@pytest.mark.parametrize("lung_hu", [-850.0, -940.0])
+def test_lung_behind_a_thin_chest_wall_stays(lung_hu: float) -> None:
+    """In thin people the wall is thinner than the shell of a couch, and the opening breaks through it."""
+    volume = chest(couch=True, noise=0.0).astype(np.float32)
+    x, y, _ = _coordinates()
+    behind_wall = ((x / 144) ** 2 + ((y - 10) / 96) ** 2 < 1) & (np.abs(x) > 60) & (np.abs(y - 10) < 40)
+    volume[behind_wall] = lung_hu
+    mask = body_mask(volume, VOXEL)
+    assert mask[behind_wall].mean() > 0.99
+    assert not mask[y < -100].any()
+
+
 def test_nothing_but_air_has_no_body() -> None:
     assert not body_mask(np.full((20, 20, 20), -1000.0, dtype=np.float32), VOXEL).any()
 
