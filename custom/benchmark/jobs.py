@@ -97,11 +97,12 @@ class Plan:
         return {entry.name: entry.identity(self.setting) for entry in self.entries}
 
     @cached_property
-    def _inputs(self) -> dict[str, list[str]]:
-        """Hashes of every case's truth and radiographs."""
+    def _inputs(self) -> dict[tuple[str, str], list[str]]:
+        """Hashes of the truth and the radiographs of every case and beam."""
         return {
-            case.name: [sha256(path) for path in (case.label, *(p for pair in case.files.values() for p in pair))]
+            (case.name, beam): [sha256(path) for path in (case.label, *pair)]
             for case in self.cohort.cases
+            for beam, pair in case.files.items()
         }
 
     def shown(self, job: Job) -> Case:
@@ -114,7 +115,7 @@ class Plan:
         parts = [
             self._methods[job.entry.name],
             [job.views.beam, job.views.angles_deg],
-            [self._inputs[job.case.name], self._inputs[self.shown(job).name]],
+            [self._inputs[case.name, job.views.beam] for case in (job.case, self.shown(job))],
             [self.setting.grid.shape, list(self.metrics), self.hu_window],
             [sorted(self.judge_hashes.items()), __version__],
         ]

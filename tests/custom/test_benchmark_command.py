@@ -140,6 +140,28 @@ def test_a_killed_run_goes_on_and_only_changes_are_made_anew(
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_radiographs_of_another_beam_leave_what_is_done_alone(
+    cohort: Path, tmp_path: Path, calls: list[tuple[str, int]]
+) -> None:
+    views = {"2": {"angles_deg": [0, 90]}, "2 cone": {"angles_deg": [0, 90], "beam": "cone"}}
+    methods, out = write_methods(tmp_path, "sirt", **views), tmp_path / "out"
+    compare(str(cohort), str(methods), str(out), metrics="mae_hu", montages=0)
+    assert len(calls) == 2
+    content = json.loads(cohort.read_text())
+    cone = Geometry.from_angles(
+        [0.0, 90.0], beam="cone", grid=GRID, isocenter_mm=Geometry.load(tmp_path / "case2.json").isocenter_mm
+    )
+    cone.save(tmp_path / "cone.json")
+    for entry in content["test"]:
+        entry["geometry"] = "cone.json"
+    other = tmp_path / "cone_datalist.json"
+    other.write_text(json.dumps(content))
+    compare(str(cohort), str(methods), str(out), cone_datalist=str(other), metrics="mae_hu", montages=0)
+    assert len(calls) == 4
+    assert {views for _, views, _ in rows_of(out)} == {"2", "2 cone"}
+
+
+@pytest.mark.usefixtures("no_pictures")
 def test_a_failure_is_a_row_and_can_be_tried_again(
     cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
