@@ -1,0 +1,1 @@
+"""DICOM: radiographs in, CT series and parametric maps out, and the way to and from a PACS."""

@@ -1,0 +1,159 @@
+"""What a picture itself tells about its exposure: dark borders of collimator blades, and the beam beside the patient.
+
+Both work on relative line integrals q = -log(intensity) + constant, (V, U), averaged to about 256 pixels a side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+__all__ = ["Air", "dark_borders", "find_air", "looks_inverted"]
+
+Array = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+
+_SIDE = 256
+#: A blade's edge: the beam is at least this much (in q) stronger on the inner side, along most of the edge.
+_STEP = 0.4
+_SHARES = (0.45, 0.6, 0.7)
+#: Air: within this much (in q) of the strongest beam; more pixels than in the next band of the same width.
+_BAND = 0.1
+_AIR_SHARE = 0.01
+_AIR_EXCESS = 3.0
+
+
+class Air:
+    """The unattenuated beam.
+
+    Args:
+        level: its q.
+        share: part of the exposed pixels that see it.
+    """
+
+    def __init__(self, level: float, share: float) -> None:
+        self.level, self.share = level, share
+
+
+def _blocks(q: Array, exposed: Mask) -> tuple[Array, Mask, int]:
+    """Means of intensity over blocks as q, blocks that are exposed throughout, and a block's side."""
+    side = max(1, math.ceil(max(q.shape) / _SIDE))
+    rows, columns = (n // side for n in q.shape)
+    lowest = float(q[exposed].min()) if exposed.any() else 0.0
+    intensity = np.exp(np.minimum(lowest - q[: rows * side, : columns * side], 0.0))
+    mean = intensity.reshape(rows, side, columns, side).mean((1, 3))
+    full: Mask = np.all(exposed[: rows * side, : columns * side].reshape(rows, side, columns, side), axis=(1, 3))
+    return lowest - np.log(np.maximum(mean, 1e-12)), full, side
+
+
+def _edge(q: Array, lines: Mask, share: float) -> int:
+    """Columns at the left that lie behind a blade; 0 for none.
+
+    Args:
+        q: (V, U).
+        lines: rows that count, those behind the upper and lower blades left out.
+        share: of those rows that must show the edge.
+    """
+    used = q[lines]
+    width = used.shape[1]
+    if len(used) < 4 or width < 8:
+        return 0
+    step = (used[:, :-2] - used[:, 2:] > _STEP).mean(0)
+    best = 0
+    for c in np.flatnonzero(step[: width // 2 - 1] >= share):
+        outside = used[:, : c + 1]
+        inner = np.median(used[:, c + 2 : c + 3 + max(4, width // 10)], axis=1)
+        dark = np.quantile(outside, 0.1, axis=1) > inner + 0.75 * _STEP
+        # What is behind a blade is dark throughout; a bright column there means that this edge is the patient's.
+        bright = float((np.median(outside, axis=0) < float(np.median(inner)) + 0.5 * _STEP).mean())
+        if dark.mean() >= share and bright <= 0.02:
+            best = int(c) + 2
+    return best
+
+
+def dark_borders(q: Array, exposed: Mask) -> Mask:
+    """Pixels that are not behind collimator blades parallel to the picture's sides.
+
+    A blade is a border that is dark throughout and ends in a straight, sharp edge along most of its length. Blades that
+    stand askew, or that end in front of a body as dark as they are, are not found: tags or a sidecar tell them.
+
+    Args:
+        q: relative line integrals (V, U).
+        exposed: what is known to be exposed.
+
+    Returns:
+        bool (V, U), `exposed` without the blades.
+    """
+    block, full, side = _blocks(q, exposed)
+    rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
+    if len(rows) < 16 or len(columns) < 16:
+        return exposed
+    top, left = int(rows[0]), int(columns[0])
+    block = block[top : rows[-1] + 1, left : columns[-1] + 1]
+    height, width = block.shape
+    upper = lower = before = after = 0
+    for share in _SHARES:
+        lines, stripes = np.zeros(height, bool), np.zeros(width, bool)
+        lines[upper : height - lower], stripes[before : width - after] = True, True
+        before, after = _edge(block, lines, share), _edge(block[:, ::-1], lines, share)
+        upper, lower = _edge(block.T, stripes, share), _edge(block[::-1].T, stripes, share)
+    if upper + lower >= height - 4 or before + after >= width - 4:
+        return exposed
+    inside = np.zeros_like(exposed)
+    first_row, first_column = ((top + upper) * side if upper else 0), ((left + before) * side if before else 0)
+    last_row = (top + height - lower) * side if lower else q.shape[0]
+    last_column = (left + width - after) * side if after else q.shape[1]
+    inside[first_row:last_row, first_column:last_column] = True
+    return exposed & inside
+
+
+def find_air(q: Array, exposed: Mask) -> Air | None:
+    """The level of the unattenuated beam, from air beside the patient.
+
+    Air is a plateau at the lowest q that touches the border of the exposed field: at least 1 % of it, and at least
+    three times as many pixels as the next band of q. Radiographs of real CTs that the body fills reach two times; a
+    strip of air of two pixels gives more than three.
+
+    Args:
+        q: relative line integrals (V, U).
+        exposed: bool (V, U).
+
+    Returns:
+        None where no air is seen.
+    """
+    block, full, _ = _blocks(q, exposed)
+    if full.sum() < 64:
+        return None
+    smooth = ndimage.median_filter(np.where(full, block, block[full].max()), 3)
+    values = smooth[full]
+    lowest = float(np.quantile(values, 0.005))
+    near = full & (smooth <= lowest + _BAND)
+    next_band = full & (smooth > lowest + _BAND) & (smooth <= lowest + 2 * _BAND)
+    border = full & ~ndimage.binary_erosion(full, np.ones((3, 3)), border_value=0)
+    regions, count = ndimage.label(near, np.ones((3, 3)))
+    if count == 0:
+        return None
+    touching = np.unique(regions[border & near])
+    sizes = np.bincount(regions.ravel(), minlength=count + 1)
+    kept = [n for n in touching if n != 0 and sizes[n] >= max(4, 0.001 * full.sum())]
+    air = np.isin(regions, kept)
+    share = float(air.sum() / full.sum())
+    if share < _AIR_SHARE or air.sum() < _AIR_EXCESS * next_band.sum():
+        return None
+    return Air(float(np.median(block[air])), share)
+
+
+def looks_inverted(line_integrals: Array, exposed: Mask) -> bool:
+    """Whether the rim of the exposed field is clearly more attenuated than its middle."""
+    block, full, _ = _blocks(line_integrals, exposed)
+    rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
+    if len(rows) < 16 or len(columns) < 16:
+        return False
+    field = block[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = field.shape
+    middle = np.median(field[height // 4 : -(height // 4), width // 4 : -(width // 4)])
+    rim = np.concatenate([field[:, : width // 16 + 1].ravel(), field[:, -(width // 16 + 1) :].ravel()])
+    return bool(np.median(rim) > middle + 0.5)

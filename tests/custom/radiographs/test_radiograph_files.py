@@ -1,0 +1,255 @@
+"""PNG, TIFF and NIfTI beside DICOM: sidecars, geometry files, folders, and what they must not get away with."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hand_written_dicom import A, F, L, dx, intensity, picture, save
+from PIL import Image
+
+from custom.data.files import write_nifti
+from custom.geometry import Geometry, VolumeGrid
+from custom.radiographs import ACCEPT, SIDECAR_FORMAT, MissingFacts, Sourced, read_radiographs
+
+TRUTH = picture(1500 * A, -300 * A, L, F)
+FACTS = {
+    "view_position": "AP", "source_to_detector_mm": 1800, "source_to_isocenter_mm": 1500, "pixel_mm": [4, 3],
+    "orientation": "L/F", "intent": "processing", "intensity_relationship": "LIN", "intensity_sign": 1,
+}  # fmt: skip
+
+
+def save_png(path: Path, stored: np.ndarray, bits: int = 16) -> Path:
+    Image.fromarray(stored.astype(np.uint16 if bits == 16 else np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_picture_with_sidecar(tmp_path: Path, suffix: str) -> None:
+    path = save_png(tmp_path / f"frontal{suffix}", intensity(TRUTH))
+    (tmp_path / "frontal.json").write_text(json.dumps(FACTS))
+    (radiograph,) = read_radiographs([path])
+    (expected,) = read_radiographs([save(tmp_path / "a.dcm", dx())])
+    assert torch.equal(radiograph.view, expected.view)
+    assert torch.equal(radiograph.line_integrals, expected.line_integrals)
+    assert radiograph.modality == {".png": "PNG", ".tif": "TIFF"}[suffix]
+    assert radiograph.header is None
+    assert radiograph.facts["pixel_mm"] == Sourced((4.0, 3.0), "sidecar frontal.json")
+    assert len(radiograph.sha256) == 64
+
+
+def test_picture_without_sidecar_asks_for_everything(tmp_path: Path) -> None:
+    path = save_png(tmp_path / "frontal.png", intensity(TRUTH))
+    with pytest.raises(MissingFacts) as caught:
+        read_radiographs([path])
+    problems = [gap.problem for gap in caught.value.gaps]
+    assert len(problems) == 6
+    for name in ("angle", "source to detector", "middle of the patient", "size of its pixels", "values follow"):
+        assert any(name in problem for problem in problems)
+    assert all("frontal.json" in gap.remedy for gap in caught.value.gaps)
+
+
+def test_parallel_beam_and_8_bits(tmp_path: Path) -> None:
+    stored = np.rint(np.clip(TRUTH / 6, 0, 1) * 255)
+    save_png(tmp_path / "a.png", stored, bits=8)
+    facts = {
+        "beam": "parallel", "angle_deg": 90, "pixel_mm": 2.5, "orientation": "L/F", "intensity_relationship": "LOG",
+        "intensity_sign": -1, "log_scale": 255 / 6, "unattenuated": 0,
+    }  # fmt: skip
+    (tmp_path / "a.png.json").write_text(json.dumps(facts))
+    (radiograph,) = read_radiographs(tmp_path)
+    assert float(radiograph.view[12]) == 0
+    assert radiograph.view[:3].tolist() == [0, -1, 0]
+    assert float((radiograph.line_integrals - torch.from_numpy(TRUTH)).abs().max()) < 6 / 255
+    assert len(radiograph.warnings) == 1
+    assert "8 bits" in radiograph.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "a.json: not valid JSON"),
+        ("[1]", "must be a JSON object"),
+        ('{"source_to_detektor_mm": 1800}', "'source_to_detektor_mm' is not known; a sidecar may say beam"),
+        ('{"pixel_mm": "0.1"}', "pixel_mm is '0.1', it must be a number"),
+        ('{"pixel_mm": [0.1]}', "list of two numbers"),
+        ('{"pixel_mm": true}', "must be a number"),
+        ('{"source_to_detector_mm": 1e999}', "must be a number"),
+        ('{"view_position": "LAT"}', "must be one of AP, PA, LL, RL"),
+        ('{"orientation": "up"}', "must name the directions"),
+        ('{"intensity_sign": 2}', "must be one of 1, -1"),
+        ('{"angle_deg": 1000}', "must be within -360 to 360"),
+    ],
+)
+def test_sidecar_is_checked(tmp_path: Path, content: str, message: str) -> None:
+    path = save_png(tmp_path / "a.png", intensity(TRUTH))
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_radiographs([path])
+    assert "\n" not in str(caught.value)
+
+
+def test_one_file_for_all(tmp_path: Path) -> None:
+    paths = [
+        save_png(tmp_path / "a.png", intensity(TRUTH)),
+        save(tmp_path / "b.dcm", dx(DistanceSourceToDetector=None)),
+    ]
+    everything = tmp_path / "all.json"
+    views = [{"file": "a.png", **FACTS}, {"file": "b.dcm", "source_to_detector_mm": 1800}]
+    everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
+    first, second = read_radiographs(paths, geometry=everything)
+    assert torch.equal(first.view, second.view)
+    assert second.facts["source_to_detector_mm"].source == "--geometry all.json"
+    views.append({"file": "c.png"})  # type: ignore[dict-item]
+    everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
+    with pytest.raises(ValueError, match=r"describes 'c.png', which is not among the radiographs"):
+        read_radiographs(paths, geometry=everything)
+    everything.write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ValueError, match="'format' must be"):
+        read_radiographs(paths, geometry=everything)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        read_radiographs(paths, geometry=tmp_path / "none.json")
+
+
+def geometry_of(count: int = 2, shape: tuple[int, int] = (96, 120)) -> Geometry:
+    return Geometry.from_angles(
+        [90.0, 0.0][:count], "cone", 1500.0, 1800.0, shape, (4.0, 3.0), grid=VolumeGrid.cube(64, 200.0),
+        isocenter_mm=(1.0, 2.0, 3.0),
+    )  # fmt: skip
+
+
+def test_geometry_file_for_pictures(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", dx(DistanceSourceToDetector=None, ViewPosition=None, PatientOrientation=None))
+    geometry_of(1).save(tmp_path / "g.json")
+    (radiograph,) = read_radiographs([path], geometry=tmp_path / "g.json")
+    (expected,) = read_radiographs([save(tmp_path / "b.dcm", dx())])
+    assert torch.allclose(radiograph.view, expected.view, atol=1e-9)
+    assert radiograph.facts["source_to_detector_mm"] == Sourced(1800.0, "--geometry g.json")
+    geometry_of(2).save(tmp_path / "g.json")
+    with pytest.raises(ValueError, match="describes 2 views, there are 1 radiographs"):
+        read_radiographs([path], geometry=tmp_path / "g.json")
+    geometry_of(1, (90, 120)).save(tmp_path / "g.json")
+    with pytest.raises(ValueError, match=r"a.dcm: 120 x 96 pixels, but --geometry g.json describes 120 x 90"):
+        read_radiographs([path], geometry=tmp_path / "g.json")
+
+
+def test_nifti_stack(tmp_path: Path) -> None:
+    geometry = geometry_of()
+    image = np.stack([TRUTH, TRUTH[:, ::-1]]).astype(np.float32)
+    write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0), np.eye(4))
+    with pytest.raises(FileNotFoundError, match=r"case.nii.gz: no geometry: case.json beside it"):
+        read_radiographs([tmp_path / "case.nii.gz"])
+    geometry.save(tmp_path / "case.json")
+    for keywords in ({}, {"geometry": tmp_path / "case.json"}):
+        first, second = read_radiographs([tmp_path / "case.nii.gz"], **keywords)  # type: ignore[arg-type]
+        assert first.name == "case.nii.gz[0]"
+        assert torch.equal(torch.stack([first.view, second.view]), geometry.views)
+        assert np.array_equal(second.line_integrals.numpy(), image[1])
+        assert second.facts["isocenter_mm"].value == (1.0, 2.0, 3.0)
+        assert second.modality == "NIfTI"
+    write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0) * 100, np.eye(4))
+    with pytest.raises(ValueError, match="are no line integrals"):
+        read_radiographs([tmp_path / "case.nii.gz"])
+    write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0)[:-1], np.eye(4))
+    with pytest.raises(ValueError, match=r"of shape \(119, 96, 2\) .* describes \(120, 96, 2\)"):
+        read_radiographs([tmp_path / "case.nii.gz"])
+    raw = (tmp_path / "case.nii.gz").read_bytes()
+    (tmp_path / "case.nii.gz").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ValueError, match=r"case\.nii\.gz"):
+        read_radiographs([tmp_path / "case.nii.gz"])
+
+
+def test_folders_are_sorted_and_sieved(tmp_path: Path) -> None:
+    frontal = save(tmp_path / "b_frontal", dx())
+    save(tmp_path / "a_lateral.dcm", dx("A\\F", "LL"))
+    save_png(tmp_path / "screenshot.png", intensity(TRUTH))
+    save(tmp_path / "sr.dcm", dx(SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11"))
+    (tmp_path / "notes.txt").write_text("hello")
+    first, second = read_radiographs([tmp_path])
+    assert (first.name, second.name) == ("a_lateral.dcm", "b_frontal")
+    assert any("sr.dcm in the folder was left out" in w for w in first.warnings)
+    assert any("screenshot.png" in w for w in first.warnings)
+    named, other = read_radiographs([frontal, tmp_path])
+    assert (named.name, other.name) == ("b_frontal", "a_lateral.dcm")
+    with pytest.raises(ValueError, match="Basic Text SR Storage, not a radiograph"):
+        read_radiographs([tmp_path / "sr.dcm"])
+    with pytest.raises(ValueError, match="neither DICOM nor PNG"):
+        read_radiographs([tmp_path / "notes.txt"])
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        read_radiographs([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no radiographs"):
+        read_radiographs([tmp_path / "empty"])
+    with pytest.raises(ValueError, match="no radiographs given"):
+        read_radiographs([])
+
+
+def test_the_same_twice(tmp_path: Path) -> None:
+    first = save(tmp_path / "a.dcm", dx())
+    (tmp_path / "b.dcm").write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match="are the same radiograph"):
+        read_radiographs([tmp_path])
+
+
+def test_raw_picture_before_its_picture_for_viewing(tmp_path: Path) -> None:
+    from pydicom.dataset import Dataset
+
+    raw = dx()
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = raw.SOPClassUID, raw.SOPInstanceUID
+    viewing = dx(
+        SOPInstanceUID="1.2.3.4.5", SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1",
+        PresentationIntentType="FOR PRESENTATION", SourceImageSequence=[item],
+    )  # fmt: skip
+    save(tmp_path / "a.dcm", viewing)
+    save(tmp_path / "b.dcm", raw)
+    (radiograph,) = read_radiographs([tmp_path])
+    assert radiograph.name == "b.dcm"
+    assert "a.dcm was left out: b.dcm is the same exposure" in radiograph.warnings[0]
+
+
+def test_different_patients(tmp_path: Path) -> None:
+    paths = [save(tmp_path / "a.dcm", dx()), save(tmp_path / "b.dcm", dx("A\\F", "LL", PatientID="P2"))]
+    with pytest.raises(MissingFacts, match=r"b.dcm: whose it is: PatientID \(0010,0020\) differs from a.dcm") as caught:
+        read_radiographs(paths)
+    assert "P2" not in str(caught.value)
+    assert "another patient" in read_radiographs(paths, accept="several-patients")[1].warnings[-1]
+    save(tmp_path / "b.dcm", dx("A\\F", "LL", StudyDate="20250101"))
+    assert "another day" in read_radiographs(paths)[1].warnings[0]
+
+
+def test_accept_is_checked() -> None:
+    with pytest.raises(ValueError, match="--accept everything is not known; it takes default-distances"):
+        read_radiographs(["a.dcm"], accept=["everything"])
+    assert all(len(text) > 20 for text in ACCEPT.values())
+
+
+def test_pictures_that_are_none(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "colour.png")
+    with pytest.raises(ValueError, match="mode RGB; only 8 or 16 bits of grey"):
+        read_radiographs([tmp_path / "colour.png"])
+    Image.new("L", (5, 100)).save(tmp_path / "thin.png")
+    with pytest.raises(ValueError, match="not the size of a radiograph"):
+        read_radiographs([tmp_path / "thin.png"])
+    page = Image.fromarray(intensity(TRUTH).astype(np.uint16))
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page])
+    with pytest.raises(ValueError, match="2 pages"):
+        read_radiographs([tmp_path / "pages.tif"])
+    raw = save_png(tmp_path / "a.png", intensity(TRUTH)).read_bytes()
+    for cut in (10, 40, len(raw) // 2):
+        (tmp_path / "a.png").write_bytes(raw[:cut])
+        with pytest.raises(ValueError, match=r"a\.png: not a readable radiograph"):
+            read_radiographs([tmp_path / "a.png"])
+
+
+def test_facts_are_in_order(tmp_path: Path) -> None:
+    (radiograph,) = read_radiographs([save(tmp_path / "a.dcm", dx(KVP=120))])
+    keys = list(radiograph.facts)
+    assert keys.index("beam") < keys.index("angle_deg") < keys.index("pixel_mm") < keys.index("kvp")
+    assert keys.index("kvp") < keys.index("intent") < keys.index("unattenuated")
+    assert all(isinstance(fact, Sourced) and fact.source for fact in radiograph.facts.values())
+    assert math.isclose(radiograph.facts["magnification"].value, 1.2)
