@@ -1,0 +1,117 @@
+"""Folders that appear whole or not at all: filled under a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["check_free", "whole_folder"]
+
+#: Temporary folders that this process is filling.
+_OPEN: set[str] = set()
+
+
+def check_free(path: str | os.PathLike[str], mark: str, overwrite: bool = False) -> Path:
+    """The path, if a folder may appear there.
+
+    Args:
+        path: the folder. One that exists and is empty may be filled.
+        mark: a file that every folder of this kind holds; only such a folder is ever replaced.
+        overwrite: whether it is.
+
+    Raises:
+        FileExistsError: it exists and may not be replaced, saying why.
+        ValueError: no folder's name, or `overwrite` of a folder that is of another kind.
+        OSError: its parent cannot be made or written to.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise ValueError(f"{path}: name a folder that is to be made")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise FileExistsError(f"{path}: exists and is no folder: choose another output")
+    if path.is_dir() and any(path.iterdir()):
+        if not (path / mark).is_file():
+            raise FileExistsError(f"{path}: exists and holds no {mark}, so it is not replaced: choose another output")
+        if not overwrite:
+            raise FileExistsError(f"{path}: exists: choose another output, or pass --overwrite")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path}: the folder could not be made: {error.strerror or error}") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: no permission to write into {path.parent}")
+    return path
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike[str], mark: str, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill. It gets its name when the block ends without an error, and vanishes otherwise.
+
+    What a killed run leaves is hidden (`.NAME.HOST-PID.part`) and is removed by the next run for the same folder.
+
+    Args:
+        path: its name in the end.
+        mark, overwrite: as in `check_free`.
+
+    Raises:
+        FileExistsError, ValueError, OSError: as `check_free`.
+        RuntimeError: the block did not write `mark`.
+    """
+    _remove_leftovers(Path(path))
+    path = check_free(path, mark, overwrite)
+    owner = f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    part, old = path.with_name(f"{owner}.part"), path.with_name(f"{owner}.old.part")
+    mine = {os.path.abspath(part), os.path.abspath(old)}
+    _OPEN.update(mine)
+    part.mkdir()
+    try:
+        yield part
+        if not (part / mark).is_file():
+            raise RuntimeError(f"{part}: finished without {mark}")
+        check_free(path, mark, overwrite)
+        if path.is_dir() and any(path.iterdir()):
+            os.replace(path, old)
+        try:
+            os.replace(part, path)
+        except OSError:
+            if old.is_dir() and not path.exists():
+                os.replace(old, path)
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        _OPEN.difference_update(mine)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Temporary folders of this machine's processes that are gone."""
+    if not path.parent.is_dir():
+        return
+    host = f".{path.name}.{socket.gethostname()}-"
+    for entry in path.parent.iterdir():
+        if not (entry.name.startswith(host) and entry.name.endswith(".part")) or os.path.abspath(entry) in _OPEN:
+            continue
+        pid = entry.name.removeprefix(host).split("-")[0]
+        # This process's own number without an open folder belongs to an earlier process, as of a restarted container.
+        if not pid.isdigit() or (int(pid) != os.getpid() and _is_alive(int(pid))):
+            continue
+        if entry.name.endswith(".old.part") and not path.exists():
+            os.replace(entry, path)  # killed between the two renames
+        else:
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,238 @@
+"""To and from a PACS: `send` stores files by C-STORE or STOW-RS, `receive` listens for C-STORE."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from custom.dicom.listener import Listener
+from custom.dicom.store import NetworkError, SendReport, parse_address, store_scu, store_web
+from custom.dicom.strict import dicom_files
+
+__all__ = ["NetworkError", "SendReport", "receive", "send"]
+
+logger = logging.getLogger(__name__)
+
+
+def send(
+    *sources: str | os.PathLike[str],
+    to: str,
+    calling_aet: str = "FEWVIEW",
+    timeout_s: float = 30.0,
+    tls: bool = False,
+    ca_file: Path | None = None,
+    certificate_file: Path | None = None,
+    key_file: Path | None = None,
+    user: str | None = None,
+    password_file: Path | None = None,
+    token_file: Path | None = None,
+) -> SendReport:
+    """Sends DICOM files to a PACS, by C-STORE or by STOW-RS.
+
+    Args:
+        sources: DICOM files, and folders whose DICOM files are all sent.
+        to: AET@host:port for C-STORE, or the URL of a DICOMweb server for STOW-RS.
+        calling_aet: our application entity title, C-STORE only.
+        timeout_s: longest wait for the connection and for each answer; nothing is tried twice.
+        tls: encrypt C-STORE; an https URL is encrypted anyway.
+        ca_file: certificates to trust instead of the system's, PEM.
+        certificate_file: our own certificate, PEM, where the other side asks for one.
+        key_file: its private key, PEM.
+        user: user name of the DICOMweb server.
+        password_file: a file whose first line is the password.
+        token_file: a file whose first line is a bearer token.
+
+    Returns:
+        Which files were stored, all of them.
+
+    Raises:
+        ValueError: an address that is none, options that do not fit it, no DICOM file in a source.
+        FileNotFoundError: a file that was named does not exist.
+        NetworkError: unreachable or refused; or some files were not stored, saying how many, which and why.
+    """
+    web = to.startswith(("http://", "https://"))
+    _check_options(web, tls, ca_file, certificate_file, key_file, user, password_file, token_file)
+    if timeout_s <= 0:
+        raise ValueError(f"timeout_s must be positive, got {timeout_s:g}")
+    if not sources:
+        raise ValueError("nothing to send: name DICOM files or folders")
+    files = list(dict.fromkeys(path for source in sources for path in dicom_files(Path(source))))
+    if web:
+        if to.startswith("http://") and not _is_loopback(urlsplit(to).hostname or ""):
+            logger.warning("%s is not encrypted: patient data and passwords can be read on the way", to)
+        report = store_web(
+            files,
+            to,
+            timeout_s,
+            ca_file=ca_file,
+            certificate=None if certificate_file is None or key_file is None else (certificate_file, key_file),
+            basic=None if user is None or password_file is None else (user, _first_line(password_file)),
+            token=None if token_file is None else _first_line(token_file),
+        )
+    else:
+        address = parse_address(to)
+        context = _client_context(ca_file, certificate_file, key_file) if tls else None
+        report = store_scu(files, address, calling_aet, timeout_s, context)
+    for path, text in report.warnings.items():
+        logger.warning("%s was stored with a remark: %s", path.name, text)
+    if report.failed:
+        named = [f"{path.name}: {reason}" for path, reason in list(report.failed.items())[:3]]
+        more = len(report.failed) - len(named)
+        raise NetworkError(
+            f"sent {len(report.sent)} of {len(files)} files to {to}; not stored: {'; '.join(named)}"
+            + (f"; and {more} more" if more else "")
+        )
+    logger.info("sent %d of %d files to %s", len(report.sent), len(files), to)
+    return report
+
+
+def receive(
+    output: str | os.PathLike[str],
+    port: int = 11112,
+    aet: str = "FEWVIEW",
+    host: str = "127.0.0.1",
+    count: int | None = None,
+    timeout_s: float | None = None,
+    from_aet: Sequence[str] = (),
+    max_file_mb: float = 512.0,
+    certificate_file: Path | None = None,
+    key_file: Path | None = None,
+    ca_file: Path | None = None,
+) -> list[Path]:
+    """Listens for DICOM files by C-STORE and writes them to a folder, until Ctrl-C.
+
+    Args:
+        output: folder; a file is OUTPUT/STUDY-UID/SOP-INSTANCE-UID.dcm and is never overwritten.
+        port: port to listen on.
+        aet: our application entity title, which the sender must call.
+        host: address to listen on; the default takes files from this machine only.
+        count: end after this many files.
+        timeout_s: end after this time; an error where count was given and not reached.
+        from_aet: application entity titles that may send; anyone where empty.
+        max_file_mb: largest file that is taken.
+        certificate_file: our certificate, PEM: the connection is encrypted.
+        key_file: its private key, PEM.
+        ca_file: senders must show a certificate of these authorities, PEM.
+
+    Returns:
+        The files.
+
+    Raises:
+        ValueError: options that make no sense.
+        NetworkError: the port is taken, or fewer files than `count` came in time.
+    """
+    for name, number in (("count", count), ("timeout_s", timeout_s)):
+        if number is not None and number <= 0:
+            raise ValueError(f"{name} must be positive, got {number:g}")
+    context = _server_context(ca_file, certificate_file, key_file)
+    listener = Listener(
+        Path(output), host=host, port=port, aet=aet, from_aet=from_aet, max_file_mb=max_file_mb, context=context
+    )
+    with _until_signal() as stop, listener:
+        logger.info("listening on %s:%d as %s, writing to %s; Ctrl-C ends", *listener.address, aet, output)
+        if not _is_loopback(host):
+            logger.warning("whoever reaches %s may store files here; --from_aet and a firewall restrict it", host)
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while not stop.wait(0.05):
+                if count is not None and len(listener.received) >= count:
+                    break
+                if end is not None and time.monotonic() > end:
+                    break
+            listener.finish()
+        except KeyboardInterrupt:
+            logger.info("stopped")
+    found = list(listener.received)
+    logger.info("received %d files, refused %d", len(found), listener.refused)
+    if count is not None and len(found) < count and end is not None and time.monotonic() > end:
+        raise NetworkError(f"received {len(found)} of {count} files within {timeout_s:g} s")
+    return found
+
+
+@contextmanager
+def _until_signal() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets while the context is open; signals belong to the main thread only."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _first_line(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if not lines or not lines[0].strip():
+        raise ValueError(f"{path} has no first line: it must hold the password or token")
+    return lines[0].strip()
+
+
+def _check_options(
+    web: bool,
+    tls: bool,
+    ca_file: Path | None,
+    certificate_file: Path | None,
+    key_file: Path | None,
+    user: str | None,
+    password_file: Path | None,
+    token_file: Path | None,
+) -> None:
+    for path in (ca_file, certificate_file, key_file, password_file, token_file):
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist")
+    if (certificate_file is None) != (key_file is None):
+        raise ValueError("--certificate_file and --key_file go together")
+    if (user is None) != (password_file is None):
+        raise ValueError("--user and --password_file go together")
+    if user is not None and token_file is not None:
+        raise ValueError("give either --user or --token_file")
+    if not web and (user is not None or token_file is not None):
+        raise ValueError("C-STORE knows no --user and no --token_file; use the URL of a DICOMweb server")
+    if not web and not tls and (ca_file is not None or certificate_file is not None):
+        raise ValueError("--ca_file and --certificate_file need --tls")
+
+
+def _client_context(ca_file: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+        if certificate is not None:
+            context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise ValueError(f"the certificates cannot be used: {error.reason or error}") from error
+    return context
+
+
+def _server_context(ca_file: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    if certificate is None:
+        if key is not None or ca_file is not None:
+            raise ValueError("--key_file and --ca_file need --certificate_file")
+        return None
+    _check_options(False, True, ca_file, certificate, key, None, None, None)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(certificate, key)
+        if ca_file is not None:
+            context.load_verify_locations(ca_file)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ssl.SSLError as error:
+        raise ValueError(f"the certificates cannot be used: {error.reason or error}") from error
+    return context

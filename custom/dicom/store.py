@@ -1,0 +1,345 @@
+"""Sending DICOM files: C-STORE to an application entity, STOW-RS to a DICOMweb server."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import re
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID, ImplicitVRLittleEndian
+
+__all__ = ["Address", "NetworkError", "SendReport", "parse_address", "quiet_libraries", "store_scu", "store_web"]
+
+logger = logging.getLogger(__name__)
+
+MOST_CONTEXTS = 120
+"""Presentation contexts of one association; the standard allows 128 (PS3.8 9.3.2.2)."""
+
+
+class NetworkError(OSError):
+    """The other side could not be reached, refused, or did not take every file. One line says which."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(errno.EIO, message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@dataclass(frozen=True)
+class Address:
+    """An application entity on the network."""
+
+    aet: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.aet}@{self.host}:{self.port}"
+
+
+@dataclass
+class SendReport:
+    """What became of the files.
+
+    Attributes:
+        sent: files that the other side has stored.
+        failed: file to the reason why it was not stored.
+        warnings: file to what the other side remarked about a file that it stored.
+    """
+
+    sent: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    warnings: dict[Path, str] = field(default_factory=dict)
+
+
+def check_aet(aet: str) -> str:
+    """An application entity title (PS3.5 6.2, VR AE): 1 to 16 printable ASCII characters without backslash."""
+    if not re.fullmatch(r"[ -\[\]-~]{1,16}", aet) or not aet.strip():
+        raise ValueError(f"{aet!r} is no application entity title: 1 to 16 printable ASCII characters, no backslash")
+    return aet
+
+
+def parse_address(text: str) -> Address:
+    """``AET@host:port``; an IPv6 address stands in brackets.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    match = re.fullmatch(r"([^@]+)@(\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):(\d{1,5})", text)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise ValueError(
+            f"{text!r} is no address: write AET@host:port for C-STORE (PACS@192.0.2.7:104), or the URL of a DICOMweb "
+            "server for STOW-RS (https://pacs.example/dicom-web)"
+        )
+    return Address(check_aet(match[1]), match[2].strip("[]"), int(match[3]))
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the network's packages from printing, with tracebacks, what is reported as one line of ours anyway."""
+    loggers = [logging.getLogger(name) for name in ("pynetdicom", "dicomweb_client", "retrying")]
+    levels = [library.level for library in loggers]
+    for library in loggers:
+        library.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for library, level in zip(loggers, levels, strict=True):
+            library.setLevel(level)
+
+
+def require(module: str) -> Any:
+    """Import a module of the extra ``pacs``, or say how to install it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        name = (error.name or module).replace("_", "-")
+        raise ModuleNotFoundError(
+            f"the network needs {name}, which is not installed: pip install 'fewview-ct[pacs]'"
+        ) from error
+
+
+def _kinds(files: Sequence[Path], report: SendReport) -> dict[Path, tuple[UID, UID]]:
+    """SOP class and transfer syntax of each file; one that cannot be read goes into the report."""
+    kinds = {}
+    for path in files:
+        try:
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+            kinds[path] = (UID(header.SOPClassUID), UID(header.file_meta.TransferSyntaxUID))
+            if not header.SOPInstanceUID:
+                raise AttributeError("no SOP Instance UID")
+        except (InvalidDicomError, AttributeError, ValueError, TypeError, EOFError, OSError, KeyError) as error:
+            kinds.pop(path, None)
+            report.failed[path] = f"damaged or not a DICOM file ({' '.join(str(error).split())[:120]})"
+    return kinds
+
+
+def _contexts(kinds: dict[Path, tuple[UID, UID]]) -> list[tuple[UID, UID]]:
+    """Pairs of SOP class and transfer syntax to propose. Uncompressed files may be re-encoded in implicit VR."""
+    pairs = dict.fromkeys(kinds.values())
+    for sop_class, syntax in list(pairs):
+        if syntax.is_little_endian and not syntax.is_compressed:
+            pairs[(sop_class, ImplicitVRLittleEndian)] = None
+    return list(pairs)
+
+
+def why_unreachable(address: Address, timeout_s: float, context: ssl.SSLContext | None) -> str:
+    """The reason, in words, why no association came about: found out by connecting once more without DICOM."""
+    try:
+        with socket.create_connection((address.host, address.port), timeout=timeout_s) as plain:
+            if context is None:
+                return "it closed the connection without an answer; is it a DICOM port, and does it want TLS (--tls)?"
+            with context.wrap_socket(plain, server_hostname=address.host):
+                return "it closed the TLS connection without an answer; does it want a client certificate?"
+    except ssl.SSLCertVerificationError as error:
+        return f"its TLS certificate is not trusted ({error.verify_message}); name its authority with --ca_file"
+    except ssl.SSLError as error:
+        return f"TLS failed ({error.reason or error}); is it a TLS port?"
+    except TimeoutError:
+        return f"no answer within {timeout_s:g} s"
+    except socket.gaierror:
+        return "the host name is not known"
+    except OSError as error:
+        return f"{error.strerror or error}".lower()
+
+
+def _association_problem(assoc: Any, address: Address, timeout_s: float, context: ssl.SSLContext | None) -> str:
+    """Why ``associate`` gave no association."""
+    if assoc.is_rejected:
+        answer = assoc.acceptor.primitive
+        return f"{address} rejected the association: {answer.reason_str.lower()} ({answer.result_str.lower()})"
+    if assoc.accepted_contexts or assoc.rejected_contexts:
+        classes = ", ".join(sorted({UID(c.abstract_syntax).name for c in assoc.rejected_contexts}))
+        return f"{address} takes none of these kinds of file: {classes}"
+    return f"{address} cannot be reached: {why_unreachable(address, timeout_s, context)}"
+
+
+def store_scu(
+    files: Sequence[Path], address: Address, calling_aet: str, timeout_s: float, context: ssl.SSLContext | None = None
+) -> SendReport:
+    """Send files by C-STORE (PS3.4 annex B), without retries.
+
+    Args:
+        files: DICOM files.
+        address: the application entity that stores.
+        calling_aet: our own title.
+        timeout_s: longest wait for the connection and for each answer.
+        context: TLS, None for a plain connection.
+
+    Returns:
+        The report; a file that was refused does not stop the others.
+
+    Raises:
+        ModuleNotFoundError: pynetdicom is not installed.
+        NetworkError: no association at all.
+    """
+    pynetdicom = require("pynetdicom")
+    report = SendReport()
+    kinds = _kinds(files, report)
+    pairs = _contexts(kinds)
+    with quiet_libraries():
+        for start in range(0, len(pairs), MOST_CONTEXTS):
+            batch = set(pairs[start : start + MOST_CONTEXTS])
+            entity = pynetdicom.AE(ae_title=check_aet(calling_aet))
+            entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout_s
+            entity.connection_timeout = timeout_s
+            for sop_class, syntax in sorted(batch):
+                entity.add_requested_context(sop_class, syntax)
+            tls = None if context is None else (context, address.host)
+            assoc = entity.associate(address.host, address.port, ae_title=address.aet, tls_args=tls)
+            if not assoc.is_established:
+                problem = _association_problem(assoc, address, timeout_s, context)
+                if assoc.is_rejected or not (assoc.accepted_contexts or assoc.rejected_contexts):
+                    raise NetworkError(problem)
+                report.failed.update({path: problem for path, kind in kinds.items() if kind in batch})
+                continue
+            try:
+                for path in (p for p, kind in kinds.items() if kind in batch):
+                    _store_one(assoc, path, kinds[path], report, timeout_s)
+            finally:
+                if assoc.is_established:
+                    assoc.release()
+    return report
+
+
+def _store_one(assoc: Any, path: Path, kind: tuple[UID, UID], report: SendReport, timeout_s: float) -> None:
+    status_module = require("pynetdicom.status")
+    if not assoc.is_established:
+        report.failed[path] = "not tried, the connection was lost before"
+        return
+    try:
+        status = assoc.send_c_store(pydicom.dcmread(path))
+    except ValueError as error:
+        if "presentation context" not in str(error).lower():
+            report.failed[path] = " ".join(str(error).split())[:200]
+        else:
+            report.failed[path] = f"the other side takes no {kind[0].name} in transfer syntax {kind[1].name}"
+        return
+    except (RuntimeError, AttributeError, TypeError, OSError) as error:
+        report.failed[path] = " ".join(str(error).split())[:200]
+        return
+    if "Status" not in status:
+        report.failed[path] = f"no answer within {timeout_s:g} s, or the connection was lost"
+        if assoc.is_established:
+            assoc.abort()
+        return
+    value = int(status.Status)
+    meaning = status_module.STORAGE_SERVICE_CLASS_STATUS.get(value, ("", "unknown"))[1].lower()
+    comment = str(status.get("ErrorComment", "") or "")
+    text = f"status 0x{value:04X}, {meaning}" + (f": {comment}" if comment else "")
+    category = status_module.code_to_category(value)
+    if category in ("Success", "Warning"):
+        report.sent.append(path)
+        if category == "Warning":
+            report.warnings[path] = text
+    else:
+        report.failed[path] = text
+
+
+def store_web(
+    files: Sequence[Path],
+    url: str,
+    timeout_s: float,
+    *,
+    ca_file: Path | None = None,
+    certificate: tuple[Path, Path] | None = None,
+    basic: tuple[str, str] | None = None,
+    token: str | None = None,
+) -> SendReport:
+    """Send files by STOW-RS (PS3.18 10.5), one request a file, without retries.
+
+    Args:
+        files: DICOM files.
+        url: base of the DICOMweb service, without ``/studies``.
+        timeout_s: longest wait for the connection and for each answer.
+        ca_file: certificates to trust instead of the system's.
+        certificate: our own certificate and its key.
+        basic: user and password.
+        token: bearer token.
+
+    Returns:
+        The report; a file that was refused does not stop the others.
+
+    Raises:
+        ModuleNotFoundError: dicomweb-client is not installed.
+        NetworkError: the server cannot be reached, is not trusted, or refuses us altogether.
+    """
+    require("dicomweb_client")
+    requests = require("requests")
+    web = require("dicomweb_client.web")
+    session = requests.Session()
+    if ca_file is not None:
+        # Session.verify would lose against REQUESTS_CA_BUNDLE of the environment.
+        merge = session.merge_environment_settings
+        session.merge_environment_settings = lambda *args: {**merge(*args), "verify": str(ca_file)}
+    if certificate is not None:
+        session.cert = tuple(str(path) for path in certificate)
+    session.auth = basic
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    client = web.DICOMwebClient(url.rstrip("/"), session=session, headers=headers, timeout=(timeout_s, timeout_s))
+    client.set_http_retry_params(retry=False)
+    report = SendReport()
+    with session, quiet_libraries():
+        for path in _kinds(files, report):
+            try:
+                _read_answer(path, client.store_instances([pydicom.dcmread(path)]), report)
+            except requests.exceptions.SSLError as error:
+                raise NetworkError(
+                    f"{url} cannot be trusted: {_tail(error)}; name its authority with --ca_file"
+                ) from error
+            except requests.exceptions.Timeout as error:
+                raise NetworkError(f"{url}: no answer within {timeout_s:g} s; {_so_far(report, files)}") from error
+            except requests.exceptions.HTTPError as error:
+                code = error.response.status_code
+                text = f"HTTP {code} {error.response.reason}".strip()
+                if code in (401, 403, 404, 405):
+                    denied = code in (401, 403)
+                    hint = "give --user and --password_file, or --token_file" if denied else "is it the URL?"
+                    raise NetworkError(f"{url} refuses to store: {text}; {hint}") from error
+                report.failed[path] = text
+            except requests.exceptions.ConnectionError as error:
+                raise NetworkError(f"{url} cannot be reached: {_tail(error)}; {_so_far(report, files)}") from error
+            except (ValueError, TypeError, AttributeError, LookupError, EOFError, OSError) as error:
+                report.failed[path] = " ".join(str(error).split())[:200]
+    return report
+
+
+def _tail(error: BaseException) -> str:
+    """The cause at the end of urllib3's chain of exceptions, without addresses of objects."""
+    text = " ".join(str(error).split())
+    detail = re.search(r"certificate verify failed: ([^(]+)", text)
+    if detail:
+        return f"certificate verify failed, {detail[1].strip()}"
+    for known in ("Connection refused", "Name or service not known", "WRONG_VERSION_NUMBER"):
+        if known in text:
+            return known.lower().replace("_", " ")
+    return re.sub(r"<[^>]*>:? ?", "", text)[-200:]
+
+
+def _so_far(report: SendReport, files: Sequence[Path]) -> str:
+    return f"{len(report.sent)} of {len(files)} files were stored"
+
+
+def _read_answer(path: Path, answer: pydicom.Dataset, report: SendReport) -> None:
+    """Read the Store Instances Response Module (PS3.18 I.2)."""
+    refused = answer.get("FailedSOPSequence") or []
+    if refused:
+        reason = int(refused[0].get("FailureReason", 0))
+        report.failed[path] = f"the server refused it, failure reason 0x{reason:04X}"
+        return
+    stored = answer.get("ReferencedSOPSequence") or []
+    if stored and "WarningReason" in stored[0]:
+        report.warnings[path] = f"warning reason 0x{int(stored[0].WarningReason):04X}"
+    report.sent.append(path)

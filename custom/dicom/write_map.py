@@ -1,0 +1,164 @@
+"""The uncertainty of a synthetic CT as a DICOM Parametric Map in the CT's frame of reference."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
+from torch import Tensor
+
+from custom import __version__
+from custom.data.files import write_bytes
+from custom.dicom.strict import dicom_files, encode, new_uid, set_value, strict_validation
+from custom.dicom.write_ct import CT_IMAGE_STORAGE, MANUFACTURER, SERIES_NUMBER, equipment_item
+
+__all__ = ["MAP_DESCRIPTION", "PARAMETRIC_MAP_STORAGE", "read_uncertainty_map", "write_uncertainty_map"]
+
+PARAMETRIC_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.30"
+MAP_DESCRIPTION = "SYNTHETIC CT UNCERTAINTY (SD, HU), NOT FOR DIAGNOSTIC USE"
+_DERIVATION = "Standard deviation of the samples of a synthetic CT, in HU, voxel by voxel."
+
+
+def _highdicom() -> Any:
+    try:
+        import highdicom
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "writing or reading the uncertainty map needs highdicom: pip install 'fewview-ct[dicom]'"
+        ) from error
+    return highdicom
+
+
+def _slices(folder: Path) -> list[Dataset]:
+    """Headers of the folder's one CT series, from feet to head."""
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in dicom_files(folder)]
+    headers = [h for h in headers if h.get("SOPClassUID") == CT_IMAGE_STORAGE]
+    series = {str(h.get("SeriesInstanceUID")) for h in headers}
+    if len(series) != 1:
+        raise ValueError(f"{folder} holds {len(series) or 'no'} CT series; the map is written beside one")
+    return sorted(headers, key=lambda h: int(h.InstanceNumber))
+
+
+def write_uncertainty_map(
+    std_hu: Tensor | npt.NDArray[Any],
+    ct_folder: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    model: Mapping[str, str],
+    *,
+    uid_seed: str | None = None,
+) -> Path:
+    """Write the standard deviation of the samples as a Parametric Map (PS3.3 A.75), one multi-frame file.
+
+    Args:
+        std_hu: (X, Y, Z), standard deviation in HU, on the RAS+ grid of the CT that `write_ct_series` wrote.
+        ct_folder: that series. Patient, study, character set and frame of reference are taken from it, and each
+            frame names the slice it belongs to.
+        path: target file; written whole or not at all.
+        model: "name", "sha256" and "version" of the model.
+        uid_seed: makes the new UIDs a function of it; None gives random ones.
+
+    Raises:
+        ModuleNotFoundError: highdicom is not installed.
+        ValueError: another shape than the CT's, negative or not finite values, no CT series in the folder.
+    """
+    highdicom = _highdicom()
+    from highdicom.sr import CodedConcept
+
+    ct_folder, path = Path(ct_folder), Path(path)
+    slices = _slices(ct_folder)
+    values = std_hu.detach().cpu().numpy() if isinstance(std_hu, Tensor) else np.asarray(std_hu)
+    shape = (int(slices[0].Columns), int(slices[0].Rows), len(slices))
+    if values.shape != shape:
+        raise ValueError(f"the map has the shape {values.shape}, the CT series in {ct_folder} {shape}")
+    values = values.astype(np.float32)
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ValueError("a standard deviation must be finite and not negative: the map holds other values")
+    frames = np.ascontiguousarray(values[::-1, ::-1].transpose(2, 1, 0))
+    equipment = equipment_item(model, _DERIVATION, datetime.datetime.now())
+    mapping = highdicom.pm.RealWorldValueMapping(
+        lut_label="SD",
+        lut_explanation="Standard deviation of samples (HU)",
+        unit=CodedConcept("[hnsf'U]", "UCUM", "Hounsfield unit"),
+        value_range=(0.0, max(float(values.max()), 1.0)),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=CodedConcept("386136009", "SCT", "Standard Deviation"),
+    )
+    with strict_validation(), warnings.catch_warnings():
+        # highdicom warns of names with one component and of its own deprecations; what is written is checked below.
+        warnings.simplefilter("ignore", UserWarning)
+        result = highdicom.pm.ParametricMap(
+            source_images=slices,
+            pixel_array=frames,
+            series_instance_uid=new_uid("map series", uid_seed),
+            series_number=SERIES_NUMBER + 1,
+            sop_instance_uid=new_uid("map", uid_seed),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=model["name"],
+            software_versions=f"{MANUFACTURER} {__version__}",
+            device_serial_number=model["sha256"],
+            contains_recognizable_visual_features=False,
+            real_world_value_mappings=[mapping],
+            voi_lut_transformations=[highdicom.VOILUTTransformation(window_center=100.0, window_width=200.0)],
+            content_label="UNCERTAINTY",
+            content_description="Standard deviation of a synthetic CT",
+            series_description=MAP_DESCRIPTION,
+            # Set below as it is in the CT: highdicom takes no character set it does not know.
+            specific_character_set=None,
+        )
+        for keyword in ("SpecificCharacterSet", "PatientName", "PatientID", "ReferringPhysicianName"):
+            if keyword in slices[0]:
+                set_value(result, keyword, _plain(slices[0][keyword].value), "CT series")
+        # Without a body part that is no pair, Laterality (0020,0060) would be missing.
+        set_value(result, "BodyPartExamined", slices[0].BodyPartExamined, "CT series")
+        for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+            if keyword in slices[0]:
+                set_value(result, keyword, slices[0][keyword].value, "CT series")
+        # highdicom names the CT's maker as acquisition equipment; a synthetic CT was not acquired.
+        kept = [e for e in result.ContributingEquipmentSequence if _purpose(e) != "109101"]
+        result.ContributingEquipmentSequence = [*kept, equipment]
+    write_bytes(path, encode(result))
+    return path
+
+
+def _purpose(item: Dataset) -> str:
+    return str(item.PurposeOfReferenceCodeSequence[0].CodeValue)
+
+
+def _plain(value: Any) -> Any:
+    """Person names as text, so that they are encoded anew in the file's own character set."""
+    return str(value) if isinstance(value, pydicom.valuerep.PersonName) else value
+
+
+def read_uncertainty_map(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Read a Parametric Map of one quantity.
+
+    Returns:
+        (X, Y, Z) float32 in real-world values (HU) with axes closest to RAS+, and the affine (4, 4) to RAS+ mm.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a Parametric Map.
+    """
+    import nibabel as nib
+
+    highdicom = _highdicom()
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    if header.get("SOPClassUID") != PARAMETRIC_MAP_STORAGE:
+        raise ValueError(f"{path.name} is not a Parametric Map (SOP Class {header.get('SOPClassUID')})")
+    volume = highdicom.imread(path).get_volume(apply_real_world_transform=True)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
+    image = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(volume.array, dtype=np.float32), affine))
+    return np.asarray(image.dataobj, dtype=np.float32), np.asarray(image.affine, dtype=np.float64)
