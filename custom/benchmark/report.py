@@ -15,8 +15,8 @@ from custom import __version__
 from custom.benchmark import summary
 from custom.benchmark.jobs import DONE, Job, Plan, slug
 from custom.data.files import write_bytes
-from custom.report.benchmark_page import Document
-from custom.report.boxplots import metric_boxplots
+from custom.report.boxplots import method_boxplots
+from custom.report.document import Document
 from custom.report.montage import Panel, montage
 from custom.report.tables import write_csv, write_json
 
@@ -50,7 +50,8 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
     write_bytes(plan.output / f"{STEM}.md", summary.markdown(rows, tests).encode())
     record = settings(plan, rows)
     write_json({**record, "means": _means(rows, names), "paired": tests}, plan.output / f"{STEM}.json")
-    boxes = {name: _boxes(rows, name, plan.output / "figures" / f"{name}.png") for name in compared}
+    views = [views.name for views in plan.cohort.views]
+    boxes = {name: _boxes(rows, name, plan.output / "figures" / f"{name}.png", views) for name in compared}
     pictures = _montages(plan, montages, names[0] if names else "")
     document = _page(plan, rows, tests, record, title)
     _show_boxes(document, {name: path for name, path in boxes.items() if path is not None})
@@ -101,9 +102,9 @@ def settings(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _boxes(rows: Sequence[Mapping[str, Any]], name: str, path: Path) -> Path | None:
-    known = [row for row in rows if math.isfinite(row.get(name, math.nan))]
-    return metric_boxplots(known, path, metrics=(name,)) if known else None
+def _boxes(rows: Sequence[Mapping[str, Any]], name: str, path: Path, views: Sequence[str]) -> Path | None:
+    known = any(math.isfinite(row.get(name, math.nan)) for row in rows)
+    return method_boxplots(rows, path, name, views) if known else None
 
 
 def _montages(plan: Plan, count: int, name: str) -> list[tuple[str, str, Path]]:

@@ -38,7 +38,7 @@ def cohort(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Box plots take more time than all else on a cohort like this."""
-    monkeypatch.setattr(report, "metric_boxplots", lambda rows, path, metrics: None)
+    monkeypatch.setattr(report, "method_boxplots", lambda rows, path, metric, groups: None)
 
 
 def rows_of(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from custom.report.boxplots import metric_boxplots
+from custom.report.boxplots import method_boxplots, metric_boxplots
 from custom.report.figures import plane, reconstruction_figure
 
 SHAPE = (20, 24, 28)
@@ -96,6 +96,25 @@ def test_figure_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\(X, Y, Z\)"):
         reconstruction_figure(radiographs, None, truth[0], (1, 1, 1), path)
     assert not path.exists()
+
+
+def test_boxplots_of_many_methods_have_a_panel_for_every_view_set(tmp_path: Path) -> None:
+    rows = [
+        {"views": views, "method": f"method {m}", "dice": 0.5 + m / 50 + i / 100}
+        for views in ("1 frontal", "2", "4", "8")
+        for m in range(12)
+        for i in range(5)
+        if (views, m) != ("8", 3)
+    ]
+    paths = [
+        method_boxplots(rows, tmp_path / f"{name}.png", "dice", groups)
+        for name, groups in (("all", ["1 frontal", "2", "4", "8", "2 cone"]), ("again", ()), ("one", ["2"]))
+    ]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    heights = [imread(path).shape[0] for path in paths]
+    assert heights[0] > 1.8 * heights[2], "four panels take two lines, one panel one"
+    with pytest.raises(ValueError, match="nosuch"):
+        method_boxplots(rows, tmp_path / "none.png", "nosuch")
 
 
 def test_boxplots(tmp_path: Path) -> None:

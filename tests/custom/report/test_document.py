@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from custom.report.benchmark_page import Document
+from custom.report.document import Document
 
 EVIL = '<script src="https://example.org/x.js">alert(1)</script>" onload="x'
 

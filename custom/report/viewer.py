@@ -1,0 +1,174 @@
+"""The three-plane viewer of a report: volumes packed into the page, NiiVue, and the controls around it."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from custom.geometry import VolumeGrid
+from custom.report.document import Document, Markup, escape
+from custom.report.volume_pictures import SPREAD_COLOURS, SPREAD_LIMIT_HU
+
+__all__ = ["PackedVolume", "add_viewer", "pack_volumes", "viewer_scripts"]
+
+WINDOWS_HU = {
+    "Wide": (-1000, 400),
+    "Soft tissue": (-160, 240),
+    "Lung": (-1350, 150),
+    "Bone": (-300, 1000),
+}
+LAYOUTS = {
+    "planes": "Three planes",
+    "axial": "Axial",
+    "coronal": "Coronal",
+    "sagittal": "Sagittal",
+    "render": "Rendering in 3D",
+}
+AXES = {"x": "Left to right", "y": "Back to front", "z": "Foot to head"}
+#: Overlay: transparent where the samples agree, opaque from this share of the scale on.
+_OPAQUE_FROM = 0.3
+_SMALLEST = 16
+_WITHOUT = "The viewer needs JavaScript and WebGL 2; without them the pictures below show the same volume."
+
+
+@dataclass(frozen=True)
+class PackedVolume:
+    """A volume as it lies in the page.
+
+    Attributes:
+        name: of the element that holds it.
+        label: what the reader picks.
+        content: NIfTI, int16 HU, gzip.
+        spacing_mm: of its voxels.
+        reduced: whether these are coarser than what was reconstructed.
+    """
+
+    name: str
+    label: str
+    content: bytes
+    spacing_mm: tuple[float, float, float]
+    reduced: bool
+
+
+def pack_volumes(
+    hu: Tensor, grid: VolumeGrid, std_hu: Tensor | None, samples: Sequence[Tensor], most_bytes: int
+) -> list[PackedVolume]:
+    """Volumes as compressed NIfTI files that together stay below a size.
+
+    Where they would not, the samples' voxels are averaged to half the resolution, again and again, and when that is not
+    enough all volumes are.
+
+    Args:
+        hu: the reconstruction (X, Y, Z), HU.
+        grid: of it.
+        std_hu: standard deviation on the same grid; named "volume-spread" in the result.
+        samples: (X, Y, Z) HU each, of the same box in space, on grids of their own.
+        most_bytes: of all of them, as they are in the page (Base64).
+
+    Returns:
+        The reconstruction first, then the standard deviation if there is one, then the samples.
+
+    Raises:
+        ValueError: if even 16 voxels a side are too much, or there are fewer to begin with.
+    """
+    first = [("volume-ct", "Reconstruction", hu)] + ([("volume-spread", "", std_hu)] if std_hu is not None else [])
+    drawn = [(f"volume-sample-{i}", f"Sample {i}", sample) for i, sample in enumerate(samples, 1)]
+    for step in itertools.count():
+        halvings, of_samples = step // 2, (step + 1) // 2
+        if min(hu.shape) >> halvings < _SMALLEST:
+            raise ValueError(f"the report's volumes do not fit into {most_bytes} bytes, however coarse: allow it more")
+        packed = [_pack(*entry, grid, halvings) for entry in first]
+        packed += [_pack(*entry, grid, of_samples) for entry in drawn]
+        if sum(4 * math.ceil(len(volume.content) / 3) for volume in packed) <= most_bytes:
+            break
+    return packed
+
+
+def _pack(name: str, label: str, volume: Tensor, grid: VolumeGrid, halvings: int) -> PackedVolume:
+    shape = [max(1, math.ceil(n / 2**halvings)) for n in volume.shape]
+    values = volume.detach().cpu().float()
+    if halvings:
+        values = F.interpolate(values[None, None], size=shape, mode="area")[0, 0]
+    own = grid.resized(shape)
+    numbers = values.round().clamp(-32768, 32767).to(torch.int16).numpy()
+    image = nib.Nifti1Image(numbers, own.affine())
+    image.header.set_xyzt_units("mm")
+    content = gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+    return PackedVolume(name, label, content, own.spacing_mm, halvings > 0)
+
+
+def viewer_scripts() -> list[str]:
+    """NiiVue and what drives it, for `Document`."""
+    folder = resources.files("custom.report")
+    files = (folder / "vendor" / "niivue.umd.js", folder / "assets" / "viewer.js")
+    return [file.read_text(encoding="utf-8") for file in files]
+
+
+def add_viewer(document: Document, volumes: Sequence[PackedVolume]) -> None:
+    """Put the viewer into a page whose scripts are `viewer_scripts`.
+
+    Args:
+        document: the page.
+        volumes: of `pack_volumes`.
+    """
+    spread = any(volume.name == "volume-spread" for volume in volumes)
+    shown = {volume.name: volume.label for volume in volumes if volume.name != "volume-spread"}
+    windows = {f"{low} {high}": f"{name}, {low} to {high}" for name, (low, high) in WINDOWS_HU.items()}
+    controls = [
+        _select("volume", "Volume", shown),
+        _select("window", "Window [HU]", windows),
+        _select("layout", "Layout", LAYOUTS),
+    ]
+    if spread:
+        controls.append(_slider("opacity", "Opacity of the uncertainty", "0", "1", "0.05", "0.3"))
+    controls += [_slider(axis, label, "0", "1", "0.002", "0.5") for axis, label in AXES.items()]
+    document.markup(
+        Markup(
+            f'<p id="viewer-note" class="screen" role="status">{_WITHOUT}</p>\n<div id="viewer">\n'
+            f'<div class="controls">{"".join(controls)}</div>\n'
+            '<div class="canvas"><canvas id="viewer-canvas" tabindex="0" role="img" aria-describedby="viewer-readout" '
+            "aria-label=\"Planes of the volume, the patient's right on the left of the picture. The sliders above move "
+            'the cross."></canvas></div>\n<p class="readout" id="viewer-readout"></p>\n</div>'
+        )
+    )
+    settings = {
+        "spread": "volume-spread" if spread else None,
+        "limits": [0, SPREAD_LIMIT_HU],
+        "colormap": _overlay_colours(),
+    }
+    document.data("viewer-settings", json.dumps(settings).encode())
+    for volume in volumes:
+        document.data(volume.name, volume.content)
+
+
+def _select(name: str, label: str, options: dict[str, str]) -> str:
+    entries = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options.items())
+    return f'<label>{escape(label)}<select id="viewer-{name}" autocomplete="off">{entries}</select></label>'
+
+
+def _slider(name: str, label: str, low: str, high: str, step: str, value: str) -> str:
+    return (
+        f'<label>{escape(label)}<input id="viewer-{name}" type="range" min="{low}" max="{high}" step="{step}" '
+        f'value="{value}" autocomplete="off"></label>'
+    )
+
+
+def _overlay_colours() -> dict[str, list[int]]:
+    """The colours of the spread as NiiVue takes them: red, green, blue, alpha at indices 0 to 255."""
+    at = np.linspace(0, 255, 16).round().astype(int)
+    colours = (np.asarray(matplotlib.colormaps[SPREAD_COLOURS](at / 255)) * 255).round().astype(int)
+    alpha = np.clip(at / 255 / _OPAQUE_FROM, 0, 1) * 255
+    channels = dict(zip("RGB", colours[:, :3].T.tolist(), strict=True))
+    return channels | {"A": alpha.round().astype(int).tolist(), "I": at.tolist()}

@@ -1,0 +1,54 @@
+"""Pictures of a report for the documentation: its head, and its radiographs or viewer, each a PNG below 300 kB.
+
+    python scripts/integration/report_screenshots.py RESULT/report.html docs/images
+
+writes report_head.png and report_viewer.png with a headless Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "integration"))
+
+from chromium import Chromium
+
+WIDTH, LARGEST = 1180, 300_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path, help="report.html of a reconstruction")
+    parser.add_argument("folder", type=Path, help="where the pictures go")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, Chromium(Path(profile), WIDTH) as browser:
+        browser.open(arguments.report, "document.documentElement?.dataset.viewer === 'ready'")
+        whole = Image.open(io.BytesIO(browser.screenshot(whole=True))).convert("RGB")
+        top = {
+            name: int(browser.evaluate(f"document.getElementById('{name}').getBoundingClientRect().top + scrollY"))
+            for name in ("geometry-and-its-sources", "reconstruction", "ct-values-in-the-body")
+        }
+    save(whole.crop((0, 0, WIDTH, top["geometry-and-its-sources"])), arguments.folder / "report_head.png")
+    viewer = (0, top["reconstruction"] - 12, WIDTH, top["ct-values-in-the-body"])
+    save(whole.crop(viewer), arguments.folder / "report_viewer.png")
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """As few colours as it takes to stay below the size."""
+    for colours in (256, 128, 64, 32):
+        stream = io.BytesIO()
+        picture.quantize(colours).save(stream, "PNG", optimize=True)
+        if stream.tell() <= LARGEST:
+            path.write_bytes(stream.getvalue())
+            return
+    raise ValueError(f"{path}: {stream.tell()} bytes with {colours} colours; narrow the window")
+
+
+if __name__ == "__main__":
+    main()

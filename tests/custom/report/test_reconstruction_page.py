@@ -1,0 +1,418 @@
+"""The report says all that it must, nothing in it can be taken for markup, and it stays small and self-contained."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from report_content import content, radiograph
+
+from custom.geometry import VolumeGrid, views_from_angles
+from custom.projection import water_attenuation_per_mm
+from custom.radiographs import Sourced
+from custom.report.document import Document, Markup, escape
+from custom.report.radiograph_pictures import difference_picture, grey_picture, residual, side_letters
+from custom.report.radiograph_section import patient_facts
+from custom.report.reconstruction_page import STAMP, _head, card_tables, write_report
+from custom.report.viewer import pack_volumes
+from custom.report.volume_pictures import tissue_shares
+from custom.trust import NAMES, CheckResult, Verdict
+
+EVIL = "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'&\u202e\x00\ud800"
+CARD = """# Card
+| | |
+|---|---|
+| seen in training | ten CTs of `adults`, [listed](list.md) |
+| not for | **children** \\| animals |
+
+Training CTs:
+
+| case | collection | DOI |
+|:---|---|--:|
+| a, b | Collection X | |
+"""
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, ids, and the text that a reader sees."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.html, self.tags, self.open, self.text = html, [], [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+
+    def data(self, name: str) -> bytes:
+        found = re.search(rf'<script type="application/octet-stream" id="{name}">([^<]*)</script>', self.html)
+        assert found is not None, name
+        return base64.b64decode(found[1])
+
+    def volume(self, name: str) -> nib.Nifti1Image:
+        return nib.Nifti1Image.from_bytes(gzip.decompress(self.data(name)))
+
+
+def written(folder: Path, **changes: Any) -> Page:
+    return Page(write_report(folder / "report.html", content(**changes)).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    return written(tmp_path_factory.mktemp("report"), model={"name": "tiny", "sha256": "d" * 64, "card": CARD})
+
+
+def test_everything_that_the_report_has_to_say_is_there(page: Page) -> None:
+    assert not page.open, "every tag is closed"
+    for words in (
+        STAMP, "Müller Jürgen", "PAT-7", "2026-01-31", "REVIEW", "At least one check found something unusual",
+        "frontal.dcm: a warning of this file", "a warning of the reconstruction", NAMES["reprojection"],
+        f"“{NAMES['geometry']}” is in doubt. The distance is unusual.", "Not checked: one view.",
+        "DICOM (0018,1110)", "Source to detector [mm]", "1500", "assumed: default: the detector is centred",
+        "mm of water root mean square", "CT values in the body", "soft tissue (-30 to 150 HU)",
+        "seen in training", "ten CTs of adults, listed", "children | animals", "Not a medical device",
+        "a" * 64, "d" * 64, "ct.nii.gz", "e" * 64, "2026-02-01 12:00 UTC",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert page.text.index("children | animals") < page.text.index("Collection X") < page.text.index("Not a medical")
+
+
+def test_verdicts_are_words_and_not_colours_alone(page: Page) -> None:
+    assert page.text.count("REVIEW") >= 3
+    badges = re.findall(r'<span class="badge ([\w-]+)"><span aria-hidden="true">(.) </span>([\w ]+)</span>', page.html)
+    assert badges == [("pass", "✓", "PASS"), ("review", "!", "REVIEW"), ("not-checked", "?", "NOT CHECKED")]
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_every_verdict_says_what_to_do(verdict: Verdict) -> None:
+    document = Document("")
+    _head(document, content(verdict=verdict))
+    advice = {"PASS": "Review it before use", "REVIEW": "A qualified person must", "REJECT": "Do not use this volume"}
+    assert [name for name, words in advice.items() if words in document.html()] == [verdict.value]
+
+
+@pytest.mark.parametrize(
+    "checks", [[], [CheckResult("views", Verdict.PASS, None, None, None, "Not checked: nobody knows.")]]
+)
+def test_nothing_checked_is_not_passed(checks: list[CheckResult]) -> None:
+    for verdict, word in ((Verdict.PASS, "NOT CHECKED"), (Verdict.REVIEW, "REVIEW"), (Verdict.REJECT, "REJECT")):
+        document = Document("")
+        _head(document, content(verdict=verdict, checks=checks))
+        assert f"</span>{word}</strong>" in document.html()
+        assert ("No check was made" in document.html()) == (verdict != Verdict.REJECT)
+        assert "No check found" not in document.html() and "At least one check found something" not in document.html()
+
+
+def test_warnings_stand_above_everything_else_each_once(tmp_path: Path) -> None:
+    failed = CheckResult("agreement", Verdict.REJECT, 0.4, 0.1, 0.2, "The radiographs do not show one body.")
+    page = written(tmp_path, checks=[failed], warnings=["twice", "twice"], std=None, samples=[])
+    first = f"REJECT: “{NAMES['agreement']}” does not hold. The radiographs do not show one body."
+    starts = (first, "twice", "No samples were drawn", "frontal.dcm: a")
+    order = [page.text.index(words) for words in starts]
+    assert order == sorted(order) and order[-1] < page.text.index("What was measured against")
+    assert page.text.count("twice") == 1
+
+
+def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
+    """Hostile texts at every place that a file or a user fills; each has a mark of its own, so that none is lost."""
+    places: list[str] = []
+
+    def evil(place: str) -> str:
+        places.append(place)
+        return EVIL.replace("(1)", f"({place})")
+
+    one, other = radiograph("frontal.dcm", 90.0), radiograph("lateral.dcm", 0.0)
+    facts = {
+        evil("fact"): Sourced(evil("value"), evil("source")),
+        "l": Sourced([evil("entry"), None], "default" + EVIL),
+    }
+    one = replace(one, name=evil("file"), modality=evil("modality"), sha256=evil("hash"), facts=facts)
+    one = replace(one, warnings=[evil("radiograph")])
+    other.header.PatientName = evil("patient").replace("\ud800", "") + "^<b>x</b>"  # type: ignore[union-attr]
+    other.header.PatientID = evil("id").replace("\ud800", "")  # type: ignore[union-attr]
+    page = written(
+        tmp_path,
+        radiographs=[one, other],
+        warnings=[evil("warning")],
+        checks=[CheckResult(evil("check"), Verdict.REVIEW, float("nan"), None, float("inf"), evil("message"))],
+        model={
+            "name": evil("model"),
+            "sha256": evil("sha"),
+            evil("key"): "1",
+            "card": CARD.replace("adults", evil("card")),
+        },
+        files={evil("output"): evil("digest")},
+        version=evil("version"),
+    )
+    _check_harmless(page)
+    assert len(places) == 20 and all(f"alert({place})" in page.text for place in places)
+    assert "\u202e" not in page.html and "\x00" not in page.html
+
+
+def _check_harmless(page: Page) -> None:
+    assert not page.open
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    assert sum("type" not in attributes for attributes in scripts) == 2, "NiiVue and our own, nothing else"
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form", "b") or (tag == "b" and not attributes)
+        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("data:image/", "#")), (tag, attributes)
+
+
+@given(st.text(max_size=40))
+def test_escape_leaves_no_markup_and_no_invisible_character(text: str) -> None:
+    safe = escape(text)
+    assert not set(safe) & set("<>\"'\x00\x1b\u202e\u2066") and escape(safe) is safe
+    safe.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("charset", "stored", "shown"),
+    [
+        ("ISO_IR 144", "Люкceмбypг".encode("iso8859_5"), "Люкceмбypг"),
+        ("ISO_IR 100", "Buc^Jérôme".encode("latin_1"), "Buc Jérôme"),
+        ("ISO_IR 192", "Wang^XiaoDong=王^小东=".encode(), "Wang XiaoDong = 王 小东"),
+        (
+            "\\ISO 2022 IR 87",
+            b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B$d$^$@\x1b(B^\x1b$B$?$m$&\x1b(B",
+            "Yamada Tarou = 山田 太郎 = やまだ たろう",
+        ),
+        ("ISO_IR 192", b"\xff\xfe^<script>", "�� <script>"),
+    ],
+)
+def test_names_keep_their_letters(charset: str, stored: bytes, shown: str) -> None:
+    header = pydicom.Dataset()
+    header.SpecificCharacterSet = charset.split("\\") if "\\" in charset else charset
+    header["PatientName"] = pydicom.DataElement("PatientName", "PN", pydicom.valuerep.PersonName(
+        stored, encodings=pydicom.charset.convert_encodings(header.SpecificCharacterSet)))  # fmt: skip
+    assert patient_facts([header, None])["Patient"] == shown
+
+
+def test_two_patients_are_both_named_and_none_is_said_to_be_missing() -> None:
+    headers = [pydicom.Dataset(), pydicom.Dataset()]
+    headers[0].PatientID, headers[1].PatientID = "A", "B"
+    assert patient_facts(headers)["Patient ID"] == "A; B"
+    assert patient_facts([None])["Patient ID"] == "not in the radiographs' headers"
+
+
+def test_the_policy_names_every_script_and_forbids_the_network(page: Page) -> None:
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    rules = dict(rule.split(" ", 1) for rule in str(policy).split("; "))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    assert set(rules) == {"default-src", "img-src", "style-src", "base-uri", "form-action", "script-src"}
+    scripts = re.findall(r"<script>(.*?)</script>", page.html, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert rules["script-src"] == " ".join(f"'sha256-{digest}'" for digest in hashes) and len(scripts) == 2
+    assert "unsafe" not in str(policy)
+
+
+def test_niivue_is_the_file_that_its_readme_names() -> None:
+    folder = resources.files("custom.report") / "vendor"
+    digest = hashlib.sha256((folder / "niivue.umd.js").read_bytes()).hexdigest()
+    assert digest in (folder / "README.md").read_text() and "BSD 2-Clause" in (folder / "LICENSE").read_text()
+
+
+def test_a_script_that_would_end_early_is_refused() -> None:
+    with pytest.raises(ValueError, match="end or change the page"):
+        Document("a", scripts=["'</SCRIPT>'"])
+    with pytest.raises(TypeError, match="Markup"):
+        Document("a").markup("<p>")  # type: ignore[arg-type]
+    assert escape(Markup("<p>")) == "<p>"
+
+
+def test_pictures_and_controls_have_names(page: Page) -> None:
+    for tag, attributes in page.tags:
+        assert tag != "img" or "alt" in attributes
+    alternatives = [a["alt"] for tag, a in page.tags if tag == "img"]
+    # The reprojections that are blended over the radiographs repeat pictures that are described beside them.
+    assert alternatives.count("") == 2 and sum("Reprojection for radiograph" in str(a) for a in alternatives) == 2
+    labelled = re.findall(r"<label[^>]*>(?:(?!</label>).)*<(?:input|select)", page.html, re.DOTALL)
+    assert len(labelled) == sum(tag in ("input", "select") for tag, _ in page.tags) == 2 + 3 + 1 + 3
+    assert ("html", {"lang": "en"}) in page.tags
+    canvas = next(attributes for tag, attributes in page.tags if tag == "canvas")
+    assert canvas["role"] == "img" and canvas["aria-label"] and canvas["tabindex"] == "0"
+
+
+def _luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_texts_have_contrast_in_light_dark_and_print(page: Page) -> None:
+    """WCAG 2.2, success criterion 1.4.3: at least 4.5 to 1 (formula of the relative luminance from there)."""
+    style = re.search(r"<style>(.*?)</style>", page.html, re.DOTALL)[1]  # type: ignore[index]
+    blocks = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*)\}", style)]
+    light, dark, more_light, more_dark, print_ = blocks
+    checked = 0
+    for palette in (light | more_light, dark | more_dark, light | more_light | print_):
+        for text in ("text", "muted", "pass", "review", "reject", "assumed"):
+            for back in ("back", "soft"):
+                one, other = sorted((_luminance(palette[text]), _luminance(palette[back])))
+                assert (other + 0.05) / (one + 0.05) >= 4.5, (text, back, palette)
+                checked += 1
+    assert checked == 36
+
+
+def test_the_viewer_has_every_volume_in_hu_and_in_place(page: Page) -> None:
+    given_content = content()
+    ct = page.volume("volume-ct")
+    np.testing.assert_array_equal(np.asarray(ct.dataobj), given_content.hu.round().numpy().astype(np.int16))
+    np.testing.assert_allclose(ct.affine, given_content.grid.affine())
+    names = re.findall(r'id="(volume-[a-z0-9-]+)"', page.html)
+    assert names == ["volume-ct", "volume-spread", "volume-sample-1", "volume-sample-2"]
+    assert re.findall(r'<option value="(volume-[^"]*)">([^<]*)', page.html) == [
+        ("volume-ct", "Reconstruction"), ("volume-sample-1", "Sample 1"), ("volume-sample-2", "Sample 2"),
+    ]  # fmt: skip
+    assert json.loads(page.data("viewer-settings"))["spread"] == "volume-spread"
+    # A coarser grid of the same box: its corners stand where the fine one's do.
+    fine, coarse = given_content.grid, page.volume("volume-sample-1")
+    edge = np.array([-0.5, -0.5, -0.5, 1])
+    np.testing.assert_allclose(coarse.affine @ edge, fine.affine() @ edge)
+
+
+def test_without_samples_the_page_says_so_and_has_no_overlay(tmp_path: Path) -> None:
+    page = written(tmp_path, std=None, samples=[])
+    assert "No samples were drawn" in page.text and 'viewer-opacity"' not in page.html.split("<script>")[0]
+    assert json.loads(page.data("viewer-settings"))["spread"] is None
+
+
+def test_a_large_case_fits_and_says_what_it_costs(tmp_path: Path) -> None:
+    """Noise, which no compression makes smaller: the samples alone would be half a megabyte more than is allowed."""
+    generator = torch.Generator().manual_seed(0)
+    grid = VolumeGrid((48,) * 3, (2.5,) * 3)
+    noise = torch.randn(48, 48, 48, generator=generator) * 300
+    changes = {"grid": grid, "hu": noise, "std": None, "samples": [noise] * 3}
+    free, bound = (tmp_path / f"{name}.html" for name in ("free", "bound"))
+    write_report(free, content(**changes))
+    largest = free.stat().st_size - 500_000
+    assert write_report(bound, content(**changes), largest).stat().st_size <= largest
+    page = Page(bound.read_text(encoding="utf-8"))
+    assert page.volume("volume-ct").shape == (48,) * 3 and page.volume("volume-sample-3").shape == (24,) * 3
+    words = "the samples are shown in the viewer with voxels of 5 × 5 × 5 mm"
+    assert words in page.text and words not in Page(free.read_text(encoding="utf-8")).text
+
+
+def test_packing_reduces_samples_first_then_everything_then_gives_up() -> None:
+    volume = torch.randn(64, 64, 64, generator=torch.Generator().manual_seed(1)) * 300
+    grid = VolumeGrid((64,) * 3, (5.0,) * 3)
+    largest = sum(4 * -(-len(v.content) // 3) for v in pack_volumes(volume, grid, None, [volume], 10**9))
+    for share, sizes in ((1.0, (64, 64)), (0.8, (64, 32)), (0.4, (32, 32)), (0.08, (32, 16))):
+        packed = pack_volumes(volume, grid, None, [volume], int(largest * share))
+        shapes = [nib.Nifti1Image.from_bytes(gzip.decompress(v.content)).shape[0] for v in packed]
+        assert tuple(shapes) == sizes, share
+        assert [v.reduced for v in packed] == [size < 64 for size in sizes]
+    with pytest.raises(ValueError, match="do not fit into 100 bytes"):
+        pack_volumes(volume, grid, None, [volume], 100)
+    # Halving averages: it keeps the mean, and an odd size the box.
+    odd = pack_volumes(torch.full((33, 33, 33), 7.0), VolumeGrid((33,) * 3), None, [], 200)
+    small = nib.Nifti1Image.from_bytes(gzip.decompress(odd[0].content))
+    assert small.shape == (17, 17, 17) and bool((np.asarray(small.dataobj) == 7).all())
+
+
+@pytest.mark.parametrize(
+    ("angle", "letters"),
+    [(90, ("R", "L")), (270, ("L", "R")), (0, ("P", "A")), (180, ("A", "P")), (45, ("RP", "LA")), (80, ("R", "L"))],
+)
+def test_sides_of_the_patient(angle: float, letters: tuple[str, str]) -> None:
+    """By hand: u = (-sin a, cos a, 0), x to the right, y anterior; seen from in front the right is on the left."""
+    assert side_letters(views_from_angles([float(angle)])[0]) == letters
+
+
+def test_the_residual_is_the_mean_over_exposed_pixels_in_mm_of_water() -> None:
+    per_mm = water_attenuation_per_mm(70.0)
+    one = torch.full((4, 6), 100 * per_mm)
+    other, exposed = one.clone(), torch.ones(4, 6, dtype=torch.bool)
+    other[:, :3] -= 10 * per_mm
+    other[0, 3:] = 99.0
+    exposed[0, 3:] = False
+    found = residual(one, other, exposed, 70.0)
+    assert found.mean_mm == pytest.approx(-10 * 12 / 21)
+    assert found.rms_mm == pytest.approx(10 * (12 / 21) ** 0.5)
+    assert found.share == pytest.approx(found.rms_mm / 100)
+    with pytest.raises(ValueError, match="no pixel"):
+        residual(one, other, torch.zeros(4, 6, dtype=torch.bool), 70.0)
+
+
+def test_pictures_have_the_detectors_proportions_and_hatch_what_was_not_exposed() -> None:
+    image, exposed = torch.linspace(0, 1, 200).reshape(10, 20), torch.ones(10, 20, dtype=torch.bool)
+    exposed[:, :5] = False
+    picture = grey_picture(image, exposed, (0.0, 1.0), (2.0, 1.0))
+    assert picture.size == (480, 480)
+    assert set(np.unique(np.asarray(picture)[:, :110])) == {38, 105}
+    assert np.asarray(picture)[470, 470] > 240
+    thin = difference_picture(image, image - 5, exposed, 70.0, 30.0, (1.0, 1.0))
+    thick = difference_picture(image, image + 5, exposed, 70.0, 30.0, (1.0, 1.0))
+    assert thin.size == (480, 240)
+    red, _, blue = np.asarray(thin)[200, 400].astype(int)
+    assert blue > red, "too thin is blue"
+    red, _, blue = np.asarray(thick)[200, 400].astype(int)
+    assert red > blue, "too dense is orange"
+
+
+def test_tissues_cover_every_value_once() -> None:
+    values = np.array([-1000.0, -500.0, -150.0, -30.0, 150.0, 3000.0, -30.001])
+    shares = tissue_shares(values)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert [round(share * 7) for share in shares.values()] == [1, 1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"radiographs": []}, "at least one radiograph"),
+        ({"image": torch.zeros(1, 8, 8)}, "image, exposed and reprojections"),
+        ({"views": torch.zeros(2, 12)}, "views must be"),
+        ({"hu": torch.zeros(4, 4, 4)}, "hu must be on the grid"),
+        ({"std": torch.zeros(4, 4, 4)}, "std must be on the grid"),
+        ({"samples": [torch.zeros(1, 4, 4, 4)]}, "samples must be"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        content(**changes)
+
+
+def test_a_card_is_read_as_its_tables() -> None:
+    assert card_tables(CARD) == [
+        (["", ""], [["seen in training", "ten CTs of adults, listed"], ["not for", "children | animals"]]),
+        (["case", "collection", "DOI"], [["a, b", "Collection X", ""]]),
+    ]
+    assert card_tables("") == card_tables("no table | here") == []
+
+
+@given(st.text(alphabet="|- \\:a\n`*[]()", max_size=60))
+def test_no_card_breaks_the_reading(card: str) -> None:
+    for head, rows in card_tables(card):
+        assert all(len(row) == len(head) for row in rows)
+
+
+def test_the_date_is_the_readers_to_check() -> None:
+    assert content().created == datetime(2026, 2, 1, 12, tzinfo=UTC)
