@@ -2,12 +2,13 @@
 
 A verb's module is imported only when the verb is called, so that help comes at once. Fire reads the arguments; the
 function runs only after all of them were understood, since a job must not run for an hour before it turns out that
-an option was mistyped. Errors are one line; exit code 2 says that the input was at fault, 1 anything else.
+an option was mistyped. Errors are one line; `ExitCode` says what the codes mean.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import importlib
 import inspect
@@ -19,22 +20,33 @@ import sys
 import types
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fire
 from fire import decorators, helptext
 from fire.core import FireExit
+from fire.parser import DefaultParseValue
 from fire.trace import FireTrace
 
-__all__ = ["VERBS", "Verb", "main"]
+__all__ = ["VERBS", "ExitCode", "Verb", "main"]
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "fewview-ct"
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BAD_INPUT_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+class ExitCode(enum.IntEnum):
+    """What the process ends with. A verb that returns one ends with it, any other with DONE."""
+
+    DONE = 0
+    FAILED = 1
+    BAD_INPUT = 2
+    REJECTED = 3  # reconstruct --strict: the verdict is REJECT
+    TO_REVIEW = 4  # reconstruct --strict: the verdict is REVIEW
+    INTERRUPTED = 130
 
 
 class Verb(NamedTuple):
@@ -43,6 +55,7 @@ class Verb(NamedTuple):
     module: str
     function: str
     summary: str
+    replaced: Mapping[str, str] = types.MappingProxyType({})  # options that are gone, and what is there instead
 
 
 VERBS = {
@@ -50,7 +63,19 @@ VERBS = {
     "simulate": Verb("custom.data.simulate", "simulate", "Compute and store radiographs of a prepared cohort"),
     "phantom": Verb("custom.data.phantom", "write_phantoms", "Make a cohort of procedural thoraces with labels"),
     "lidc-labels": Verb("custom.segmentation.lidc", "write_lidc_labels", "Write label maps of LIDC-IDRI's nodules"),
-    "reconstruct": Verb("custom.reconstruct", "reconstruct", "Turn radiographs into a CT volume"),
+    "reconstruct": Verb(
+        "custom.reconstruct.command",
+        "command",
+        "Turn radiographs into a CT, with uncertainty and a report on how far to trust it",
+        {
+            "--radiographs": "name the radiographs without an option",
+            "--checkpoint": "it is --model, which takes a weights file, a folder or a name",
+        },
+    ),
+    "export": Verb("custom.model_folder", "export", "Pack a model with its parents into one folder"),
+    "calibrate": Verb("custom.trust.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs"),
+    "send": Verb("custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS"),
+    "receive": Verb("custom.dicom.network", "receive", "Receive DICOM files into a folder, by C-STORE"),
     "evaluate": Verb("custom.evaluate", "evaluate", "Compare reconstructions with the true volumes"),
     "benchmark": Verb("custom.benchmark.command", "compare", "Compare methods on the same radiographs, on one page"),
     "demo": Verb("custom.demo", "run", "Reconstruct the sample patient from simulated radiographs"),
@@ -90,22 +115,22 @@ def _run(arguments: list[str]) -> int:
             sys.stdout.write(_help(name, function))
             return 0
         positional, keywords = _parse(name, function, words)
-        function(*positional, **keywords)
+        result = function(*positional, **keywords)
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); keep Python from complaining again at its own exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return ExitCode.FAILED
     except Exception as error:
         if debug:
             logger.exception("%s failed", PROGRAM)
         else:
             sys.stderr.write(f"error: {_one_line(error)}\n")
-        return BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) else FAILED
-    return 0
+        return ExitCode.BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) else ExitCode.FAILED
+    return result if isinstance(result, ExitCode) else ExitCode.DONE
 
 
 def _set_up_logging(debug: bool) -> None:
@@ -161,10 +186,22 @@ def _parse(name: str, function: Callable[..., Any], words: list[str]) -> tuple[t
     def record(*positional: Any, **keywords: Any) -> None:
         taken.append((positional, keywords))
 
+    for word in words:
+        option = word.split("=")[0]
+        if option in VERBS[name].replaced:
+            raise UsageError(f"{option} is no longer an option of {name}: {VERBS[name].replaced[option]}")
     hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters
     # Fire would read the case name 0001 as the number 1.
-    texts = {key: str for key, hint in hints.items() if _wants_text(hint)}
-    decorators.SetParseFns(**texts)(record)
+    texts: dict[str, Callable[[str], Any]] = {key: str for key, hint in hints.items() if _wants_text(hint)}
+    texts |= {key: _words for key, hint in hints.items() if any(_holds_text(kind) for kind in _options(hint))}
+    rest = [key for key, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL]
+    if rest and rest[0] in texts:
+        # The words of *files have no name that Fire knows; its default reading goes to each of the others instead.
+        others = {key: DefaultParseValue for key in parameters if key not in texts}
+        decorators.SetParseFns(**texts, **others)(decorators.SetParseFn(str)(record))
+    else:
+        decorators.SetParseFns(**texts)(record)
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
@@ -175,7 +212,9 @@ def _parse(name: str, function: Callable[..., Any], words: list[str]) -> tuple[t
     positional, keywords = taken[0]
     bound = inspect.signature(function).bind(*positional, **keywords)
     for key, value in bound.arguments.items():
-        if key in hints:
+        if key in rest:
+            bound.arguments[key] = tuple(_fit(key, item, hints[key]) for item in value)
+        elif key in hints:
             bound.arguments[key] = _fit(key, value, hints[key])
     return bound.args, bound.kwargs
 
@@ -190,6 +229,17 @@ def _wants_text(hint: Any) -> bool:
     return any(kind in (str, Path) or typing.get_origin(kind) is os.PathLike for kind in kinds) and not any(
         kind in (int, float, bool) or typing.get_origin(kind) not in (None, os.PathLike) for kind in kinds
     )
+
+
+def _holds_text(hint: Any) -> bool:
+    """Whether it is a sequence of text, such as Sequence[str]."""
+    origin = typing.get_origin(hint)
+    return inspect.isclass(origin) and issubclass(origin, Sequence) and set(typing.get_args(hint)) <= {str, ...}
+
+
+def _words(text: str) -> list[str]:
+    """Words between commas, which Fire would read as numbers, or leave together where one holds a hyphen."""
+    return [word.strip() for word in text.strip("[]()").split(",") if word.strip()]
 
 
 def _fit(name: str, value: Any, hint: Any) -> Any:

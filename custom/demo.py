@@ -20,7 +20,7 @@ from custom.evaluate import load_hu, resample_to
 from custom.geometry import Geometry
 from custom.metrics import HU_WINDOW, evaluate_volume
 from custom.projection import Projector, attenuation_to_hu, hu_to_attenuation, sirt
-from custom.reconstruct import reconstruct
+from custom.reconstruct import reconstruct, save_volume
 from custom.report.figures import reconstruction_figure
 from custom.report.tables import cohort_table, write_metrics
 
@@ -75,7 +75,8 @@ def run(
     geometry.save(description)
 
     logger.info("reconstructing with %s", checkpoint)
-    volume = reconstruct(str(image), str(description), str(folder / "reconstruction.nii.gz"), checkpoint)
+    found = reconstruct([image], geometry=description, model=Path(checkpoint))
+    volume = save_volume(folder / "reconstruction.nii.gz", found.hu, found.grid, found.isocenter_mm)
     pred, pred_affine = load_hu(volume)
     if pred.shape != truth.shape or not np.allclose(pred_affine, affine, atol=1e-3):
         pred = resample_to(pred, pred_affine, truth.shape, affine)

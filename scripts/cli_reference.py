@@ -17,7 +17,8 @@ HEAD = """# Command line
 `fewview-ct COMMAND [ARGUMENTS]`. Options are written `--name value` or `--name=value`; a sequence as `0,45,90`; a
 switch as `--name` or `--noname`. `--debug` shows the traceback of an error.
 
-Exit codes: 0 done, 2 the input was at fault, 1 anything else, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 2 the input was at fault, 1 anything else, 130 stopped by Ctrl-C; with `reconstruct --strict` 3 for
+the verdict REJECT, 4 for REVIEW.
 
 This page is written by `python scripts/cli_reference.py`.
 """
@@ -25,11 +26,19 @@ This page is written by `python scripts/cli_reference.py`.
 
 def written(value: object) -> str:
     """A default as one would type it; nothing for "not given"."""
-    if value is None or value == "":
+    if value is None or value in ("", ()):
         return ""
     if isinstance(value, tuple | list):
         return f"`{','.join(f'{item:g}' if isinstance(item, float) else str(item) for item in value)}`"
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def usage_of(parameter: inspect.Parameter) -> str:
+    """A required argument as one would type it."""
+    name = parameter.name.upper()
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return f"{name}..."
+    return f"--{parameter.name} {name}" if parameter.kind is parameter.KEYWORD_ONLY else name
 
 
 def verb_section(name: str) -> str:
@@ -44,13 +53,13 @@ def verb_section(name: str) -> str:
     required, optional = [], []
     for parameter in inspect.signature(function).parameters.values():
         (required if parameter.default is parameter.empty else optional).append(parameter)
-    usage = " ".join(["fewview-ct", name, *(parameter.name.upper() for parameter in required)])
+    usage = " ".join(["fewview-ct", name, *map(usage_of, required)])
     lines = [f"## {name}", described.summary or verb.summary, "", f"`{usage}{' [OPTIONS]' if optional else ''}`", ""]
     if described.description:
         lines += [described.description.strip(), ""]
     if required or optional:
         lines += ["| argument | default | meaning |", "|---|---|---|"]
-        lines += [f"| `{parameter.name.upper()}` | | {texts.get(parameter.name, '')} |" for parameter in required]
+        lines += [f"| `{usage_of(parameter)}` | | {texts.get(parameter.name, '')} |" for parameter in required]
         lines += [
             f"| `--{parameter.name}` | {written(parameter.default)} | {texts.get(parameter.name, '')} |"
             for parameter in optional

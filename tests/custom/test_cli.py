@@ -74,6 +74,43 @@ def test_values_arrive_as_the_types_of_the_signature(verb: Any, capsys: pytest.C
     assert capsys.readouterr().out == ""
 
 
+def test_files_and_words_stay_as_they_were_typed(verb: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def job(*files: str, to: str, names: Sequence[str] = (), count: int = 0, angles_deg: Sequence[float] = ()) -> None:
+        calls.append((files, to, names, count, angles_deg))
+
+    verb(job)
+    assert (
+        call("try", "0001", "1e5", "a,b", "--to", "007", "--names", "a-b,01", "--count", "3", "c", "--angles_deg=90")
+        == 0
+    )
+    assert calls.pop() == (("0001", "1e5", "a,b", "c"), "007", ("a-b", "01"), 3, (90.0,))
+    assert call("try", "--to", "x", "--names", "[one]") == 0
+    assert calls.pop() == ((), "x", ("one",), 0, ())
+    assert call("try", "a") == 2
+    assert "to" in capsys.readouterr().err and not calls
+
+
+def test_a_verb_ends_with_the_code_that_it_returns(verb: Any) -> None:
+    verb(lambda: cli.ExitCode.TO_REVIEW)
+    assert call("try") == 4
+    verb(lambda: 4)
+    assert call("try") == 0
+
+
+def test_an_option_that_is_gone_says_what_is_there_instead(
+    verb: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    verb(keep(calls))
+    monkeypatch.setitem(cli.VERBS, "try", cli.VERBS["try"]._replace(replaced={"--old": "it is --workers"}))
+    for words in (["--old", "3"], ["--old=3"]):
+        assert call("try", "a", *words) == 2
+        assert capsys.readouterr().err == "error: --old is no longer an option of try: it is --workers\n"
+    assert not calls
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

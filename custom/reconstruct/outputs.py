@@ -1,0 +1,133 @@
+"""The output folder of a reconstruction.
+
+| file | content |
+|---|---|
+| ct.nii.gz | int16 HU, RAS+ |
+| ct/ | the same as a DICOM CT series |
+| uncertainty.nii.gz, uncertainty.dcm | standard deviation of the samples, HU, where samples were drawn |
+| samples/ | each sample, int16 HU |
+| report.html | what was made of what, and how far to trust it |
+| result.json | software, hashes, views, provenance of every fact, checks and verdict, seconds |
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from custom import __version__
+from custom.checkpoints import sha256
+from custom.data.files import write_json
+from custom.dicom.write_ct import SyntheticCT, write_ct_series
+from custom.dicom.write_map import write_uncertainty_map
+from custom.model_folder import Model
+from custom.radiographs import Radiograph
+from custom.reconstruct.result import Reconstruction
+from custom.reconstruct.volume import save_volume
+from custom.report.reconstruction_page import ReportContent, write_report
+
+__all__ = ["RESULT", "rehearse", "write_outputs"]
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+#: So many samples are shown in the report; all are written as files.
+SAMPLES_SHOWN = 4
+
+
+def rehearse(folder: Path, radiographs: list[Radiograph], model: Model, dicom: bool, uncertainty: bool) -> None:
+    """Write a tiny series with these headers and remove it: what cannot be written is said before long work.
+
+    Raises:
+        ValueError: headers that no CT series can be made of, such as those of two patients.
+        ModuleNotFoundError: a package for the uncertainty map is missing, naming the extra.
+    """
+    if not dicom:
+        return
+    hu, identity = torch.zeros(2, 2, 2), {"name": model.name, "sha256": model.sha256, "version": __version__}
+    ct = SyntheticCT(hu, np.eye(4), _headers(radiographs), identity, "Rehearsal.")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".rehearsal") as place:
+        write_ct_series(ct, Path(place, "ct"))
+        if uncertainty:
+            write_uncertainty_map(hu, Path(place, "ct"), Path(place, "map.dcm"), identity)
+
+
+def _headers(radiographs: list[Radiograph]) -> list:
+    return [radiograph.header for radiograph in radiographs if radiograph.header is not None]
+
+
+def write_outputs(
+    folder: Path, found: Reconstruction, dicom: bool = True, report: bool = True, uid_seed: str | None = None
+) -> None:
+    """Fill a folder (see the module) with a reconstruction; result.json comes last.
+
+    Args:
+        folder: exists, and is empty.
+        found: to write.
+        dicom: write ct/ and uncertainty.dcm.
+        report: write report.html.
+        uid_seed: of the DICOM UIDs.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: headers that no CT series can be made of.
+    """
+    start = time.perf_counter()
+    files = {"ct.nii.gz": save_volume(folder / "ct.nii.gz", found.hu, found.grid, found.isocenter_mm)}
+    if found.std is not None:
+        path = folder / "uncertainty.nii.gz"
+        files[path.name] = save_volume(path, found.std, found.grid, found.isocenter_mm, torch.float32)
+    for index, sample in enumerate(found.samples):
+        name = f"samples/sample_{index:03d}.nii.gz"
+        files[name] = save_volume(folder / name, sample, found.grid, found.isocenter_mm)
+    if dicom:
+        sources = _headers(found.radiographs)
+        ct = SyntheticCT(found.hu, found.affine, sources, found.model_identity, found.derivation)
+        write_ct_series(ct, folder / "ct", uid_seed=uid_seed)
+        if found.std is not None:
+            path = folder / "uncertainty.dcm"
+            write_uncertainty_map(found.std, folder / "ct", path, found.model_identity, uid_seed=uid_seed)
+            files[path.name] = path
+    hashes = {name: sha256(path) for name, path in files.items()}
+    if report:
+        written = write_report(folder / "report.html", _content(found, hashes))
+        hashes["report.html"] = sha256(written)
+    found.seconds["write"] = time.perf_counter() - start
+    write_json(folder / RESULT, found.record(hashes))
+
+
+def _content(found: Reconstruction, hashes: dict[str, str]) -> ReportContent:
+    model = found.model
+    low, high = model.hu_window
+    size = " x ".join(map(str, found.grid.shape))
+    described = {
+        "name": model.name,
+        "sha256": model.sha256,
+        **{f"{role}_sha256": value for role, value in model.parents.items()},
+        "volume": f"{size} voxels of {found.grid.spacing_mm[0]:g} mm, {low:g} to {high:g} HU",
+        "radiographs": f"line integrals at {model.energy_kev:g} keV, pixels of {model.pixel_at_isocenter_mm:g} mm",
+        "card": model.card or "",
+    }
+    return ReportContent(
+        radiographs=found.radiographs,
+        image=found.image,
+        views=found.views,
+        exposed=found.exposed,
+        reprojections=found.reprojections,
+        energy_kev=model.energy_kev,
+        hu=found.hu,
+        grid=found.grid,
+        checks=found.checks,
+        verdict=found.verdict,
+        model=described,
+        warnings=found.warnings,
+        std=found.std,
+        samples=[sample.float() for sample in found.samples[:SAMPLES_SHOWN]],
+        files=hashes,
+        created=found.created,
+    )

@@ -1,0 +1,267 @@
+"""Radiographs in, a checked CT out: reading, reconstruction, trust checks, files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from custom.data.whole_folder import whole_folder
+from custom.geometry import is_cone
+from custom.model_files import find_model
+from custom.model_folder import Model, load_model
+from custom.projection import Projector, hu_to_attenuation
+from custom.radiographs import Radiograph, read_radiographs
+from custom.reconstruct.detector import carried_on, on_detector
+from custom.reconstruct.outputs import RESULT, rehearse, write_outputs
+from custom.reconstruct.result import Reconstruction
+from custom.trust import CheckResult, Evidence, Thresholds, Verdict, find_prior, overall, run_checks
+from custom.uncertainty import SampleStatistics
+
+__all__ = ["reconstruct"]
+
+logger = logging.getLogger(__name__)
+
+
+def reconstruct(
+    radiographs: Sequence[str | os.PathLike[str] | Radiograph],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | Model = "inr_recon",
+    samples: int = 0,
+    geometry: str | os.PathLike[str] | None = None,
+    accept: Sequence[str] = (),
+    angles_deg: Sequence[float] | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    precision: str = "auto",
+    thresholds: str | os.PathLike[str] | None = None,
+    dicom: bool = True,
+    report: bool = True,
+    overwrite: bool = False,
+    uid_seed: str | None = None,
+) -> Reconstruction:
+    """Reconstruct a CT from radiographs. The same seed, torch, device and number of threads give the same bits.
+
+    Args:
+        radiographs: files or folders (`custom.radiographs.read_radiographs`), or radiographs that were read already.
+        output: folder to make, see `custom.reconstruct.outputs`; None: the result is given back and not written.
+        model: name, folder or weights file (`custom.model_folder.load_model`), or a model that was loaded already.
+        samples: how many volumes to draw; their mean is the CT, their standard deviation its uncertainty. 0: the one
+            volume that the model gives.
+        geometry: JSON with what the radiographs do not say about themselves.
+        accept: assumptions that may be made where nothing says otherwise (`custom.radiographs.ACCEPT`).
+        angles_deg: views to use, by angle, in this order; None: all, in the order of the files.
+        seed: of the samples.
+        device: torch device; None: a GPU where there is one, else the CPU. Not for a model that was loaded already.
+        precision: "auto", "bf16" or "fp32". Not for a model that was loaded already.
+        thresholds: file of `fewview-ct calibrate`; None: that of the model.
+        dicom: write a CT series (and an uncertainty map).
+        report: write report.html.
+        overwrite: replace an output that is there.
+        uid_seed: makes the DICOM UIDs a function of it; None: new ones.
+
+    Raises:
+        FileNotFoundError, FileExistsError: for a missing input, or an output that is there.
+        ValueError: for input that cannot be used (`custom.radiographs.MissingFacts` where something is not known).
+        ModuleNotFoundError: an optional package is missing, naming the extra to install.
+    """
+    _check_samples(samples)
+    settings = {"samples": samples, "seed": seed, "accept": list(accept), "angles_deg": None}
+
+    def run(folder: Path | None) -> Reconstruction:
+        start = time.perf_counter()
+        if not isinstance(model, Model):
+            find_model(model)  # a mistyped name is said before anything is read
+        used = _read(radiographs, geometry, accept)
+        if angles_deg is not None:
+            used = _choose(used, angles_deg)
+            settings["angles_deg"] = [float(angle) for angle in angles_deg]
+        loaded = model if isinstance(model, Model) else load_model(model, device, precision)
+        loaded.require(samples)
+        limits = _thresholds(thresholds or loaded.thresholds)
+        if folder is not None:
+            rehearse(folder, used, loaded, dicom, uncertainty=samples > 0)
+        settings.update(device=str(loaded.device), precision=loaded.precision, threads=torch.get_num_threads())
+        found = _compute(used, loaded, samples, seed, settings, limits)
+        found.seconds = {"read": found.seconds.pop("began") - start, **found.seconds}
+        if folder is not None:
+            write_outputs(folder, found, dicom, report, uid_seed)
+            logger.info("%s: %s, %s", output, found.verdict.value, _total(found.seconds))
+        return found
+
+    if output is None:
+        return run(None)
+    with whole_folder(output, RESULT, overwrite) as part:
+        found = run(part)
+    found.folder = Path(output)
+    return found
+
+
+def _compute(
+    radiographs: list[Radiograph],
+    model: Model,
+    samples: int,
+    seed: int,
+    settings: dict[str, Any],
+    thresholds: Thresholds | None,
+) -> Reconstruction:
+    image, views, exposed = on_detector(radiographs, model)
+    names = [radiograph.name for radiograph in radiographs]
+    shown, warnings = carried_on(image, exposed, names, model.pixel_at_isocenter_mm)
+    began = time.perf_counter()
+    logger.info("%s from %d radiographs", model.name, len(views))
+    drawn: list[Tensor] = []
+    std: Tensor | None = None
+    if samples:
+        drawn, mean, std = _draw(model, shown, views, samples, seed)
+    else:
+        mean = model.mean(shown, views)
+    hu = mean.round().to(torch.int16)
+    reconstructed = time.perf_counter()
+    reprojections = _reproject(hu, model, image, views)
+    checks = _checks(thresholds, radiographs, model, image, views, exposed, hu, std)
+    if thresholds is None:
+        warnings.append(
+            f"No thresholds came with the model {model.name}: nothing was checked. Make some with "
+            "'fewview-ct calibrate'."
+        )
+    isocenter, complaint = _isocenter(radiographs)
+    warnings += complaint
+    return Reconstruction(
+        hu=hu,
+        grid=model.grid,
+        isocenter_mm=isocenter,
+        std=std,
+        samples=drawn,
+        radiographs=radiographs,
+        image=shown,
+        views=views,
+        exposed=exposed,
+        reprojections=reprojections,
+        checks=checks,
+        verdict=overall(checks) if checks else Verdict.REVIEW,
+        model=model,
+        settings=settings,
+        seconds={
+            "began": began,
+            "reconstruct": reconstructed - began,
+            "check": time.perf_counter() - reconstructed,
+        },
+        warnings=warnings,
+    )
+
+
+def _check_samples(samples: int) -> None:
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0 or samples == 1:
+        raise ValueError(f"samples must be 0 or at least 2 (to have a spread), got {samples}")
+
+
+def _read(
+    given: Sequence[str | os.PathLike[str] | Radiograph], geometry: str | os.PathLike[str] | None, accept: Sequence[str]
+) -> list[Radiograph]:
+    if isinstance(given, str | os.PathLike):
+        given = [given]
+    if not given:
+        raise ValueError("no radiographs: name files or folders")
+    read = [one for one in given if isinstance(one, Radiograph)]
+    if not read:
+        return read_radiographs([one for one in given if not isinstance(one, Radiograph)], geometry, accept)
+    if len(read) < len(given):
+        raise ValueError("pass files, or radiographs that were read already, not both")
+    if geometry is not None:
+        raise ValueError("a geometry is for files: radiographs that were read already have theirs")
+    return read
+
+
+def _angle_deg(view: Tensor) -> float:
+    """Angle of the source about the superior axis."""
+    toward = view[:3] if bool(is_cone(view[None])[0]) else -view[:3]
+    return float(torch.rad2deg(torch.atan2(toward[1], toward[0]))) % 360
+
+
+def _choose(radiographs: list[Radiograph], angles_deg: Sequence[float]) -> list[Radiograph]:
+    """The radiographs at these angles, in their order."""
+    there = [_angle_deg(radiograph.view) for radiograph in radiographs]
+    chosen = []
+    for angle in angles_deg:
+        found = [i for i, one in enumerate(there) if abs((one - angle + 180) % 360 - 180) < 0.01]
+        if not found:
+            raise ValueError(f"no radiograph at {angle:g} degrees; there are {', '.join(f'{a:g}' for a in there)}")
+        chosen += [radiographs[i] for i in found]
+    if not chosen:
+        raise ValueError("angles_deg names no angle")
+    return chosen
+
+
+def _thresholds(path: str | os.PathLike[str] | None) -> Thresholds | None:
+    return None if path is None else Thresholds.load(path)
+
+
+def _draw(model: Model, image: Tensor, views: Tensor, count: int, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Samples (int16), their mean and their standard deviation."""
+    statistics, drawn = SampleStatistics(hu_window=model.hu_window), []
+    for sample in tqdm(model.samples(image, views, count, seed), "samples", count, unit="sample", disable=None):
+        statistics.update(sample[None, None])
+        drawn.append(sample.round().to(torch.int16))
+    return drawn, statistics.mean().float(), statistics.std().float()
+
+
+def _reproject(hu: Tensor, model: Model, image: Tensor, views: Tensor) -> Tensor:
+    """Line integrals (K, V, U) of the reconstruction; around it there is air."""
+    projector = Projector(model.grid, image.shape[1:])
+    with torch.inference_mode():
+        return projector(hu_to_attenuation(hu[None, None].float(), model.energy_kev), views)[0]
+
+
+def _checks(
+    thresholds: Thresholds | None,
+    radiographs: list[Radiograph],
+    model: Model,
+    image: Tensor,
+    views: Tensor,
+    exposed: Tensor,
+    hu: Tensor,
+    std: Tensor | None,
+) -> list[CheckResult]:
+    if thresholds is None:
+        return []
+    evidence = Evidence(
+        image=image,
+        views=views,
+        exposed=exposed,
+        hu=hu.float(),
+        grid=model.grid,
+        samples_std=std,
+        training=model.meta,
+        radiograph_facts=[radiograph.facts for radiograph in radiographs],
+        prior=find_prior(model.network),
+    )
+    return run_checks(evidence, thresholds)
+
+
+def _isocenter(radiographs: list[Radiograph]) -> tuple[tuple[float, float, float], list[str]]:
+    """Where the isocentre lies in the frame of the files, and what there is to say of it."""
+    given = [r.facts["isocenter_mm"].value if "isocenter_mm" in r.facts else None for r in radiographs]
+    known = sorted({tuple(float(x) for x in one) for one in given if one is not None})
+    if not known:
+        return (0.0, 0.0, 0.0), []
+    if len(known) > 1 or None in given:
+        places = ", ".join(str(place) for place in known)
+        return (0.0, 0.0, 0.0), [
+            f"The radiographs do not agree where their isocentre lies in a CT's frame ({places}): the volume is "
+            "written in the isocentre's own frame."
+        ]
+    x, y, z = known[0]
+    return (x, y, z), []
+
+
+def _total(seconds: dict[str, float]) -> str:
+    return f"{sum(seconds.values()):.1f} s"

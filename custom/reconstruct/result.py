@@ -1,0 +1,178 @@
+"""What a reconstruction is in memory, and what result.json says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from custom import __version__
+from custom.geometry import VolumeGrid
+from custom.model_folder import Model
+from custom.radiographs import Radiograph, Sourced
+from custom.trust import CheckResult, Verdict
+
+__all__ = ["FORMAT", "WARNING", "Reconstruction", "hu_sha256"]
+
+FORMAT = "fewview-ct reconstruction 1"
+WARNING = "A CT from few radiographs is mostly prior knowledge. Not for diagnosis or primary planning."
+
+
+def hu_sha256(hu: Tensor | npt.NDArray[Any]) -> str:
+    """SHA-256 of a CT's values, hexadecimal: int16 HU, little endian, (X, Y, Z) of the RAS+ grid, z running fastest.
+
+    Args:
+        hu: (X, Y, Z), whole HU.
+    """
+    values = hu.cpu().numpy() if isinstance(hu, Tensor) else np.asarray(hu)
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<i2").tobytes()).hexdigest()
+
+
+@dataclass
+class Reconstruction:
+    """A CT from radiographs, with all that is known of it.
+
+    Attributes:
+        hu: (X, Y, Z) HU, int16: the model's one volume, or the mean of the samples.
+        grid: of `hu`, in the isocentre frame.
+        isocenter_mm: the isocentre in the frame that files are written in: the CT's own where the radiographs name it,
+            else (0, 0, 0), the isocentre frame itself.
+        std: standard deviation of the samples (X, Y, Z) [HU], float32; None: no samples were drawn.
+        samples: (X, Y, Z) HU each, int16.
+        radiographs: as they were read, in the order of the views.
+        image: line integrals as the model saw them (K, V, U).
+        views: (K, 13).
+        exposed: bool (K, V, U).
+        reprojections: line integrals of `hu` (K, V, U).
+        checks: of `custom.trust`; empty where `checked` is False.
+        verdict: of all checks; REVIEW where none could be made.
+        model: that made it.
+        settings: seed, precision, device and others that it depends on.
+        seconds: what each stage took.
+        warnings: in plain language, beyond those of radiographs and checks.
+        created: when.
+        folder: where it was written; None: nowhere.
+    """
+
+    hu: Tensor
+    grid: VolumeGrid
+    isocenter_mm: tuple[float, float, float]
+    std: Tensor | None
+    samples: list[Tensor]
+    radiographs: list[Radiograph]
+    image: Tensor
+    views: Tensor
+    exposed: Tensor
+    reprojections: Tensor
+    checks: list[CheckResult]
+    verdict: Verdict
+    model: Model
+    settings: dict[str, Any]
+    seconds: dict[str, float]
+    warnings: list[str] = field(default_factory=list)
+    created: datetime = field(default_factory=lambda: datetime.now().astimezone())
+    folder: Path | None = None
+
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """Voxel index to millimetres, RAS+, (4, 4)."""
+        return self.grid.affine(self.isocenter_mm)
+
+    @property
+    def hu_sha256(self) -> str:
+        """Of `hu`, see `hu_sha256`."""
+        return hu_sha256(self.hu)
+
+    @property
+    def model_identity(self) -> dict[str, str]:
+        """What the DICOM writers take: name, sha256, version."""
+        return {"name": self.model.name, "sha256": self.model.sha256, "version": __version__}
+
+    @property
+    def derivation(self) -> str:
+        """One sentence of what was done."""
+        count = len(self.views)
+        views = f"{count} radiograph{'s'[: count > 1]}"
+        what = f"Mean of {len(self.samples)} samples" if self.samples else "Volume"
+        return (
+            f"{what} estimated from {views} by fewview-ct {__version__}, model {self.model.name} (SHA-256 "
+            f"{self.model.sha256}); what the radiographs leave open is filled in from the model's training patients."
+        )
+
+    def all_warnings(self) -> list[str]:
+        """Every warning once: of checks, of the reconstruction, of the radiographs."""
+        found = [f"{c.name}: {c.message}" for c in self.checks if c.verdict is not Verdict.PASS]
+        found += self.warnings
+        found += [warning for radiograph in self.radiographs for warning in radiograph.warnings]
+        return list(dict.fromkeys(found))
+
+    def record(self, files: Mapping[str, str]) -> dict[str, Any]:
+        """The content of result.json.
+
+        Args:
+            files: SHA-256 of what was written, by name.
+        """
+        return {
+            "format": FORMAT,
+            "software": f"fewview-ct {__version__}",
+            "torch": torch.__version__,
+            "created": self.created.isoformat(timespec="seconds"),
+            "warning": WARNING,
+            "verdict": self.verdict.value,
+            "checks": [_check(check) for check in self.checks],
+            "warnings": self.all_warnings(),
+            "model": {
+                "name": self.model.name,
+                "sha256": self.model.sha256,
+                "parents": self.model.parents,
+                "energy_kev": self.model.energy_kev,
+                "pixel_at_isocenter_mm": self.model.pixel_at_isocenter_mm,
+            },
+            "settings": self.settings,
+            "radiographs": [_radiograph(r, v) for r, v in zip(self.radiographs, self.views.tolist(), strict=True)],
+            "detector_shape": list(self.image.shape[1:]),
+            "volume": {
+                "hu_sha256": self.hu_sha256,
+                "shape": list(self.grid.shape),
+                "spacing_mm": list(self.grid.spacing_mm),
+                "affine": self.affine.tolist(),
+                "isocenter_mm": list(self.isocenter_mm),
+            },
+            "seconds": {stage: round(value, 2) for stage, value in self.seconds.items()},
+            "files": dict(files),
+        }
+
+
+def _check(check: CheckResult) -> dict[str, Any]:
+    return {
+        "name": check.name,
+        "verdict": check.verdict.value,
+        "statistic": check.statistic,
+        "review_above": check.review_above,
+        "reject_above": check.reject_above,
+        "message": check.message,
+    }
+
+
+def _radiograph(radiograph: Radiograph, view: Sequence[float]) -> dict[str, Any]:
+    return {
+        "file": radiograph.name,
+        "sha256": radiograph.sha256,
+        "modality": radiograph.modality,
+        "view": list(view),
+        "facts": {key: _sourced(fact) for key, fact in radiograph.facts.items()},
+        "warnings": list(radiograph.warnings),
+    }
+
+
+def _sourced(fact: Sourced) -> dict[str, Any]:
+    value = fact.value
+    return {"value": list(value) if isinstance(value, tuple) else value, "source": fact.source}

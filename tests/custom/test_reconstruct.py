@@ -1,0 +1,491 @@
+"""From radiographs to the output folder: what is in it, what it depends on, and what is refused before long work."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import torch
+
+from custom.checkpoints import save_checkpoint, sha256
+from custom.cli import ExitCode
+from custom.data.cohort import load_cases
+from custom.dicom.write_ct import read_ct_series
+from custom.dicom.write_dx import write_dx
+from custom.geometry import rays, views_from_angles
+from custom.model_folder import Model, load_model
+from custom.radiographs import Radiograph, read_radiographs
+from custom.reconstruct import hu_sha256, pipeline, reconstruct, save_volume
+from custom.reconstruct.command import command
+from custom.trust import CheckResult, Verdict
+from tests.custom.tiny_benchmark import GRID, ISOCENTER, tiny_network, write_cohort
+from tests.custom.tiny_diffusion import autoencoder, denoiser
+from tests.hand_written_dicom import integrals
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of ellipsoids, a network (inr.pt) and a denoiser with its parents (ldm/), with nothing learnt."""
+    folder = tmp_path_factory.mktemp("clinic")
+    write_cohort(folder)
+    save_checkpoint(folder / "inr.pt", tiny_network())
+    ldm = folder / "ldm"
+    ldm.mkdir()
+    parents = {"autoencoder": autoencoder(), "mean": tiny_network()}
+    hashes = {role: sha256(save_checkpoint(ldm / f"{role}.pt", network)) for role, network in parents.items()}
+    meta = {"parents": hashes, "pixel_at_isocenter_mm": 20.0}
+    files = hashes | {"model": sha256(save_checkpoint(ldm / "model.pt", denoiser(known_channels=3), meta))}
+    content = {"format": "fewview-ct model 1", "name": "tiny", "files": {f"{k}.pt": v for k, v in files.items()}}
+    (ldm / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2}}))
+    return folder
+
+
+@pytest.fixture
+def case(folder: Path) -> dict[str, str]:
+    return load_cases(folder / "datalist.json", "test")[0]
+
+
+def verdict_is(monkeypatch: pytest.MonkeyPatch, verdict: Verdict, tmp_path: Path) -> str:
+    """Checks that come to this verdict; the name of their thresholds' file."""
+    check = CheckResult("rows", verdict, 0.3, 0.1, 0.2, "The radiographs do not fit each other.")
+    monkeypatch.setattr(pipeline, "run_checks", lambda evidence, thresholds: [check])
+    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: object()))
+    (tmp_path / "thresholds.json").write_text("{}")
+    return str(tmp_path / "thresholds.json")
+
+
+def refuse_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*args: Any) -> None:
+        raise AssertionError("the network ran")
+
+    monkeypatch.setattr(Model, "mean", run)
+    monkeypatch.setattr(Model, "samples", run)
+
+
+# --- what is written ---
+
+
+def test_one_volume_in_every_form(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "out"
+    found = reconstruct([case["image"]], geometry=case["geometry"], model=folder / "inr.pt", output=output)
+    assert found.folder == output and found.std is None and found.samples == []
+    assert sorted(p.name for p in output.iterdir()) == ["ct", "ct.nii.gz", "report.html", "result.json"]
+    assert [p.name for p in output.parent.iterdir()] == ["out"]
+    written = nib.load(output / "ct.nii.gz")
+    truth = nib.load(case["label"])
+    assert written.get_data_dtype() == np.int16
+    np.testing.assert_allclose(written.affine, truth.affine)
+    series, affine = read_ct_series(output / "ct")
+    np.testing.assert_allclose(affine, truth.affine, atol=1e-3)
+    record = json.loads((output / "result.json").read_text())
+    for volume in (np.asarray(written.dataobj), series, found.hu):
+        assert hu_sha256(volume) == record["volume"]["hu_sha256"] == found.hu_sha256
+    assert record["format"] == "fewview-ct reconstruction 1" and record["software"].startswith("fewview-ct ")
+    assert record["model"]["sha256"] == sha256(folder / "inr.pt")
+    assert record["settings"]["threads"] == torch.get_num_threads() and record["settings"]["seed"] == 0
+    assert record["files"] == {name: sha256(output / name) for name in ("ct.nii.gz", "report.html")}
+    assert set(record["seconds"]) == {"read", "reconstruct", "check", "write"}
+    first, second = record["radiographs"]
+    assert first["sha256"] == second["sha256"] == sha256(case["image"])
+    assert np.allclose([first["view"], second["view"]], found.views)
+    assert first["facts"]["angle_deg"]["value"] == 0 and "geometry" in first["facts"]["angle_deg"]["source"]
+    assert record["volume"]["isocenter_mm"] == list(ISOCENTER)
+
+
+def test_the_hash_is_of_the_values_in_ras_order() -> None:
+    volume = torch.arange(24).reshape(2, 3, 4)
+    import hashlib
+    import struct
+
+    expected = hashlib.sha256(b"".join(struct.pack("<h", value) for value in range(24))).hexdigest()
+    assert hu_sha256(volume.to(torch.int16)) == hu_sha256(volume.numpy().astype(">i4")) == expected
+    assert hu_sha256(volume.flip(0)) != expected
+
+
+def test_samples_give_a_mean_and_its_uncertainty(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("highdicom")
+    from custom.dicom.write_map import read_uncertainty_map
+
+    options: dict[str, Any] = {"geometry": case["geometry"], "model": folder / "ldm", "samples": 3, "seed": 4}
+    found = reconstruct([case["image"]], output=tmp_path / "out", **options)
+    volumes = [np.asarray(nib.load(tmp_path / f"out/samples/sample_{i:03d}.nii.gz").dataobj) for i in range(3)]
+    mean, std = (np.asarray(nib.load(tmp_path / "out" / name).dataobj) for name in ("ct.nii.gz", "uncertainty.nii.gz"))
+    np.testing.assert_allclose(mean, np.mean(volumes, axis=0), atol=1)
+    np.testing.assert_allclose(std, np.std(volumes, axis=0, ddof=1), atol=1)
+    assert std.dtype == np.float32 and std.max() > 1
+    stored, _ = read_uncertainty_map(tmp_path / "out/uncertainty.dcm")
+    np.testing.assert_allclose(stored, std, atol=1e-4)
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert {"uncertainty.nii.gz", "uncertainty.dcm", "samples/sample_002.nii.gz"} <= set(record["files"])
+    model = load_model(folder / "ldm")
+    expected = [sample.round() for sample in model.samples(found.image, found.views, 3, 4)]
+    assert all(torch.equal(a.float(), b) for a, b in zip(found.samples, expected, strict=True))
+    again = reconstruct([case["image"]], **options)
+    assert again.hu_sha256 == found.hu_sha256 and again.folder is None
+    assert reconstruct([case["image"]], **{**options, "seed": 5}).hu_sha256 != found.hu_sha256
+
+
+@pytest.mark.parametrize(("dicom", "report"), [(False, True), (True, False), (False, False)])
+def test_parts_can_be_left_out(folder: Path, case: dict[str, str], tmp_path: Path, dicom: bool, report: bool) -> None:
+    options: dict[str, Any] = {"geometry": case["geometry"], "model": folder / "inr.pt"}
+    reconstruct([case["image"]], output=tmp_path / "out", dicom=dicom, report=report, **options)
+    assert (tmp_path / "out/ct").is_dir() == dicom and (tmp_path / "out/report.html").is_file() == report
+
+
+def test_files_radiographs_and_a_loaded_model_give_the_same(folder: Path, case: dict[str, str]) -> None:
+    stack = Path(case["image"])
+    read = read_radiographs([stack], case["geometry"])
+    expected = reconstruct([stack], geometry=case["geometry"], model=folder / "inr.pt")
+    model = load_model(folder / "inr.pt")
+    assert reconstruct(read, model=model).hu_sha256 == expected.hu_sha256
+    assert torch.equal(expected.hu.float(), model.mean(expected.image, expected.views).round())
+    one = reconstruct(read[1:], model=model)
+    assert len(one.views) == 1 and one.hu_sha256 != expected.hu_sha256
+    again = reconstruct([stack], geometry=case["geometry"], model=model, angles_deg=[450.0])
+    assert again.hu_sha256 == one.hu_sha256
+    both = reconstruct(read, model=model, angles_deg=[90, 0])
+    assert [r.name for r in both.radiographs] == [read[1].name, read[0].name]
+
+
+def test_overwrite_replaces_an_earlier_result(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    options: dict[str, Any] = {"geometry": case["geometry"], "model": folder / "inr.pt", "report": False}
+    reconstruct([case["image"]], output=output, **options)
+    with pytest.raises(FileExistsError, match="out: exists: choose another output, or pass --overwrite"):
+        reconstruct([case["image"]], output=output, **options)
+    reconstruct([case["image"]], output=output, overwrite=True, dicom=False, **options)
+    assert not (output / "ct").exists()
+
+
+# --- DICOM ---
+
+
+def write_pair(folder: Path, columns: Sequence[int] = (140, 110), **options: Any) -> list[Path]:
+    """A frontal and a lateral DX of one patient, with another plate each."""
+    paths = []
+    for angle, count in zip((270.0, 0.0), columns, strict=True):
+        view = views_from_angles([angle], "cone", 1650.0, 1800.0, (3.5, 3.5))[0]
+        origin, direction = rays(view[None], (120, count))
+        image = integrals(view[:3].numpy(), (origin + direction * 100)[0].numpy())
+        paths.append(write_dx(folder / f"view{angle:g}.dcm", image, view, photons=None, **options))
+    return paths
+
+
+def test_two_dx_files_become_a_series_of_the_same_patient_and_study(folder: Path, tmp_path: Path) -> None:
+    name = "Иванов^Иван=山田^太郎"
+    sources = [pydicom.dcmread(path) for path in write_pair(tmp_path, patient_name=name)]
+    found = reconstruct([tmp_path], model=folder / "inr.pt", output=tmp_path / "out")
+    slices = [pydicom.dcmread(path) for path in (tmp_path / "out/ct").iterdir()]
+    assert {str(one.PatientName) for one in slices} == {name}
+    assert {one.StudyInstanceUID for one in slices} == {sources[0].StudyInstanceUID}
+    assert {item.ReferencedSOPInstanceUID for item in slices[0].SourceImageSequence} == {
+        source.SOPInstanceUID for source in sources
+    }
+    (series,) = {one.SeriesInstanceUID for one in slices}
+    assert series not in {source.SeriesInstanceUID for source in sources}
+    volume, _ = read_ct_series(tmp_path / "out/ct")
+    assert hu_sha256(volume) == found.hu_sha256
+    assert name.split("^")[0] not in (tmp_path / "out/result.json").read_text(encoding="utf-8")
+    again = reconstruct(sorted(tmp_path.glob("*.dcm")), model=folder / "inr.pt", samples=0)
+    assert again.hu_sha256 == found.hu_sha256
+
+
+def test_a_pair_without_distances_is_refused_before_anything_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from custom import cli
+
+    place = tmp_path / "in"
+    place.mkdir()
+    keywords = ["DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor"]
+    write_pair(place, drop=keywords)
+    refuse_to_run(monkeypatch)
+    words = ["reconstruct", str(place), "--output", str(tmp_path / "out"), "--model", str(folder / "inr.pt")]
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    error = capsys.readouterr().err
+    assert end.value.code == ExitCode.BAD_INPUT and error.count("\n") == 1
+    assert all(part in error for part in ("view0.dcm", "view270.dcm", "(0018,1110)", "--accept default-distances"))
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--accept", "default-distances", "--noreport"])
+    assert end.value.code == ExitCode.DONE, capsys.readouterr().err
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert record["settings"]["accept"] == ["default-distances"]
+    fact = record["radiographs"][0]["facts"]["source_to_detector_mm"]
+    assert fact == {"value": 1800.0, "source": "option --accept default-distances"}
+
+
+# --- trust ---
+
+
+def test_without_thresholds_nobody_says_pass(folder: Path, case: dict[str, str]) -> None:
+    found = reconstruct([case["image"]], geometry=case["geometry"], model=folder / "inr.pt")
+    assert found.verdict is Verdict.REVIEW and found.checks == []
+    assert any("nothing was checked" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code"),
+    [(Verdict.PASS, ExitCode.DONE), (Verdict.REVIEW, ExitCode.TO_REVIEW), (Verdict.REJECT, ExitCode.REJECTED)],
+)
+def test_the_verdict_is_recorded_and_ends_a_strict_command(
+    folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, code: int
+) -> None:
+    thresholds = verdict_is(monkeypatch, verdict, tmp_path)
+    options: dict[str, Any] = {"geometry": case["geometry"], "model": str(folder / "inr.pt"), "thresholds": thresholds}
+    assert command(case["image"], output=str(tmp_path / "a"), strict=True, **options) == code
+    assert command(case["image"], output=str(tmp_path / "b"), **options) == ExitCode.DONE
+    record = json.loads((tmp_path / "a/result.json").read_text())
+    assert record["verdict"] == verdict.value == record["checks"][0]["verdict"]
+    assert (record["checks"][0]["statistic"], record["checks"][0]["reject_above"]) == (0.3, 0.2)
+    said = any("do not fit each other" in warning for warning in record["warnings"])
+    assert said == (verdict is not Verdict.PASS)
+    assert verdict.value in (tmp_path / "a/report.html").read_text(encoding="utf-8")
+
+
+# --- what the detector did not see ---
+
+
+def masked(radiograph: Radiograph, columns: slice) -> Radiograph:
+    radiograph.exposed[:, columns] = False
+    radiograph.line_integrals[~radiograph.exposed] = 0.0
+    return radiograph
+
+
+def test_beside_a_blade_the_body_goes_on_and_ends_soon(folder: Path, case: dict[str, str]) -> None:
+    read = read_radiographs([case["image"]], case["geometry"])
+    width = read[0].line_integrals.shape[1]
+    whole = reconstruct(read, model=folder / "inr.pt")
+    assert not any("exposed" in warning for warning in whole.warnings)
+    middle = width // 2
+    masked(read[0], slice(middle, None))
+    found = reconstruct(read, model=folder / "inr.pt")
+    assert not found.exposed[0, :, middle:].any() and found.exposed[1].all()
+    # Pixels of 20 mm: 20 and 40 mm beside the edge of the exposed area, where 50 mm are the end.
+    fade = torch.tensor([0.6, 0.2]), torch.zeros(width - middle - 2)
+    expected = whole.image[0, :, middle - 1 : middle] * torch.cat(fade)
+    np.testing.assert_allclose(found.image[0, :, middle:], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.image[0, :, :middle], whole.image[0, :, :middle], rtol=1e-5)
+    (warning,) = [w for w in found.warnings if "exposed" in w]
+    assert warning.startswith(f"{read[0].name}: the body reaches the edge of the exposed area")
+
+
+def test_below_the_plate_the_body_goes_on_as_it_is(folder: Path, case: dict[str, str]) -> None:
+    read = read_radiographs([case["image"]], case["geometry"])
+    middle = read[0].line_integrals.shape[0] // 2
+    whole = reconstruct(read, model=folder / "inr.pt")
+    read[0].exposed[middle:] = False
+    read[0].line_integrals[middle:] = 0
+    found = reconstruct(read, model=folder / "inr.pt")
+    for row in range(middle, found.image.shape[1]):
+        np.testing.assert_allclose(found.image[0, row], whole.image[0, middle - 1], rtol=1e-5)
+
+
+def test_a_blade_in_the_air_is_no_reason_to_warn(folder: Path, case: dict[str, str]) -> None:
+    read = read_radiographs([case["image"]], case["geometry"])
+    air = int((read[0].line_integrals.amax(0) > 0.01).nonzero()[0]) - 1
+    assert air > 0
+    masked(read[0], slice(0, air))
+    found = reconstruct(read, model=folder / "inr.pt")
+    assert not any("exposed" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("trained", [None, (8, 16), (16, 24), (64, 64)])
+def test_a_detector_is_not_larger_than_the_models(
+    folder: Path, case: dict[str, str], tmp_path: Path, trained: tuple[int, int] | None
+) -> None:
+    meta = {} if trained is None else {"detector_shape": list(trained)}
+    model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), meta))
+    read = read_radiographs([case["image"]], case["geometry"])
+    rows, columns = read[0].line_integrals.shape
+    for radiograph in read:
+        wide = torch.zeros(rows, columns + 400)
+        wide[:, 200:-200] = radiograph.line_integrals
+        radiograph.line_integrals, radiograph.exposed = wide, torch.ones_like(wide, dtype=torch.bool)
+    found = reconstruct(read, model=model)
+    # Untrained shapes are unknown: as wide as the cube's diagonal, 554 mm at 20 mm, in steps of 8.
+    wanted = trained or (32, 32)
+    assert found.image.shape[1:] == (min(wanted[0], rows), min(wanted[1], columns + 400))
+    middle = (columns + 400 - found.image.shape[2]) // 2
+    top = (rows - found.image.shape[1]) // 2
+    for image, radiograph in zip(found.image, read, strict=True):
+        expected = radiograph.line_integrals[top : rows - top, middle : columns + 400 - middle]
+        np.testing.assert_allclose(image, expected, rtol=1e-6)
+
+
+def test_a_smaller_plate_is_padded_to_the_larger_one_and_no_further(folder: Path, tmp_path: Path) -> None:
+    model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), {"detector_shape": [40, 48]}))
+    found = reconstruct(write_pair(tmp_path, columns=(140, 60)), model=model)
+    # 120 x 140 and 120 x 60 pixels of 3.5 mm, magnified by 1800 / 1650: 19.3 x 22.5 and 9.6 columns of 20 mm.
+    seen = [(int(one.any(1).sum()), int(one.any(0).sum())) for one in found.exposed]
+    assert found.image.shape[1:] == (16, 16) and seen == [(16, 16), (16, 10)]
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([None, None], (0.0, 0.0, 0.0)),
+        ([(1.0, 2.0, 3.0)] * 2, (1.0, 2.0, 3.0)),
+        ([(1.0, 2.0, 3.0), None], None),
+        ([(1.0, 2.0, 3.0), (1.0, 2.0, 4.0)], None),
+    ],
+)
+def test_the_frame_is_the_cts_where_all_radiographs_agree(
+    folder: Path, case: dict[str, str], places: Sequence[Any], expected: Any
+) -> None:
+    read = read_radiographs([case["image"]], case["geometry"])
+    for radiograph, place in zip(read, places, strict=True):
+        known = radiograph.facts.pop("isocenter_mm")
+        if place is not None:
+            radiograph.facts["isocenter_mm"] = type(known)(place, known.source)
+    found = reconstruct(read, model=folder / "inr.pt")
+    assert found.isocenter_mm == (expected or (0.0, 0.0, 0.0))
+    assert any("do not agree where their isocentre lies" in w for w in found.warnings) == (expected is None)
+
+
+# --- what is refused, before long work ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"samples": 1}, ValueError, "samples must be 0 or at least 2"),
+        ({"samples": -2}, ValueError, "samples must be 0 or at least 2"),
+        ({"samples": 4}, ValueError, "inr gives one volume and draws no samples: take --model ldm_recon"),
+        ({"model": "nothing"}, FileNotFoundError, "nothing: no such model: pass inr_recon"),
+        ({"device": "quantum"}, ValueError, "device 'quantum' cannot be used"),
+        ({"radiographs": []}, ValueError, "no radiographs: name files or folders"),
+        ({"radiographs": ["none.dcm"]}, FileNotFoundError, r"none\.dcm: no such file or folder"),
+        ({"geometry": "none.json"}, FileNotFoundError, r"none\.json: no such file"),
+        ({"angles_deg": [45]}, ValueError, "no radiograph at 45 degrees; there are 0, 90"),
+        ({"angles_deg": []}, ValueError, "angles_deg names no angle"),
+        ({"accept": ["everything"]}, ValueError, "--accept everything is not known"),
+        ({"thresholds": "none.json"}, FileNotFoundError, r"none\.json"),
+        ({"mixed": True}, ValueError, "files, or radiographs that were read already, not both"),
+        ({"read": True}, ValueError, "a geometry is for files"),
+    ],
+)
+def test_errors_come_before_the_network_runs_and_leave_nothing(
+    folder: Path,
+    case: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    refuse_to_run(monkeypatch)
+    options: dict[str, Any] = {"geometry": case["geometry"], "model": str(folder / "inr.pt"), **changes}
+    given: list[Any] = options.pop("radiographs", [case["image"]])
+    if options.pop("mixed", False):
+        given = [*given, *read_radiographs(given, case["geometry"])]
+    if options.pop("read", False):
+        given = list(read_radiographs(given, case["geometry"]))
+    with pytest.raises(error, match=message):
+        reconstruct(given, output=tmp_path / "out", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_headers_that_no_series_can_be_made_of_are_refused_before_the_network_runs(
+    folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pydicom.dataset import Dataset
+
+    refuse_to_run(monkeypatch)
+    read = read_radiographs([case["image"]], case["geometry"])
+    for radiograph, patient in zip(read, ("one", "two"), strict=True):
+        radiograph.header = Dataset()
+        radiograph.header.PatientID = patient
+        radiograph.header.StudyInstanceUID = "1.2.3"
+    with pytest.raises(ValueError):
+        reconstruct(read, model=folder / "inr.pt", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_arguments_of_the_first_version_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"have changed.*reconstruct r\.nii\.gz --geometry g\.json --output ct --model m\.pt"
+    ):
+        command("r.nii.gz", "g.json", "ct.nii.gz", "m.pt")
+    with pytest.raises(ValueError, match="no output: pass --output DIR"):
+        command("r.nii.gz")
+    with pytest.raises(ValueError, match="no radiographs"):
+        command(output="out")
+
+
+def test_the_command_line_reads_files_and_options(
+    folder: Path, case: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from custom import cli
+
+    words = ["reconstruct", case["image"], "--geometry", case["geometry"], "--output", str(tmp_path / "out")]
+    words += ["--model", str(folder / "inr.pt"), "--angles_deg", "90", "--nodicom", "--report=False", "--strict"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == ExitCode.TO_REVIEW, capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ct.nii.gz", "result.json"]
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--checkpoint", "x.pt"])
+    assert end.value.code == ExitCode.BAD_INPUT
+    assert "--checkpoint is no longer an option of reconstruct: it is --model" in capsys.readouterr().err
+
+
+# --- interrupted ---
+
+
+def test_an_error_while_writing_leaves_nothing(
+    folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device", "report.html")
+
+    monkeypatch.setattr("custom.reconstruct.outputs.write_report", full)
+    with pytest.raises(OSError, match="No space left"):
+        reconstruct([case["image"]], geometry=case["geometry"], model=folder / "inr.pt", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_run_leaves_no_output(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom custom.reconstruct import outputs, reconstruct\n"
+        "def stop(*args):\n    print('writing', flush=True)\n    time.sleep(120)\n"
+        "outputs.write_report = stop\nimage, geometry, model, output = sys.argv[1:]\n"
+        "reconstruct([image], geometry=geometry, model=model, output=output)\n"
+    )
+    words = [sys.executable, "-c", code, case["image"], case["geometry"], str(folder / "inr.pt"), str(tmp_path / "out")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    process.stdout.close()
+    assert [p.name[0] for p in tmp_path.iterdir()] == ["."]
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [("ct.dcm", ValueError, r"must end in \.nii"), ("file/ct.nii", OSError, r"ct\.nii.*could not be written")],
+)
+def test_volumes_are_written_as_nifti_or_not_at_all(
+    tmp_path: Path, name: str, error: type[Exception], message: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(error, match=message):
+        save_volume(tmp_path / name, torch.zeros(GRID.shape), GRID)
+
+
+def test_equal_volumes_are_equal_files(tmp_path: Path) -> None:
+    volume = torch.linspace(-1000, 1000, 16**3).reshape(GRID.shape)
+    first, second = (save_volume(tmp_path / f"{i}.nii.gz", volume, GRID, ISOCENTER) for i in range(2))
+    assert first.read_bytes() == second.read_bytes()
+    np.testing.assert_array_equal(np.asarray(nib.load(first).dataobj), volume.round().numpy())
