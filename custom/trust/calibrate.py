@@ -1,0 +1,287 @@
+"""`fewview-ct calibrate`: thresholds of the trust checks, from CTs that are known."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from custom import __version__
+from custom.data.acquisition import PAPER_ANGLES_DEG
+from custom.data.cohort import load_cases
+from custom.data.files import sha256_file, write_json
+from custom.data.workers import Workers
+from custom.geometry import BEAMS
+from custom.model_folder import Model
+from custom.trust.evidence import Evidence
+from custom.trust.picture import LEVELS, body_quantiles
+from custom.trust.statistics import Meter, Quantiles
+from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, fit_thresholds, group_name
+from custom.trust.trials import Trial, detector_of, load_ct, model_on, reconstructed
+
+__all__ = ["calibrate", "loaded_model", "measured"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: dict[str, Any]
+    index: int
+    warp: int
+    model: str
+    size: int | None
+    samples: int
+    groups: tuple[tuple[str, int], ...]
+    trial: Trial
+    device: str | None
+    threads: int | None
+    file: Path
+
+    def settings(self, model_sha256: str) -> dict[str, Any]:
+        """All that the file depends on."""
+        content = {
+            "case": self.case["case"],
+            "index": self.index,
+            "warp": self.warp,
+            "model_sha256": model_sha256,
+            "size": self.size,
+            "samples": self.samples,
+            "groups": [group_name(*group) for group in self.groups],
+            "trial": asdict(self.trial),
+            "software": f"fewview-ct {__version__}",
+        }
+        return json.loads(json.dumps(content))
+
+
+def calibrate(
+    datalist: str,
+    output: str,
+    model: str = "inr_recon",
+    phantom_list_file: str | None = None,
+    parts: Sequence[str] = ("training", "validation"),
+    warps: int = 0,
+    views: Sequence[int] = (1, 2, 4, 8),
+    beams: Sequence[str] = ("parallel", "cone"),
+    size: int | None = None,
+    samples: int = 0,
+    false_alarms: float = 0.05,
+    reject_factor: float = 2.0,
+    trained_views: Sequence[int] | None = None,
+    trained_beams: Sequence[str] | None = None,
+    source_to_isocenter_mm: Sequence[float] | None = None,
+    source_to_detector_mm: Sequence[float] | None = None,
+    tilt_deg: float = 5.0,
+    reject_beyond: float = 0.5,
+    photons: float = 4e6,
+    intensity_error: float = 0.02,
+    scatter_to_primary: float = 0.0,
+    seed: int = 0,
+    work: str | None = None,
+    workers: int = 1,
+    device: str | None = None,
+) -> Path:
+    """Make the thresholds of the trust checks from CTs that are known.
+
+    Every CT is radiographed without a mistake, the model reconstructs it, and what the checks measure is collected. The
+    thresholds are set so that a share `false_alarms` of these cases is above any of them. Take cases that the model has
+    not seen: those of the training look better than new ones do. Safe to stop and start again: finished cases are kept.
+
+    Args:
+        datalist: datalist.json of a prepared cohort, each case with its source.
+        output: thresholds to write, usually thresholds.json beside the model.
+        model: name, folder or model.pt, as for `fewview-ct reconstruct`.
+        phantom_list_file: datalist.json of `fewview-ct phantom`, whose training part is used too.
+        parts: of the datalist.
+        warps: random deformations of every case of the datalist, in addition to the case itself.
+        views: numbers of views, 1, 2, 4 or 8, at the papers' angles.
+        beams: "parallel", "cone" (1000 mm to the isocentre, 1500 mm to the detector).
+        size: voxels along each side, to save time; the model's own grid by default.
+        samples: drawn of each case for their spread, by a model that draws; 0 for none.
+        false_alarms: share of good cases that may get REVIEW.
+        reject_factor: how many times as far from the median as REVIEW begins REJECT does.
+        trained_views: numbers of views that the model was trained for; by default what its checkpoint says.
+        trained_beams: likewise.
+        source_to_isocenter_mm: smallest and largest in training, cone beam; likewise.
+        source_to_detector_mm: likewise.
+        tilt_deg: largest tilt of rays or detector rows out of the axial plane that needs no review.
+        reject_beyond: share of a trained range's width by which a geometry may be outside before REJECT.
+        photons: counted by a pixel without a patient; 0 for no noise.
+        intensity_error: the intensity without a patient is wrong by up to this share, each view for itself.
+        scatter_to_primary: scatter over primary in the patient's shadow.
+        seed: of deformations, noise and errors.
+        work: folder for finished cases; by default OUTPUT without its suffix, followed by _cases.
+        workers: processes; each needs up to 2 GB.
+        device: torch device; a GPU where there is one, else the CPU.
+
+    Returns:
+        The thresholds' path.
+
+    Raises:
+        FileNotFoundError: for a missing datalist, CT or model.
+        ValueError: for too few cases, options that make no sense, or a checkpoint that does not say what it was
+            trained for.
+    """
+    groups = _groups(beams, views)
+    path = Path(output)
+    if path.suffix != ".json":
+        raise ValueError(f"{path}: thresholds are a JSON file, the output must end in .json")
+    if warps < 0 or samples < 0 or samples == 1:
+        raise ValueError(f"warps must not be negative and samples be 0 or at least 2, got {warps} and {samples}")
+    trial = Trial(photons=photons, intensity_error=intensity_error, scatter_to_primary=scatter_to_primary, seed=seed)
+    loaded, _ = loaded_model(model, size, device)
+    loaded.require(samples)
+    trial = _with_energy(trial, loaded)
+    options = (trained_views, trained_beams, source_to_isocenter_mm, source_to_detector_mm)
+    trained = _trained(loaded, *options, tilt_deg, reject_beyond)
+    cases = [(case, warp) for part in parts for case in load_cases(datalist, part) for warp in range(warps + 1)]
+    cases += [(case, 0) for case in (load_cases(phantom_list_file, "training") if phantom_list_file else [])]
+    if len(cases) < FEWEST_CASES:
+        raise ValueError(
+            f"{datalist}: {len(cases)} cases; thresholds need at least {FEWEST_CASES}: add phantoms or warps"
+        )
+    folder = Path(work) if work is not None else path.with_name(f"{path.stem}_cases")
+    jobs = [
+        _Job(
+            case, index, warp, model, size, samples, groups, trial, device, 1 if workers > 1 else None,
+            folder / f"{case['case']}_{warp}.json",
+        )
+        for index, (case, warp) in enumerate(cases)
+    ]  # fmt: skip
+    if len({job.file for job in jobs}) < len(jobs):
+        raise ValueError(f"{datalist} and {phantom_list_file}: two cases have the same name")
+    with Workers(workers) as pool:
+        pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="calibrating")
+    records = [json.loads(job.file.read_text())["groups"] for job in jobs]
+    quantiles, fitted = _fitted(records, groups, false_alarms, reject_factor)
+    made_from = {
+        "software": f"fewview-ct {__version__}",
+        "model": {"name": loaded.name, "sha256": loaded.sha256, "voxels": list(loaded.grid.shape), "samples": samples},
+        "datalist": {"file": Path(datalist).name, "sha256": sha256_file(Path(datalist)), "parts": list(parts)},
+        "phantoms": None
+        if phantom_list_file is None
+        else {"file": Path(phantom_list_file).name, "sha256": sha256_file(Path(phantom_list_file))},
+        "warps": warps,
+        "cases": len(cases),
+        "false_alarms": false_alarms,
+        "reject_factor": reject_factor,
+        "simulation": asdict(trial),
+    }
+    Thresholds(fitted, quantiles, trained, made_from).save(path)
+    logger.info("%s: thresholds from %d cases for %s", path, len(cases), ", ".join(fitted))
+    return path
+
+
+class _NeverRaised(Exception):
+    """A case that fails stops the calibration: thresholds of what happened to work would be too good."""
+
+
+def _groups(beams: Sequence[str], views: Sequence[int]) -> tuple[tuple[str, int], ...]:
+    unknown = [b for b in beams if b not in BEAMS], [n for n in views if n not in PAPER_ANGLES_DEG]
+    if any(unknown) or not beams or not views:
+        raise ValueError(
+            f"beams must be among {sorted(BEAMS)} and views among {sorted(PAPER_ANGLES_DEG)}, got {beams}, {views}"
+        )
+    return tuple((beam, int(count)) for beam in beams for count in views)
+
+
+def _with_energy(trial: Trial, model: Model) -> Trial:
+    return Trial(**{**asdict(trial), "energy_kev": model.energy_kev})
+
+
+def _trained(
+    model: Model,
+    views: Sequence[int] | None,
+    beams: Sequence[str] | None,
+    to_isocenter: Sequence[float] | None,
+    to_detector: Sequence[float] | None,
+    tilt_deg: float,
+    reject_beyond: float,
+) -> TrainedRange:
+    """From options, or from the checkpoint's meta where those are None."""
+    meta = model.meta
+    if views is None and isinstance(meta.get("training_views"), Mapping):
+        views = [int(count) for count, weight in meta["training_views"].items() if weight > 0]
+    if beams is None and "cone_share" in meta:
+        share = float(meta["cone_share"])
+        beams = [beam for beam, used in (("parallel", share < 1), ("cone", share > 0)) if used]
+    content = {
+        "trained_views": views,
+        "trained_beams": beams,
+        "source_to_isocenter_mm": meta.get("source_to_isocenter_mm") if to_isocenter is None else to_isocenter,
+        "source_to_detector_mm": meta.get("source_to_detector_mm") if to_detector is None else to_detector,
+    }
+    missing = [f"--{name}" for name, value in content.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"the checkpoint of {model.name} does not say what it was trained for: pass {', '.join(missing)}"
+        )
+    plain = {name.removeprefix("trained_"): value for name, value in content.items()}
+    return TrainedRange.from_dict({**plain, "tilt_deg": tilt_deg, "reject_beyond": reject_beyond})
+
+
+@functools.lru_cache(maxsize=1)
+def loaded_model(model: str, size: int | None, device: str | None) -> tuple[Model, Meter]:
+    """A model and a meter, kept by a process that works on many cases."""
+    return model_on(model, size, device), Meter()
+
+
+def measured(evidence: Evidence, meter: Meter) -> dict[str, Any]:
+    """Statistics (None where not measured) and the pictures' quantiles, as plain numbers."""
+    statistics = {name: statistic.value for name, statistic in meter.measure(evidence).items()}
+    return {"statistics": statistics, "quantiles": body_quantiles(evidence.image, evidence.exposed).tolist()}
+
+
+def _run(job: _Job) -> bool:
+    """One case as a file; False where it was there already."""
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    model, meter = loaded_model(job.model, job.size, job.device)
+    settings = job.settings(model.sha256)
+    if job.file.is_file():
+        try:
+            if json.loads(job.file.read_text())["settings"] == settings:
+                return False
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s is damaged and is made again", job.file)
+    ct = load_ct(job.case, model.pixel_at_isocenter_mm, job.warp, job.trial)
+    found = {}
+    for beam, count in job.groups:
+        sets = PAPER_ANGLES_DEG[count]
+        angles = sets[job.index % len(sets)]
+        image, views = ct.radiographs(angles, beam, detector_of(model), model.pixel_at_isocenter_mm, job.trial)
+        evidence = reconstructed(model, image, views, samples=job.samples, seed=job.trial.seed)
+        found[group_name(beam, count)] = measured(evidence, meter)
+    write_json(job.file, {"settings": settings, "groups": found})
+    return True
+
+
+def _fitted(
+    records: Sequence[Mapping[str, Any]],
+    groups: Sequence[tuple[str, int]],
+    false_alarms: float,
+    reject_factor: float,
+) -> tuple[dict[str, Quantiles], dict[str, Any]]:
+    quantiles = {}
+    for beam in dict.fromkeys(beam for beam, _ in groups):
+        names = [group_name(b, count) for b, count in groups if b == beam]
+        pictures = [
+            torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS)) for record in records for name in names
+        ]
+        quantiles[beam] = Quantiles.of(torch.cat(pictures))
+    fitted = {}
+    for beam, count in groups:
+        name = group_name(beam, count)
+        cases = []
+        for record in records:
+            shown = torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS))
+            distance = max(quantiles[beam].distance(picture) for picture in shown)
+            cases.append({**record[name]["statistics"], "intensities": distance})
+        fitted[name] = fit_thresholds(cases, false_alarms, reject_factor)
+    return quantiles, fitted

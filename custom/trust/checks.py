@@ -1,0 +1,170 @@
+"""From numbers to verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from custom.geometry import is_cone
+from custom.trust.evidence import Evidence
+from custom.trust.results import CheckResult, Verdict, overall
+from custom.trust.statistics import STATISTICS, Meter, Statistic
+from custom.trust.thresholds import Threshold, Thresholds, TrainedRange
+
+__all__ = ["NAMES", "overall", "run_checks"]
+
+#: What a report calls each check.
+NAMES = {
+    "reprojection": "The reconstruction explains the radiographs",
+    "agreement": "The radiographs can be of one body",
+    "orientation": "No radiograph looks mirrored or upside down",
+    "angles": "The angles fit the radiographs",
+    "population": "The radiographs look like those of the training",
+    "intensities": "Line integrals are distributed as usual",
+    "truncation": "The body is not cut off at the sides",
+    "samples": "Samples agree as much as usual",
+    "geometry": "The geometry lies in the trained range",
+    "views": "The number of views was trained",
+    "assumptions": "Nothing had to be assumed",
+}
+
+
+def run_checks(evidence: Evidence, thresholds: Thresholds) -> list[CheckResult]:
+    """All checks of one reconstruction, in the order of `NAMES`.
+
+    A check that does not apply (agreement of a single view, samples where none were drawn) passes with a message that
+    begins with "Not checked"; one for which there is no threshold is REVIEW.
+    """
+    beam = evidence.beam
+    found = thresholds.of(beam, len(evidence.image))
+    measured = Meter(thresholds.quantiles.get(beam)).measure(evidence)
+    results = []
+    for name in STATISTICS:
+        if found is None:
+            why = f"no thresholds for {_views(len(evidence.image))} of {beam} beam"
+            results.append(_without_threshold(name, measured[name], why))
+            continue
+        group, group_name = found
+        results.append(_judge(name, measured[name], group.get(name), group_name, len(evidence.image)))
+    results.append(_geometry(evidence, thresholds.trained))
+    results.append(_number_of_views(evidence, thresholds.trained))
+    results.append(_assumptions(evidence.radiograph_facts))
+    return results
+
+
+def _judge(name: str, statistic: Statistic, threshold: Threshold | None, group_name: str, views: int) -> CheckResult:
+    if statistic.value is None or threshold is None:
+        return _without_threshold(name, statistic, f"no threshold for it among those of {group_name} views")
+    value = statistic.value
+    verdict = Verdict.PASS
+    if not value <= threshold.review_above:
+        verdict = Verdict.REVIEW if value <= threshold.reject_above else Verdict.REJECT
+    count = int(group_name.split()[1])
+    by = f" (thresholds of {_views(count)})" if count != views else ""
+    said = {
+        Verdict.PASS: "As usual",
+        Verdict.REVIEW: "Unusual",
+        Verdict.REJECT: "Far from anything that was calibrated",
+    }[verdict]
+    return CheckResult(
+        name,
+        verdict,
+        value,
+        threshold.review_above,
+        threshold.reject_above,
+        f"{said}: {statistic.detail}; {value:.3g}, where at most {threshold.review_above:.3g} is usual{by}.",
+    )
+
+
+def _without_threshold(name: str, statistic: Statistic, why: str) -> CheckResult:
+    if statistic.value is None:
+        return CheckResult(name, Verdict.PASS, None, None, None, f"Not checked: {statistic.detail}.")
+    message = f"Cannot be judged: {why}; measured was that {statistic.detail}."
+    return CheckResult(name, Verdict.REVIEW, statistic.value, None, None, message)
+
+
+def _views(count: int) -> str:
+    return "1 view" if count == 1 else f"{count} views"
+
+
+def _geometry(evidence: Evidence, trained: TrainedRange) -> CheckResult:
+    """How far outside the trained range views stand, as a share of the range's width."""
+    excess: list[tuple[float, str]] = []
+    for index, view in enumerate(evidence.views.double()):
+        name = evidence.name(index)
+        beam = "cone" if bool(is_cone(view)) else "parallel"
+        if beam not in trained.beams:
+            excess.append(
+                (math.inf, f"{name} is a {beam} beam, and the model was trained for {', '.join(trained.beams)}")
+            )
+        for quantity, value in _distances(view).items():
+            low, high = getattr(trained, quantity)
+            outside = max(low - value, value - high) / max(high - low, 1.0)
+            label = quantity.removesuffix("_mm").replace("_", " ")
+            excess.append((outside, f"{label} of {name} is {value:.0f} mm, trained were {low:.0f} to {high:.0f} mm"))
+        tilt, largest = _tilt_deg(view), trained.tilt_deg
+        excess.append(
+            (
+                (tilt - largest) / max(largest, 1.0),
+                f"{name} is tilted by {tilt:.1f} degrees, at most {largest:.1f} is trained",
+            )
+        )
+    worst, text = max(excess)
+    limit = trained.reject_beyond
+    if worst <= 0:
+        return CheckResult("geometry", Verdict.PASS, worst, 0.0, limit, "All views stand as in the training.")
+    verdict = Verdict.REVIEW if worst <= limit else Verdict.REJECT
+    return CheckResult("geometry", verdict, worst, 0.0, limit, f"Outside the trained range: {text}.")
+
+
+def _distances(view: Tensor) -> dict[str, float]:
+    """Source to isocentre and to detector (13,) [mm], perpendicular to the detector; empty for parallel beam."""
+    if not bool(is_cone(view)):
+        return {}
+    normal = torch.nn.functional.normalize(torch.linalg.cross(view[6:9], view[9:12]), dim=0)
+    to_isocenter, to_detector = float(-view[:3] @ normal), float((view[3:6] - view[:3]) @ normal)
+    return {"source_to_isocenter_mm": to_isocenter, "source_to_detector_mm": to_detector}
+
+
+def _tilt_deg(view: Tensor) -> float:
+    """Largest angle with the axial plane of the central ray and of the detector's rows [degrees]."""
+    lines = torch.stack([view[:3], view[6:9]])  # the ray through the isocentre, either way, and a row
+    sines = (lines[:, 2] / lines.norm(dim=1)).abs().clamp(max=1)
+    return float(torch.rad2deg(torch.asin(sines)).max())
+
+
+def _number_of_views(evidence: Evidence, trained: TrainedRange) -> CheckResult:
+    count = len(evidence.image)
+    most = float(max(trained.views))
+    if count in trained.views:
+        return CheckResult(
+            "views", Verdict.PASS, count, most, None, f"{_views(count)}, as in the training.".capitalize()
+        )
+    known = ", ".join(str(n) for n in trained.views)
+    return CheckResult(
+        "views", Verdict.REVIEW, count, most, None, f"{_views(count)}; the model was trained with {known}.".capitalize()
+    )
+
+
+def _assumptions(facts: Sequence[Mapping[str, object]]) -> CheckResult:
+    """What no file says: what an option allowed asks for a review, defaults (an upright detector) are listed."""
+    allowed, defaults = [], []
+    for index, radiograph in enumerate(facts):
+        for name, fact in radiograph.items():
+            source = str(getattr(fact, "source", ""))
+            said = f"{name.replace('_', ' ')} of radiograph {index + 1} ({source})"
+            if "option --accept" in source:
+                allowed.append(said)
+            elif source.startswith("default"):
+                defaults.append(said)
+    if not facts:
+        return CheckResult("assumptions", Verdict.PASS, None, None, None, "Not checked: no facts came with the views.")
+    usual = f" Usual values stand for: {'; '.join(defaults)}." if defaults else ""
+    if not allowed:
+        message = f"Every fact that matters comes from the files or a sidecar.{usual}"
+        return CheckResult("assumptions", Verdict.PASS, 0, 0, None, message)
+    message = f"Not from the files, but allowed by an option: {'; '.join(allowed)}.{usual}"
+    return CheckResult("assumptions", Verdict.REVIEW, len(allowed), 0, None, message)

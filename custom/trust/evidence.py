@@ -1,0 +1,95 @@
+"""Everything that the checks look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from custom.geometry import VIEW_SIZE, VolumeGrid, is_cone
+from custom.networks.prior import PopulationPrior
+
+__all__ = ["Evidence", "find_prior"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Radiographs as the model saw them, and what it made of them.
+
+    Attributes:
+        image: line integrals (K, V, U), float32, at the energy that the model was trained for; 0 where not exposed.
+        views: (K, 13), isocentre frame.
+        exposed: bool (K, V, U).
+        hu: the reconstruction (X, Y, Z), HU; None: the radiographs alone are checked.
+        grid: its grid.
+        samples_std: standard deviation of the samples (X, Y, Z), HU; None: there are none.
+        training: meta of the model's checkpoint.
+        radiograph_facts: for each radiograph its facts by name, each with `value` and `source`; may be empty.
+        prior: the model's Gaussian population (`find_prior`); None: it has none, so that the checks which need it are
+            not made.
+
+    Raises:
+        ValueError: for shapes that do not fit each other.
+    """
+
+    image: Tensor
+    views: Tensor
+    exposed: Tensor
+    hu: Tensor | None
+    grid: VolumeGrid
+    samples_std: Tensor | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    radiograph_facts: Sequence[Mapping[str, Any]] = ()
+    prior: PopulationPrior | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or not len(self.image):
+            raise ValueError(f"image must be (K, V, U) with at least one radiograph, got {tuple(self.image.shape)}")
+        expected: dict[str, tuple[int, ...]] = {
+            "views": (len(self.image), VIEW_SIZE),
+            "exposed": tuple(self.image.shape),
+        }
+        for name in ("hu", "samples_std"):
+            if getattr(self, name) is not None:
+                expected[name] = self.grid.shape
+        for name, shape in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"{name} must be {shape}, got {found}")
+
+    @property
+    def energy_kev(self) -> float:
+        """Photon energy of the line integrals, from the model's meta.
+
+        Raises:
+            ValueError: if that does not say.
+        """
+        for holder in (self.training, self.training.get("network_def", {})):
+            if "energy_kev" in holder:
+                return float(holder["energy_kev"])
+        raise ValueError("the model's meta does not hold energy_kev, so line integrals cannot be compared with HU")
+
+    @property
+    def beam(self) -> str:
+        """Either "parallel" or "cone"; the latter where both occur."""
+        return "cone" if bool(is_cone(self.views).any()) else "parallel"
+
+    def name(self, index: int) -> str:
+        """What a message calls a view: its number and its angle."""
+        view = self.views[index]
+        toward = view[:2] if bool(is_cone(view)) else -view[:2]
+        angle = math.degrees(math.atan2(float(toward[1]), float(toward[0]))) % 360
+        return f"view {index + 1} (at {angle:.0f} degrees)"
+
+
+def find_prior(network: Any) -> PopulationPrior | None:
+    """The fitted population that a network, or the mean network of a sampler, holds; None where there is none."""
+    parts = [network, *getattr(getattr(network, "mean", None), "networks", ())]
+    for part in parts:
+        for module in part.modules() if hasattr(part, "modules") else ():
+            if isinstance(module, PopulationPrior) and module.fitted:
+                return module
+    return None

@@ -1,0 +1,265 @@
+"""Thresholds of the trust checks: a file that `fewview-ct calibrate` makes, with what it was made from."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from custom.data.files import write_json
+from custom.geometry import BEAMS
+from custom.trust.picture import LEVELS
+from custom.trust.statistics import STATISTICS, Quantiles
+
+__all__ = ["FORMAT", "Threshold", "Thresholds", "TrainedRange", "fit_thresholds", "group_name"]
+
+FORMAT = "fewview-ct thresholds 1"
+
+#: Statistics that are positive and span orders of magnitude, and what counts as zero.
+_LOGARITHMIC = {"reprojection": 1e-4, "agreement": 1e-4, "truncation": 1e-3}
+#: Share of the cases that says how long a statistic's upper tail is.
+_TAIL = 0.1
+#: Fewest cases that a threshold is made from.
+FEWEST_CASES = 10
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Of one statistic, for one beam and number of views.
+
+    Attributes:
+        review_above, reject_above: the limits.
+        median, quantile_90, quantile_95, largest: of the statistic among the cases of calibration.
+        cases: how many had it.
+    """
+
+    review_above: float
+    reject_above: float
+    median: float
+    quantile_90: float
+    quantile_95: float
+    largest: float
+    cases: int
+
+
+@dataclass(frozen=True)
+class TrainedRange:
+    """Acquisitions that the model was trained for.
+
+    Attributes:
+        views: numbers of views.
+        beams: "parallel", "cone".
+        source_to_isocenter_mm, source_to_detector_mm: smallest and largest, cone beam.
+        tilt_deg: largest angle of central ray and detector rows with the axial plane.
+        reject_beyond: share of a range's width by which a geometry may lie outside before it is refused.
+
+    Raises:
+        ValueError: for what is no range.
+    """
+
+    views: tuple[int, ...]
+    beams: tuple[str, ...]
+    source_to_isocenter_mm: tuple[float, float]
+    source_to_detector_mm: tuple[float, float]
+    tilt_deg: float
+    reject_beyond: float
+
+    def __post_init__(self) -> None:
+        if not self.views or min(self.views) < 1 or not self.beams or not set(self.beams) <= set(BEAMS):
+            raise ValueError(f"needs numbers of views and beams (parallel, cone), got {self.views} and {self.beams}")
+        for low, high in (self.source_to_isocenter_mm, self.source_to_detector_mm):
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"a range of distances must be positive, smallest first, got {low}, {high}")
+        if not (0 <= self.tilt_deg < 90 and 0 <= self.reject_beyond < math.inf):
+            raise ValueError(f"tilt_deg or reject_beyond makes no sense: {self.tilt_deg}, {self.reject_beyond}")
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> TrainedRange:
+        """The inverse of dataclasses.asdict."""
+        low_high = {}
+        for key in ("source_to_isocenter_mm", "source_to_detector_mm"):
+            low, high = content[key]
+            low_high[key] = (float(low), float(high))
+        return cls(
+            tuple(int(n) for n in content["views"]),
+            tuple(str(beam) for beam in content["beams"]),
+            tilt_deg=float(content["tilt_deg"]),
+            reject_beyond=float(content["reject_beyond"]),
+            **low_high,
+        )
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """All that decides between PASS, REVIEW and REJECT.
+
+    Attributes:
+        groups: by `group_name`, then by statistic.
+        quantiles: by beam, the usual distribution of line integrals.
+        trained: acquisitions that the model was trained for.
+        made_from: data lists and model with their SHA-256, simulation, number of cases, false-alarm level, software.
+    """
+
+    groups: Mapping[str, Mapping[str, Threshold]]
+    quantiles: Mapping[str, Quantiles]
+    trained: TrainedRange
+    made_from: Mapping[str, Any]
+
+    def of(self, beam: str, views: int) -> tuple[Mapping[str, Threshold], str] | None:
+        """Thresholds for a beam and a number of views, and the name of their group.
+
+        Where that number was not calibrated, those of the next one by ratio; None if the beam was not calibrated, or
+        a single view is asked for and only several were, or the other way round.
+        """
+        counts = [int(name.split()[1]) for name in self.groups if name.split()[0] == beam]
+        counts = [count for count in counts if (count == 1) == (views == 1)]
+        if not counts:
+            return None
+        nearest = group_name(beam, min(counts, key=lambda count: (abs(math.log(count / views)), count)))
+        return self.groups[nearest], nearest
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write as JSON, whole or not at all."""
+        content = {
+            "format": FORMAT,
+            "groups": {g: {s: asdict(t) for s, t in group.items()} for g, group in self.groups.items()},
+            "quantiles": {beam: asdict(q) for beam, q in self.quantiles.items()},
+            "trained": asdict(self.trained),
+            "made_from": dict(self.made_from),
+        }
+        write_json(Path(path), content)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Thresholds:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: naming the file and what is wrong with it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such thresholds; 'fewview-ct calibrate' makes them")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(content, dict) or content.get("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT!r}")
+            groups = {
+                _checked_group(g): {_checked_statistic(s): _threshold(t) for s, t in group.items()}
+                for g, group in content["groups"].items()
+            }
+            quantiles = {beam: _quantiles(q) for beam, q in content["quantiles"].items()}
+            return cls(groups, quantiles, TrainedRange.from_dict(content["trained"]), dict(content["made_from"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(
+                f"{path}: not thresholds of fewview-ct: {what}; make them anew with 'fewview-ct calibrate'"
+            ) from error
+
+
+def group_name(beam: str, views: int) -> str:
+    """Key of `Thresholds.groups`, such as "cone 2"."""
+    return f"{beam} {views}"
+
+
+def _checked_group(name: str) -> str:
+    beam, _, count = name.partition(" ")
+    if beam not in BEAMS or not count.isdigit() or int(count) < 1:
+        raise ValueError(f"{name!r} names no beam and number of views")
+    return name
+
+
+def _checked_statistic(name: str) -> str:
+    if name not in STATISTICS:
+        raise ValueError(f"{name!r} is no statistic of this version")
+    return name
+
+
+def _threshold(content: Mapping[str, Any]) -> Threshold:
+    values = {key: float(content[key]) for key in Threshold.__dataclass_fields__ if key != "cases"}
+    if not all(map(math.isfinite, values.values())) or values["reject_above"] < values["review_above"]:
+        raise ValueError(f"a threshold must be finite, and reject_above not below review_above, got {dict(content)}")
+    return Threshold(**values, cases=int(content["cases"]))
+
+
+def _quantiles(content: Mapping[str, Any]) -> Quantiles:
+    center, spread = (tuple(float(v) for v in content[key]) for key in ("center", "spread"))
+    if len(center) != len(LEVELS) or len(spread) != len(LEVELS) or min(spread) <= 0:
+        raise ValueError(f"quantiles need {len(LEVELS)} centres and as many positive spreads")
+    return Quantiles(center, spread)
+
+
+def fit_thresholds(
+    cases: Sequence[Mapping[str, float | None]], false_alarms: float, reject_factor: float
+) -> dict[str, Threshold]:
+    """Thresholds of one group so that a given share of its cases has any statistic above its `review_above`.
+
+    Every statistic is centred at its median and divided by the distance from there to the mean of its highest tenth,
+    after taking the logarithm where it spans orders of magnitude. A case's largest such score is its alarm; one limit
+    for all statistics leaves `false_alarms` of the cases above it. `reject_above` lies `reject_factor` times as far
+    out.
+
+    Args:
+        cases: statistics of each, None where it could not be measured.
+        false_alarms: share of all checks together, such as 0.05.
+        reject_factor: at least 1.
+
+    Raises:
+        ValueError: for too few cases, or a share or factor that makes no sense.
+    """
+    if not 0 < false_alarms < 1 or not reject_factor >= 1:
+        raise ValueError(
+            f"false_alarms must lie between 0 and 1 and reject_factor be 1 or more, got {false_alarms}, {reject_factor}"
+        )
+    if len(cases) < FEWEST_CASES:
+        raise ValueError(f"thresholds need at least {FEWEST_CASES} cases, got {len(cases)}")
+    scales: dict[str, tuple[float, float]] = {}
+    for name in STATISTICS:
+        values = sorted(_to_scale(name, v) for case in cases if (v := case.get(name)) is not None)
+        if len(values) >= FEWEST_CASES:
+            middle = _quantile(values, 0.5)
+            highest = values[-math.ceil(_TAIL * len(values)) :]
+            scales[name] = middle, max(math.fsum(highest) / len(highest) - middle, 1e-3 * max(abs(middle), 1.0))
+    alarms = sorted(
+        max(
+            (_to_scale(name, v) - middle) / spread
+            for name, (middle, spread) in scales.items()
+            if (v := case.get(name)) is not None
+        )
+        for case in cases
+    )
+    limit = max(0.0, alarms[min(len(alarms), math.ceil(len(alarms) * (1 - false_alarms))) - 1])
+    found = {}
+    for name, (middle, spread) in scales.items():
+        values = sorted(v for case in cases if (v := case.get(name)) is not None)
+        found[name] = Threshold(
+            _from_scale(name, middle + limit * spread),
+            _from_scale(name, middle + reject_factor * limit * spread),
+            _quantile(values, 0.5),
+            _quantile(values, 0.9),
+            _quantile(values, 0.95),
+            values[-1],
+            len(values),
+        )
+    return found
+
+
+def _to_scale(name: str, value: float) -> float:
+    return math.log(max(value, _LOGARITHMIC[name])) if name in _LOGARITHMIC else value
+
+
+def _from_scale(name: str, value: float) -> float:
+    return math.exp(value) if name in _LOGARITHMIC else value
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """Linear between order statistics."""
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

@@ -1,0 +1,227 @@
+"""What the trust checks find: detection rates of mistakes that happen, on CTs that neither model nor thresholds know.
+
+    fewview-ct phantom outputs/unseen --count 24 --seed 99
+    python scripts/benchmark_trust.py data/prepared/datalist.json outputs/trust \
+        --thresholds bundles/inr_recon/models/thresholds.json --phantom_list_file outputs/unseen/datalist.json --size 64
+
+Every CT is radiographed as in `fewview-ct calibrate`, without a mistake and with each of `MISTAKES`; a mistake counts
+as found where a check says REVIEW or REJECT. Tables go to trust.md, the statistics of every case to cases/; a killed
+run goes on with the next case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+from torch import Tensor
+
+from custom import __version__
+from custom.data.cohort import load_cases
+from custom.data.files import write_bytes, write_json
+from custom.data.workers import Workers
+from custom.trust import Evidence, Thresholds, find_prior
+from custom.trust.calibrate import loaded_model, measured
+from custom.trust.statistics import STATISTICS
+from custom.trust.trials import Trial, detector_of, load_ct, reconstructed
+
+LATERAL, FRONTAL = 0.0, 90.0
+VIEW_SETS = {1: (FRONTAL,), 2: (LATERAL, FRONTAL), 4: (LATERAL, 45.0, FRONTAL, 135.0)}
+#: Of 14-bit values, in units of the intensity without a patient: darker pixels are stored as this.
+SMALLEST = 1 / 16383
+#: Share of the range of values that the intensity without a patient reaches.
+EXPOSURE = 0.8
+
+
+def invert_linear(image: Tensor) -> Tensor:
+    """Linear values of MONOCHROME1 read as if of MONOCHROME2: what is bright is dark; then the logarithm.
+
+    The brightest value is then that of the densest tissue, and counts as the intensity without a patient.
+    """
+    intensity = (1 - EXPOSURE * torch.exp(-image)).clamp(min=SMALLEST)
+    return -torch.log(intensity / intensity.amax((1, 2), keepdim=True))
+
+
+def invert_logarithmic(image: Tensor) -> Tensor:
+    """Logarithmic values of MONOCHROME1 read as if of MONOCHROME2."""
+    return image.amax((1, 2), keepdim=True) - image
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Radiographs of a case and what mistakes need: of the next case, and at another angle."""
+
+    image: Tensor
+    other: Tensor
+    off: Tensor
+
+
+def _replace(image: Tensor, index: int, view: Tensor) -> Tensor:
+    return torch.stack([view if k == index else old for k, old in enumerate(image)])
+
+
+MISTAKES: dict[str, tuple[tuple[int, ...], Callable[[Shots, int], Tensor]]] = {
+    "none": ((1, 2, 4), lambda s, n: s.image),
+    "frontal view mirrored": ((1, 2, 4), lambda s, n: _replace(s.image, n // 2, s.image[n // 2].flip(-1))),
+    "lateral view mirrored": ((2,), lambda s, n: _replace(s.image, 0, s.image[0].flip(-1))),
+    "another patient's lateral": ((2, 4), lambda s, n: _replace(s.image, 0, s.other)),
+    "lateral wrong by 5 degrees": ((2, 4), lambda s, n: _replace(s.image, 0, s.off)),
+    "not inverted, linear values": ((1, 2), lambda s, n: invert_linear(s.image)),
+    "not inverted, logarithmic values": ((1, 2), lambda s, n: invert_logarithmic(s.image)),
+}
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: dict[str, Any]
+    next_case: dict[str, Any]
+    kind: str
+    model: str
+    size: int | None
+    reconstruct_all: bool
+    trial: Trial
+    file: Path
+
+
+@torch.no_grad()
+def _run(job: _Job) -> bool:
+    torch.set_num_threads(1)
+    model, meter = loaded_model(job.model, job.size, "cpu")
+    trial = Trial(**{**asdict(job.trial), "energy_kev": model.energy_kev})
+    settings = json.loads(json.dumps({
+        "case": job.case["case"], "next": job.next_case["case"], "kind": job.kind, "model": model.sha256,
+        "size": job.size, "reconstruct_all": job.reconstruct_all, "trial": asdict(trial),
+        "software": f"fewview-ct {__version__}",
+    }))  # fmt: skip
+    if job.file.is_file() and json.loads(job.file.read_text())["settings"] == settings:
+        return False
+    shape, pixel = detector_of(model), model.pixel_at_isocenter_mm
+    ct, following = (load_ct(case, pixel) for case in (job.case, job.next_case))
+    found: dict[str, Any] = {}
+    for beam in ("parallel", "cone"):
+        other = following.radiographs([LATERAL], beam, shape, pixel, trial)[0][0]
+        off = ct.radiographs([LATERAL + 5.0], beam, shape, pixel, trial)[0][0]
+        for count, angles in VIEW_SETS.items():
+            image, views = ct.radiographs(angles, beam, shape, pixel, trial)
+            for name, (counts, spoil) in MISTAKES.items():
+                if count not in counts:
+                    continue
+                shown = spoil(Shots(image, other, off), count)
+                if name == "none" or (job.reconstruct_all and count == 2):
+                    evidence = reconstructed(model, shown, views)
+                else:
+                    exposed = torch.ones_like(shown, dtype=torch.bool)
+                    prior = find_prior(model.network)
+                    evidence = Evidence(shown, views, exposed, None, model.grid, training=model.meta, prior=prior)
+                found[f"{beam} {count}, {name}"] = measured(evidence, meter)
+    write_json(job.file, {"settings": settings, "found": found})
+    return True
+
+
+class _NeverRaised(Exception):
+    """Every error stops the run."""
+
+
+def _alarms(record: Mapping[str, Any], thresholds: Thresholds, beam: str, count: int) -> dict[str, bool | None]:
+    """Which checks are above `review_above`; None where one was not made."""
+    group = thresholds.of(beam, count)
+    if group is None:
+        raise ValueError(f"the thresholds hold none for {count} views of {beam} beam")
+    values = dict(record["statistics"])
+    quantiles = thresholds.quantiles[beam]
+    values["intensities"] = max(quantiles.distance(torch.tensor(picture)) for picture in record["quantiles"])
+    return {
+        name: None
+        if (value := values.get(name)) is None or name not in group[0]
+        else value > group[0][name].review_above
+        for name in STATISTICS
+    }
+
+
+def _share(alarms: Sequence[bool | None]) -> str:
+    made = [alarm for alarm in alarms if alarm is not None]
+    return (
+        f"{100 * sum(made) / len(made):.0f}%" + (f" of {len(made)}" if len(made) < len(alarms) else "") if made else ""
+    )
+
+
+def _tables(records: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> list[str]:
+    checks = [name for name in STATISTICS if name != "samples"]
+    lines: list[str] = []
+    for count in VIEW_SETS:
+        for beam in ("parallel", "cone"):
+            lines += ["", f"{count} view{'s' if count > 1 else ''}, {beam} beam:", ""]
+            lines.append("| mistake | any check | " + " | ".join(checks) + " |")
+            lines.append("|" + "---|" * (2 + len(checks)))
+            for name, (counts, _) in MISTAKES.items():
+                if count not in counts:
+                    continue
+                key = f"{beam} {count}, {name}"
+                kinds = {"": records}
+                if name == "none":
+                    kinds = {
+                        f", {kind}": [r for r in records if r["settings"]["kind"] == kind]
+                        for kind in ("patients", "phantoms")
+                    }
+                for kind, some in kinds.items():
+                    if not some:
+                        continue
+                    alarms = [_alarms(record["found"][key], thresholds, beam, count) for record in some]
+                    anything = _share([any(alarm for alarm in case.values()) for case in alarms])
+                    each = " | ".join(_share([case[check] for case in alarms]) for check in checks)
+                    lines.append(f"| {name}{kind} ({len(some)}) | {anything} | {each} |")
+    return lines
+
+
+def main(
+    datalist: str,
+    output: str,
+    thresholds: str,
+    model: str = "inr_recon",
+    phantom_list_file: str | None = None,
+    part: str = "test",
+    size: int | None = None,
+    reconstruct_all: int | None = None,
+    seed: int = 1,
+    workers: int = 1,
+) -> None:
+    """Write and print trust.md.
+
+    Args:
+        datalist: datalist.json of a prepared cohort.
+        output: folder.
+        thresholds: that `fewview-ct calibrate` made, from other cases.
+        model: as for `fewview-ct calibrate`.
+        phantom_list_file: of `fewview-ct phantom`, made with another seed than those that were trained on.
+        part: of the datalist.
+        size: voxels along each side, as in the calibration.
+        reconstruct_all: cases whose mistakes are reconstructed too, for the check "reprojection"; all by default. The
+            others are reconstructed without a mistake only.
+        seed: of noise and errors.
+        workers: processes.
+    """
+    lists = {"patients": load_cases(datalist, part)}
+    if phantom_list_file is not None:
+        lists["phantoms"] = load_cases(phantom_list_file, "training")
+    folder, trial = Path(output), Trial(seed=seed)
+    step = max(1, sum(map(len, lists.values())) // reconstruct_all) if reconstruct_all else 1
+    jobs: list[_Job] = []
+    for kind, cases in lists.items():
+        for index, case in enumerate(cases):
+            following, file = cases[(index + 1) % len(cases)], folder / "cases" / f"{case['case']}.json"
+            jobs.append(_Job(case, following, kind, model, size, len(jobs) % step == 0, trial, file))
+    with Workers(workers) as pool:
+        pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="cases")
+    records = [json.loads(job.file.read_text()) for job in jobs]
+    lines = _tables(records, Thresholds.load(thresholds))
+    write_bytes(folder / "trust.md", ("\n".join(lines).strip() + "\n").encode())
+    print((folder / "trust.md").read_text())
+
+
+if __name__ == "__main__":
+    fire.Fire(main)

@@ -1,0 +1,191 @@
+"""From known CTs to a file of thresholds, with a tiny network; and how known CTs become radiographs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from custom.checkpoints import save_checkpoint
+from custom.data.cohort import load_cases
+from custom.geometry import VolumeGrid
+from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
+from custom.trust import Thresholds, run_checks
+from custom.trust.calibrate import calibrate, loaded_model
+from custom.trust.trials import Trial, detector_of, load_ct, model_on, reconstructed
+
+GRID = VolumeGrid.cube(16, 320.0)
+SOURCE = VolumeGrid((20, 18, 17), (20.0,) * 3)
+TRAINED: dict[str, Any] = {
+    "trained_beams": ("parallel", "cone"),
+    "source_to_isocenter_mm": (700, 1700),
+    "source_to_detector_mm": (1000, 1900),
+}
+
+
+def write_cohort(folder: Path, count: int, prefix: str = "case") -> str:
+    """Ellipsoids of water with a lung, each with its source, and a datalist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for index in range(count):
+        names = {}
+        for key, grid in (("label", GRID), ("source", SOURCE)):
+            points = grid.points() / torch.tensor([110.0 + 3 * index, 90.0 + 2 * index, 120.0])
+            hu = torch.where(points.norm(dim=-1) < 1, 0.0, -1000.0)
+            hu[(points - torch.tensor([0.4, 0.1, 0.1])).norm(dim=-1) < 0.4] = -800.0
+            names[key] = f"{key}_{prefix}{index}.nii.gz"
+            nib.save(nib.Nifti1Image(hu.numpy().astype(np.int16), grid.affine((5.0, -3.0, 40.0))), folder / names[key])
+        entries.append({"case": f"{prefix}{index}", "patient": f"{prefix}{index}", **names})
+    path = folder / "datalist.json"
+    path.write_text(json.dumps({"training": entries[: count // 2], "validation": entries[count // 2 :]}))
+    return str(path)
+
+
+def write_model(folder: Path, **meta: Any) -> str:
+    network = ImplicitReconstructor(
+        FeatureUNet(4, (4, 6), 3),
+        GRID,
+        FourierFeatures(count=2),
+        {"width": 8, "depth": 1},
+        {"width": 8, "depth": 1},
+        consistency_iterations=10,
+        precision="fp32",
+    )
+    content = {"training_views": {"1": 0.5, "2": 0.5, "8": 0.0}, "detector_shape": [16, 24], **meta}
+    return str(save_checkpoint(folder / "tiny.pt", network, content))
+
+
+@pytest.fixture(autouse=True)
+def _forget_models() -> None:
+    loaded_model.cache_clear()
+
+
+def test_known_cts_become_thresholds(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    datalist, model = write_cohort(tmp_path / "data", 8), write_model(tmp_path)
+    phantoms = write_cohort(tmp_path / "phantoms", 6, "phantom")
+    output = tmp_path / "models" / "thresholds.json"
+    options: dict[str, Any] = {"views": (1, 2), "phantom_list_file": phantoms, "device": "cpu", **TRAINED}
+    assert calibrate(datalist, str(output), model, **options) == output
+    made = Thresholds.load(output)
+    assert set(made.groups) == {"parallel 1", "parallel 2", "cone 1", "cone 2"}
+    assert {"reprojection", "intensities", "truncation"} <= set(made.groups["parallel 1"])
+    assert "agreement" not in made.groups["parallel 1"]
+    assert made.groups["cone 2"]["agreement"].cases == 11
+    assert made.trained.views == (1, 2)
+    assert made.made_from["cases"] == 11
+    assert made.made_from["model"]["sha256"] == loaded_model(model, None, "cpu")[0].sha256
+    for key in ("software", "datalist", "phantoms", "false_alarms", "simulation"):
+        assert made.made_from[key], key
+
+    # Another body of the same kind passes, and its mirror image along z does not agree with it.
+    network, _ = loaded_model(model, None, "cpu")
+    ct = load_ct(load_cases(datalist, "training")[1], 20.0)
+    image, views = ct.radiographs([0.0, 90.0], "parallel", detector_of(network), 20.0, Trial(seed=5))
+    results = {r.name: r for r in run_checks(reconstructed(network, image, views), made)}
+    assert results["agreement"].verdict == "PASS"
+    image[0] = image[0].roll(3, 0)
+    results = {r.name: r for r in run_checks(reconstructed(network, image, views), made)}
+    assert results["agreement"].verdict != "PASS"
+
+    # Started again, finished cases are kept, and another seed makes them anew.
+    files = sorted((tmp_path / "models" / "thresholds_cases").glob("*.json"))
+    assert len(files) == 11
+    before, times = output.read_bytes(), [file.stat().st_mtime_ns for file in files]
+    files[0].write_text("{")
+    calibrate(datalist, str(output), model, **options)
+    assert output.read_bytes() == before
+    assert [file.stat().st_mtime_ns for file in files[1:]] == times[1:]
+    calibrate(datalist, str(output), model, seed=3, **options)
+    assert output.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": (3,)}, "views among"),
+        ({"beams": ("fan",)}, "beams must be among"),
+        ({"output": "thresholds.txt"}, "must end in .json"),
+        ({"warps": -1}, "warps must not be negative"),
+        ({"samples": 1}, "0 or at least 2"),
+        ({"samples": 4}, "draws no samples"),
+        ({"source_to_detector_mm": None}, "--source_to_detector_mm"),
+        ({"parts": ("validation",)}, "at least 10"),
+        ({"size": 5}, "cannot become 5"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_said_before_the_work(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    datalist, model = write_cohort(tmp_path, 4), write_model(tmp_path)
+    arguments: dict[str, Any] = {"output": str(tmp_path / "t.json"), "device": "cpu", **TRAINED, **options}
+    with pytest.raises(ValueError, match=message):
+        calibrate(datalist, model=model, **arguments)
+    assert not list(tmp_path.glob("*_cases"))
+
+
+def test_the_training_range_comes_from_the_checkpoint(tmp_path: Path) -> None:
+    meta = {"cone_share": 0.0, "source_to_isocenter_mm": [800, 900], "source_to_detector_mm": [1000, 1100]}
+    datalist, model = write_cohort(tmp_path, 20), write_model(tmp_path, **meta)
+    path = calibrate(datalist, str(tmp_path / "t.json"), model, views=(1,), beams=("parallel",), device="cpu")
+    trained = Thresholds.load(path).trained
+    assert trained.beams == ("parallel",)
+    assert trained.source_to_isocenter_mm == (800.0, 900.0)
+
+
+def test_cts_are_averaged_and_stay_where_they_are(tmp_path: Path) -> None:
+    case = load_cases(write_cohort(tmp_path, 2), "training")[0]
+    exact = replace(Trial(), photons=0.0, intensity_error=0.0)
+    fine, coarse = load_ct(case, 20.0), load_ct(case, 90.0)
+    assert coarse.hu.shape == (10, 9, 8)
+    masses = []
+    for ct in (fine, coarse):
+        image, _ = ct.radiographs([0.0], "parallel", (16, 24), 20.0, exact)
+        rows, columns = image[0].sum(1), image[0].sum(0)
+        middle = (columns * torch.arange(24)).sum() / columns.sum(), (rows * torch.arange(16)).sum() / rows.sum()
+        masses.append([*map(float, middle), float(image.sum())])
+    np.testing.assert_allclose(masses[0], masses[1], rtol=0.05)
+
+
+def test_what_is_wrong_with_radiographs_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    case = load_cases(write_cohort(tmp_path, 2), "training")[0]
+
+    def image(trial: Trial, warp: int = 0) -> torch.Tensor:
+        return load_ct(case, 20.0, warp, trial).radiographs([0.0, 90.0], "cone", (16, 24), 20.0, trial)[0]
+
+    exact = Trial(photons=0.0, intensity_error=0.0)
+    torch.testing.assert_close(image(Trial()), image(Trial()), rtol=0, atol=0)
+    assert not torch.equal(image(Trial()), image(Trial(seed=1)))
+    assert not torch.equal(image(exact), image(exact, warp=1))
+    shift = (image(replace(exact, intensity_error=0.02)) - image(exact)).flatten(1)
+    assert float(shift.std(1).max()) < 1e-5
+    assert 1e-4 < float(shift.mean(1).abs().max()) < 0.0203
+    assert float(shift.mean(1)[0]) != pytest.approx(float(shift.mean(1)[1]), abs=1e-4)
+
+
+def test_a_case_without_source(tmp_path: Path) -> None:
+    case = load_cases(write_cohort(tmp_path, 2), "training")[0]
+    del case["source"]
+    with pytest.raises(ValueError, match="case0: the datalist has no 'source'"):
+        load_ct(case, 20.0)
+
+
+def test_a_model_on_a_coarser_cube(tmp_path: Path) -> None:
+    path = write_model(tmp_path)
+    model = model_on(path, 8, "cpu")
+    assert model.grid == VolumeGrid.cube(8, 320.0)
+    assert detector_of(model) == (8, 12)
+    assert model.pixel_at_isocenter_mm == 40.0
+    case = load_cases(write_cohort(tmp_path / "data", 2), "training")[0]
+    image, views = load_ct(case, 40.0).radiographs([90.0], "cone", (8, 12), 40.0, Trial())
+    evidence = reconstructed(model, image, views)
+    assert evidence.hu is not None
+    assert tuple(evidence.hu.shape) == (8, 8, 8)
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        reconstructed(model, image, views, samples=1)

@@ -1,0 +1,240 @@
+"""Verdicts, their messages, and what single pictures and geometries say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from custom.geometry import VolumeGrid, views_from_angles
+from custom.projection import Projector, hu_to_attenuation
+from custom.trust import NAMES, CheckResult, Evidence, Thresholds, Verdict, overall, run_checks
+from custom.trust.picture import LEVELS, body_quantiles, cut_off, lateral_edges
+from custom.trust.pose import turned
+from custom.trust.statistics import STATISTICS, Meter, Quantiles, relative_residuals
+from custom.trust.thresholds import Threshold, TrainedRange
+
+GRID = VolumeGrid.cube(16, 320.0)
+SHAPE = (16, 24)
+TRAINED = TrainedRange((1, 2), ("parallel", "cone"), (700.0, 1700.0), (1000.0, 1900.0), 5.0, 0.5)
+
+
+@dataclass(frozen=True)
+class Fact:
+    value: Any
+    source: str
+
+
+def body() -> Tensor:
+    """A ball of water with an off-centre ball of lung in air, HU (X, Y, Z)."""
+    points = GRID.points()
+    hu = torch.full(GRID.shape, -1000.0)
+    hu[points.norm(dim=-1) < 120] = 0.0
+    hu[(points - torch.tensor([40.0, 20.0, 0.0])).norm(dim=-1) < 50] = -800.0
+    return hu
+
+
+def evidence(angles: tuple[float, ...] = (0.0, 90.0), beam: str = "parallel", **options: Any) -> Evidence:
+    views = views_from_angles(angles, beam, pixel_mm=20.0 * (1.5 if beam == "cone" else 1.0), **options).float()
+    image = Projector(GRID, SHAPE)(hu_to_attenuation(body())[None, None], views)[0]
+    exposed = torch.ones_like(image, dtype=torch.bool)
+    return Evidence(image, views, exposed, body(), GRID, training={"energy_kev": 70.0})
+
+
+def one(review: float, reject: float) -> Threshold:
+    return Threshold(review, reject, 0.0, 0.0, 0.0, 0.0, 20)
+
+
+def thresholds(**limits: tuple[float, float]) -> Thresholds:
+    """Wide for all statistics that are not named."""
+    group = {name: one(*limits.get(name, (1e6, 2e6))) for name in STATISTICS}
+    quantiles = Quantiles((0.0,) * len(LEVELS), (10.0,) * len(LEVELS))
+    groups = {f"{beam} {count}": group for beam in ("parallel", "cone") for count in (1, 2)}
+    return Thresholds(groups, {"parallel": quantiles, "cone": quantiles}, TRAINED, {})
+
+
+def verdicts(results: list[CheckResult]) -> dict[str, Verdict]:
+    return {result.name: result.verdict for result in results}
+
+
+def test_every_check_is_there_once_and_a_good_case_passes() -> None:
+    results = run_checks(evidence(), thresholds())
+    assert [result.name for result in results] == list(NAMES)
+    assert overall(results) is Verdict.PASS
+    for result in results:
+        assert result.message.endswith(".")
+        assert "  " not in result.message
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict"), [((0.5, 1.0), Verdict.PASS), ((-1.0, 1.0), Verdict.REVIEW), ((-2.0, -1.0), Verdict.REJECT)]
+)
+def test_limits_make_verdicts(limits: tuple[float, float], verdict: Verdict) -> None:
+    results = {r.name: r for r in run_checks(evidence(), thresholds(agreement=limits))}
+    found = results["agreement"]
+    assert found.verdict is verdict
+    assert (found.review_above, found.reject_above) == limits
+    assert found.statistic is not None
+    assert overall(results.values()) is verdict
+
+
+def test_what_cannot_be_measured_passes_and_says_so() -> None:
+    results = {r.name: r for r in run_checks(evidence((90.0,)), thresholds())}
+    for name, why in (("agreement", "single view"), ("samples", "no samples"), ("population", "no population")):
+        assert results[name].verdict is Verdict.PASS
+        assert results[name].statistic is None
+        assert results[name].message.startswith("Not checked: ")
+        assert why in results[name].message
+
+
+def test_without_thresholds_nothing_that_was_measured_passes() -> None:
+    empty = replace(thresholds(), groups={})
+    results = {r.name: r for r in run_checks(evidence(), empty)}
+    assert results["reprojection"].verdict is Verdict.REVIEW
+    assert "no thresholds for 2 views of parallel beam" in results["reprojection"].message
+    partly = replace(thresholds(), groups={"parallel 2": {"agreement": one(1.0, 2.0)}})
+    found = verdicts(run_checks(evidence(), partly))
+    assert found["agreement"] is Verdict.PASS
+    assert found["truncation"] is Verdict.REVIEW
+
+
+def test_a_statistic_that_is_no_number_is_refused() -> None:
+    shown = evidence()
+    shown.image[0, 0, 0] = float("nan")
+    assert overall(run_checks(shown, thresholds())) is Verdict.REJECT
+
+
+def test_the_reconstruction_of_other_radiographs_is_found() -> None:
+    good = Meter().measure(evidence())["reprojection"].value
+    bad = Meter().measure(replace(evidence(), hu=body().flip(0) + 200))["reprojection"].value
+    assert good == pytest.approx(0, abs=1e-5)
+    assert bad is not None
+    assert bad > 0.1
+    assert Meter().measure(replace(evidence(), hu=None))["reprojection"].value is None
+
+
+def test_tissue_outside_the_cube_is_no_residual() -> None:
+    image = torch.ones(1, 4, 6)
+    exposed = torch.ones_like(image, dtype=torch.bool)
+    assert relative_residuals(image, 0.5 * image, exposed) == [0.0]
+    assert relative_residuals(image, 1.5 * image, exposed) == [pytest.approx(0.5)]
+    exposed[:, 2:] = False
+    image[:, 2:] = 9.0
+    assert relative_residuals(image, torch.full_like(image, 1.5), exposed) == [pytest.approx(0.5)]
+
+
+def test_the_spread_of_samples_is_that_in_the_body() -> None:
+    std = torch.where(body() > -500, 30.0, 500.0)
+    value = Meter().measure(replace(evidence(), samples_std=std))["samples"].value
+    assert value == pytest.approx(30.0)
+
+
+@pytest.mark.parametrize(
+    ("shown", "verdict", "part"),
+    [
+        ({"beam": "cone"}, Verdict.PASS, "as in the training"),
+        ({"beam": "cone", "source_to_isocenter_mm": 600.0}, Verdict.REVIEW, "source to isocenter of view"),
+        ({"beam": "cone", "source_to_detector_mm": 4000.0}, Verdict.REJECT, "source to detector of view"),
+    ],
+)
+def test_distances_outside_the_training(shown: dict[str, Any], verdict: Verdict, part: str) -> None:
+    result = {r.name: r for r in run_checks(evidence(**shown), thresholds())}["geometry"]
+    assert result.verdict is verdict
+    assert part in result.message
+
+
+def test_a_beam_that_was_not_trained() -> None:
+    only = replace(thresholds(), trained=replace(TRAINED, beams=("parallel",)))
+    result = {r.name: r for r in run_checks(evidence(beam="cone"), only)}["geometry"]
+    assert result.verdict is Verdict.REJECT
+    assert "trained for parallel" in result.message
+
+
+def test_a_tilted_view() -> None:
+    shown = evidence()
+    views = shown.views.clone()
+    views[0, 6:9] = torch.tensor([0.0, 20.0, 2.5])  # the detector is rolled by 7 degrees
+    result = {r.name: r for r in run_checks(replace(shown, views=views), thresholds())}["geometry"]
+    assert result.verdict is Verdict.REVIEW
+    assert "tilted by 7.1 degrees" in result.message
+
+
+def test_a_number_of_views_that_was_not_trained() -> None:
+    results = {r.name: r for r in run_checks(evidence((0.0, 60.0, 120.0)), thresholds())}
+    assert results["views"].verdict is Verdict.REVIEW
+    assert "trained with 1, 2" in results["views"].message
+    assert "(thresholds of 2 views)" in results["agreement"].message
+
+
+def test_assumptions_are_listed() -> None:
+    facts = [{"beam": Fact("cone", "DICOM (0018,1110)"), "source_to_detector_mm": Fact(1500.0, "option --accept x")}]
+    result = {r.name: r for r in run_checks(replace(evidence(), radiograph_facts=facts), thresholds())}["assumptions"]
+    assert result.verdict is Verdict.REVIEW
+    assert "source to detector mm of radiograph 1" in result.message
+    facts[0].popitem()
+    facts[0]["detector_roll_deg"] = Fact(0.0, "default: the detector stands upright")
+    result = {r.name: r for r in run_checks(replace(evidence(), radiograph_facts=facts), thresholds())}["assumptions"]
+    assert result.verdict is Verdict.PASS
+    assert "detector roll deg of radiograph 1 (default: the detector stands upright)" in result.message
+
+
+def test_shapes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="views must be"):
+        replace(evidence(), views=evidence().views[:1])
+    with pytest.raises(ValueError, match="hu must be"):
+        replace(evidence(), hu=torch.zeros(2, 2, 2))
+    with pytest.raises(ValueError, match="energy_kev"):
+        Meter().measure(replace(evidence(), training={}))
+    nested = replace(evidence(), training={"network_def": {"energy_kev": 80}})
+    assert nested.energy_kev == 80.0
+
+
+def test_a_body_at_the_border() -> None:
+    image = torch.zeros(2, 8, 12)
+    image[:, :, 3:9] = 4.0
+    exposed = torch.ones_like(image, dtype=torch.bool)
+    assert cut_off(image, exposed)[0] == 0.0
+    exposed[1, :, :5] = False
+    share, which = cut_off(image, exposed)
+    assert (share, which) == (pytest.approx(1.0), 1)
+    edges, _ = lateral_edges(image, exposed)
+    assert edges[1, :, 0].tolist() == [4.0] * 8
+    exposed[0, 0, 6] = False
+    assert lateral_edges(image, exposed)[1][0].tolist() == [False] + [True] * 7
+
+
+def test_nothing_exposed_is_no_crash() -> None:
+    image, exposed = torch.ones(1, 4, 6), torch.zeros(1, 4, 6, dtype=torch.bool)
+    assert cut_off(image, exposed) == (0.0, 0)
+    assert body_quantiles(image, exposed).tolist() == [[0.0] * len(LEVELS)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.5, 3.0))
+def test_intensities_far_from_the_usual(factor: float) -> None:
+    shown = evidence()
+    usual = body_quantiles(shown.image, shown.exposed)
+    reference = Quantiles.of(torch.cat([usual * s for s in torch.linspace(0.9, 1.1, 21)]))
+    value = Meter(reference).measure(replace(shown, image=shown.image * factor))["intensities"].value
+    assert value is not None
+    # 0.1 of a typical value is one usual deviation, less its ends.
+    assert value == pytest.approx(abs(factor - 1) / 0.09, rel=0.15, abs=0.2)
+
+
+def test_turned_views_are_named_by_their_angle() -> None:
+    shown = evidence((90.0, 0.0), beam="cone")
+    assert shown.name(0) == "view 1 (at 90 degrees)"
+    assert replace(shown, views=turned(shown.views, 10.0)).name(1) == "view 2 (at 10 degrees)"
+    assert evidence((270.0,)).name(0) == "view 1 (at 270 degrees)"
+
+
+def test_the_worst_verdict_counts() -> None:
+    assert overall([]) is Verdict.PASS
+    made = [CheckResult("a", verdict, None, None, None, "") for verdict in (Verdict.REVIEW, Verdict.PASS)]
+    assert overall(made) is Verdict.REVIEW
+    assert str(Verdict.REJECT) == "REJECT"
