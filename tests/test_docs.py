@@ -12,6 +12,7 @@ import pytest
 
 from custom.checkpoints import sha256
 from custom.cli import VERBS
+from tests.bundles.documented import assert_overrides_exist, commands
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -70,3 +71,12 @@ def test_command_line_reference_is_current() -> None:
 def test_every_published_weights_file_has_its_card(weights: Path) -> None:
     card = (weights.parent / "README.md").read_text(encoding="utf-8")
     assert sha256(weights) in card
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.is_relative_to(ROOT / "docs") and commands(page.read_text(encoding="utf-8"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_overrides_of_documented_bundle_commands_exist(page: Path) -> None:
+    assert_overrides_exist(page, ROOT)
