@@ -118,7 +118,8 @@ class Entry:
             named.add(setting.data_list_file)
         files = {text: sha256(text) for text in sorted(named) if os.path.isfile(text)}
         if self.kind == "bundle":
-            files |= {str(path): sha256(path) for path in self._config_files() if path.is_file()}
+            code = sorted(Path(self.content["bundle"]).rglob("*.py"))
+            files |= {str(path): sha256(path) for path in (*self._config_files(), *code) if path.is_file()}
             weights = self._parser(None)
             if MODEL_KEY in weights and (path := weights.get_parsed_content(MODEL_KEY)):
                 files[str(path)] = sha256(path)

@@ -28,7 +28,7 @@ _STYLE = """
   :root { --line: #363c44; --soft: #20252b; --text: #e6e8eb; --muted: #9aa3ad; --back: #15181c; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--back); margin: 0 auto;
-  max-width: 72rem; padding: 1.5rem; }
+  max-width: 92rem; padding: 1.5rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .3rem; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 p { max-width: 46rem; }
@@ -39,7 +39,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th[scope=row], .words, thead th:first-child { text-align: left; }
-th[scope=row] { font-weight: 500; white-space: nowrap; }
+th[scope=row] { font-weight: 500; min-width: 9rem; max-width: 16rem; }
 td.words { max-width: 40rem; }
 thead th { background: var(--soft); }
 td.best { font-weight: 700; }

@@ -190,6 +190,21 @@ def test_bundles_that_do_not_keep_the_contract(tmp_path: Path, changes: dict[str
         bundle_row("mine", root, parser)
 
 
+def test_results_depend_on_the_code_in_the_bundle(tmp_path: Path) -> None:
+    root = write_toy_bundle(tmp_path)
+    setting = Setting("none.json", GRID, GRID, torch.device("cpu"))
+
+    def identity() -> dict[str, Any]:
+        (method,), _ = read_methods(write_methods(tmp_path, {"name": "mine", "bundle": str(root)}))
+        return method.identity(setting)
+
+    before = identity()
+    assert before == identity()
+    (code,) = root.rglob("*.py")
+    code.write_text(code.read_text() + "\n")
+    assert identity() != before
+
+
 def test_a_pred_of_another_shape_is_a_fault_of_the_bundle(tmp_path: Path) -> None:
     root = write_toy_bundle(tmp_path, network_def={"_target_": "toy_level_method.Level", "shape": [8, 8, 8]})
     row = bundle_row("mine", root, bundle_parser(root, [root / "configs/inference.json"], {}))
