@@ -73,10 +73,24 @@ def test_every_published_weights_file_has_its_card(weights: Path) -> None:
     assert sha256(weights) in card
 
 
+#: Pages whose bundle commands are looked at in any case, with the least number of them.
+LEAST = {
+    "bundles/inr_recon/docs/README.md": 1,
+    "bundles/ldm_recon/docs/README.md": 3,
+    "bundles/naf/docs/README.md": 1,
+    "bundles/seg_guidance/docs/README.md": 6,
+    "bundles/voxel_diffusion/docs/README.md": 4,
+    "bundles/vqgan/docs/README.md": 5,
+    "bundles/x2ct/docs/README.md": 5,
+    "docs/how-to/reproduce-the-papers.md": 9,
+    "docs/how-to/train-inr.md": 1,
+    "docs/how-to/train-ldm.md": 3,
+}
+
+
 @pytest.mark.parametrize(
-    "page",
-    [page for page in PAGES if page.is_relative_to(ROOT / "docs") and commands(page.read_text(encoding="utf-8"))],
-    ids=lambda page: str(page.relative_to(ROOT)),
+    "name",
+    sorted({*LEAST, *(str(p.relative_to(ROOT)) for p in PAGES if commands(p.read_text(encoding="utf-8")))}),
 )
-def test_overrides_of_documented_bundle_commands_exist(page: Path) -> None:
-    assert_overrides_exist(page, ROOT)
+def test_overrides_of_documented_bundle_commands_exist(name: str) -> None:
+    assert_overrides_exist(ROOT / name, ROOT, LEAST.get(name, 1))

@@ -7,23 +7,21 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 
-from custom import __version__
 from custom.checkpoints import load_checkpoint
 from custom.networks import SegmentationUNet
 from custom.segmentation import class_rules
-from tests.bundles.documented import assert_overrides_exist
 from tests.bundles.tiny_cohort import COARSE_OVERRIDES, CUBE, VOXEL_MM, make_cohort
 from tests.bundles.tiny_cohort import NETWORK_OVERRIDES as INR_NETWORK
 from tests.bundles.tiny_cohort import TRAIN_OVERRIDES as INR_TRAIN
 from tests.bundles.workflow import (
     ROOT,
+    assert_overlay,
     command_line,
     keys_in_order_of_inr_recon,
     messages,
@@ -125,12 +123,9 @@ def test_keys_are_those_of_inr_recon_and_stand_in_its_order() -> None:
 
 @pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
 def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
-    assert len((CONFIGS / name).read_text().splitlines()) <= 45
-    merged = ConfigParser(config("train.json"))
     added = {"model_file", "data_list_key", "jitter", "weak_truth", "evaluating", "backend", "finalize"}
     added |= {"validate#sampler", "validate#dataloader#sampler"}
-    for key in config(name):
-        assert key in added or key.startswith("_desc_") or key.lstrip("+").replace("#", "::") in merged, key
+    assert_overlay(CONFIGS / name, added)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -149,17 +144,11 @@ def test_presets_have_known_classes_and_the_documented_size(preset: str) -> None
     assert f"{sum(p.numel() for p in network.parameters()):,}" in (BUNDLE / "docs/README.md").read_text()
 
 
-def test_metadata_is_valid_and_says_what_the_network_does() -> None:
+def test_metadata_says_what_the_network_does() -> None:
     metadata, train = config("metadata.json"), config("train.json")
-    jsonschema.validate(metadata, json.loads((ROOT / "tests/data/bundle_metadata_schema.json").read_text()))
-    assert metadata["version"] == __version__ and metadata["version"] in metadata["changelog"]
     output = metadata["network_data_format"]["outputs"]["pred"]
     assert output["spatial_shape"] == train["grid"]["shape"]
     assert list(output["channel_def"].values()) == train["classes"] and output["num_channels"] == len(train["classes"])
-
-
-def test_licence_is_the_repositorys() -> None:
-    assert (BUNDLE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_network_takes_an_image_alone() -> None:
@@ -170,10 +159,6 @@ def test_network_takes_an_image_alone() -> None:
     }
     files = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.json")}
     verify_net_in_out(net_id="network_def", device="cpu", **files, **NETWORK_OVERRIDES, **shapes)
-
-
-def test_documented_overrides_exist() -> None:
-    assert_overrides_exist(BUNDLE / "docs/README.md", ROOT, least=6)
 
 
 # --- training, evaluation, inference ---

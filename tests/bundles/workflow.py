@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import set_determinism
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,3 +95,11 @@ def keys_in_order_of_inr_recon(configs: Path) -> set[str]:
         shared = [key for key in theirs[group] if key in ours[group]]
         assert [key for key in ours[group] if key in theirs[group]] == shared
     return set(common)
+
+
+def assert_overlay(overlay: Path, added: set[str]) -> None:
+    """An overlay of train.json is small, and replaces or merges what is there, but for the keys that it may add."""
+    assert len(overlay.read_text().splitlines()) <= 45
+    train = ConfigParser(json.loads((overlay.parent / "train.json").read_text()))
+    for key in json.loads(overlay.read_text()):
+        assert key in added or key.startswith("_desc_") or key.lstrip("+").replace("#", "::") in train, key
