@@ -38,12 +38,16 @@ PLANES = {
     "sagittal": (0, 1, 2, "A", "P", "S", "I"),
 }
 
-_BACKGROUND, _TEXT, _MUTED, _ACCENT = "#0d0f12", "#e8eaed", "#9aa0a6", "#f6c365"
+_BACKGROUND, _TEXT, MUTED, _ACCENT = "#0d0f12", "#e8eaed", "#9aa0a6", "#f6c365"
 # Blue where the reconstruction is too thin, orange where too dense; dark at zero, so that only errors catch the eye.
-_DIFFERENCE = LinearSegmentedColormap.from_list(
+DIFFERENCE_COLOURS = LinearSegmentedColormap.from_list(
     "difference", ["#c3ecff", "#4aa8ff", "#174a8c", "#0a0b0d", "#8c3310", "#ff7a3d", "#ffe0b8"]
 )
-_WIDTH, _MARGIN, _GAP, _RADIOGRAPHS_A_ROW = 10.0, 0.55, 0.12, 4
+# Dark where samples agree or the mean is right; lightness grows evenly, so that it reads without colours too.
+SPREAD_COLOURS = "magma"
+#: Of a page [inches].
+WIDTH, MARGIN, GAP = 10.0, 0.55, 0.12
+_RADIOGRAPHS_A_ROW = 4
 
 
 def plane(volume: FloatArray, name: str, index: int | None = None) -> FloatArray:
@@ -81,11 +85,11 @@ class Page:
 
     def __init__(self, height: float) -> None:
         self.height = height
-        self.figure = Figure(figsize=(_WIDTH, height), facecolor=_BACKGROUND)
+        self.figure = Figure(figsize=(WIDTH, height), facecolor=_BACKGROUND)
 
     def panel(self, left: float, top: float, width: float, height: float) -> Axes:
         axes = self.figure.add_axes(
-            (left / _WIDTH, 1 - (top + height) / self.height, width / _WIDTH, height / self.height)
+            (left / WIDTH, 1 - (top + height) / self.height, width / WIDTH, height / self.height)
         )
         axes.set_facecolor("black")
         axes.set(xticks=[], yticks=[])
@@ -95,7 +99,14 @@ class Page:
 
     def text(self, left: float, top: float, words: str, **style: Any) -> None:
         style = {"color": _TEXT, "va": "top", "ha": "left", "fontsize": 10, **style}
-        self.figure.text(left / _WIDTH, 1 - top / self.height, words, **style)
+        self.figure.text(left / WIDTH, 1 - top / self.height, words, **style)
+
+    def heading(self, title: str | None, caption: str | None) -> None:
+        """In the middle at the top; what is empty takes no room."""
+        if title:
+            self.text(WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
+        if caption:
+            self.text(WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", color=MUTED)
 
 
 def _outlined(axes: Axes, x: float, y: float, words: str, **style: Any) -> None:
@@ -131,8 +142,8 @@ def colour_bar(
     )
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    bar.ax.tick_params(colors=_MUTED, labelsize=8, length=2)
-    bar.set_label(name, color=_MUTED, fontsize=8.5)
+    bar.ax.tick_params(colors=MUTED, labelsize=8, length=2)
+    bar.set_label(name, color=MUTED, fontsize=8.5)
 
 
 def _radiograph_row(
@@ -144,7 +155,7 @@ def _radiograph_row(
     for index, radiograph in enumerate(radiographs):
         row, column = divmod(index, per_row)
         in_row = min(per_row, count - row * per_row)
-        left = (_WIDTH - in_row * width - (in_row - 1) * _GAP) / 2 + column * (width + _GAP)
+        left = (WIDTH - in_row * width - (in_row - 1) * GAP) / 2 + column * (width + GAP)
         axes = page.panel(left, top + row * (height + 0.35) + 0.22, width, height)
         low, high = np.percentile(radiograph, (0.5, 99.8))
         axes.imshow(
@@ -205,19 +216,16 @@ def reconstruction_figure(
     if radiographs is not None:
         aspect = radiographs.shape[1] * pixel_mm[1] / (radiographs.shape[2] * pixel_mm[0])
         per_row = min(count, _RADIOGRAPHS_A_ROW)
-        radiograph_width = min((_WIDTH - 2 * _MARGIN - (per_row - 1) * _GAP) / per_row, 2.6 / aspect)
+        radiograph_width = min((WIDTH - 2 * MARGIN - (per_row - 1) * GAP) / per_row, 2.6 / aspect)
         first_plane += math.ceil(count / per_row) * (radiograph_width * aspect + 0.35)
 
     extent_mm = [size * step for size, step in zip(pred_hu.shape, spacing_mm, strict=True)]
-    width = (_WIDTH - 2 * _MARGIN - 2 * _GAP) / 3
+    width = (WIDTH - 2 * MARGIN - 2 * GAP) / 3
     heights = {name: width * extent_mm[down] / extent_mm[across] for name, (_, across, down, *_) in PLANES.items()}
-    stacked = sum(heights.values()) + 2 * _GAP if truth_hu is not None else max(heights.values())
+    stacked = sum(heights.values()) + 2 * GAP if truth_hu is not None else max(heights.values())
     page = Page(first_plane + 0.3 + stacked + 0.75)
 
-    if title:
-        page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
-    if caption:
-        page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=10, color=_MUTED)
+    page.heading(title, caption)
     if radiographs is not None:
         _radiograph_row(page, first_row, np.asarray(radiographs), view_labels or [], aspect, radiograph_width)
 
@@ -228,13 +236,13 @@ def reconstruction_figure(
         difference = pred_hu.astype(np.float32) - truth_hu.astype(np.float32)
         columns.append(("truth", truth_hu, "gray", grey))
         columns.append(("reconstruction", pred_hu, "gray", grey))
-        columns.append(("reconstruction − truth", difference, _DIFFERENCE, (-difference_hu, difference_hu)))
+        columns.append(("reconstruction − truth", difference, DIFFERENCE_COLOURS, (-difference_hu, difference_hu)))
     top = first_plane + 0.3
     for row, (name, (_, across, _down, *letters)) in enumerate(PLANES.items()):
         shown = columns or [(name, pred_hu, "gray", grey)]
         for column, (label, volume, cmap, limits) in enumerate(shown):
             position = column if truth_hu is not None else row
-            left = _MARGIN + position * (width + _GAP)
+            left = MARGIN + position * (width + GAP)
             axes = page.panel(left, top, width, heights[name])
             axes.imshow(
                 plane(volume, name), cmap=cmap, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="bilinear"
@@ -245,12 +253,12 @@ def reconstruction_figure(
             if position == 0:
                 scale_bar(axes, extent_mm[across])
         if truth_hu is not None:
-            page.text(_MARGIN - 0.14, top + heights[name] / 2, name, rotation=90, va="center", ha="right")
-            top += heights[name] + _GAP
+            page.text(MARGIN - 0.14, top + heights[name] / 2, name, rotation=90, va="center", ha="right")
+            top += heights[name] + GAP
     bars = page.height - 0.55
-    grey_left, grey_width = (_MARGIN + 0.5 * width, width + _GAP) if columns else (_MARGIN + width, width)
+    grey_left, grey_width = (MARGIN + 0.5 * width, width + GAP) if columns else (MARGIN + width, width)
     colour_bar(page, (grey_left, bars, grey_width), grey, "gray", "HU")
     if columns:
-        box = (_MARGIN + 2 * (width + _GAP) + 0.1 * width, bars, 0.8 * width)
-        colour_bar(page, box, (-difference_hu, difference_hu), _DIFFERENCE, "difference in HU")
+        box = (MARGIN + 2 * (width + GAP) + 0.1 * width, bars, 0.8 * width)
+        colour_bar(page, box, (-difference_hu, difference_hu), DIFFERENCE_COLOURS, "difference in HU")
     return save_figure(page.figure, path)

@@ -14,14 +14,14 @@ import numpy.typing as npt
 from matplotlib.colors import Colormap
 
 from custom.report.figures import (
-    _DIFFERENCE,
-    _GAP,
-    _MARGIN,
-    _MUTED,
-    _WIDTH,
+    DIFFERENCE_COLOURS,
     DIFFERENCE_HU,
+    GAP,
     HU_DISPLAY,
+    MARGIN,
+    MUTED,
     PLANES,
+    WIDTH,
     Page,
     colour_bar,
     compass,
@@ -91,20 +91,19 @@ def montage(
     bands = [methods[i : i + a_band] for i in range(0, len(methods), a_band)]
     layout = _layout(truth, 1 + max(map(len, bands)), spacing_mm)
     lines = [max(len(_heading(panel)) for panel in band) for band in bands]
-    heights = [n * _LINE + 0.1 + sum(2 * height + 3 * _GAP for height in layout.heights.values()) for n in lines]
+    heights = [n * _LINE + 0.1 + sum(2 * height + 3 * GAP for height in layout.heights.values()) for n in lines]
     top = 0.2 + 0.36 * bool(title) + 0.3 * bool(caption)
     page = Page(top + sum(heights) + 0.75)
-    if title:
-        page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
-    if caption:
-        page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=9.5, color=_MUTED)
+    page.heading(title, caption)
     grey = (float(hu_display[0]), float(hu_display[1]))
     for band, count, height in zip(bands, lines, heights, strict=True):
         _band(page, top, truth, band, layout, count * _LINE + 0.1, spacing_mm, grey, difference_hu)
         top += height
     bars, width = page.height - 0.55, 2.6
-    colour_bar(page, (_WIDTH / 2 - width - 0.4, bars, width), grey, "gray", "HU")
-    colour_bar(page, (_WIDTH / 2 + 0.4, bars, width), (-difference_hu, difference_hu), _DIFFERENCE, "difference in HU")
+    colour_bar(page, (WIDTH / 2 - width - 0.4, bars, width), grey, "gray", "HU")
+    colour_bar(
+        page, (WIDTH / 2 + 0.4, bars, width), (-difference_hu, difference_hu), DIFFERENCE_COLOURS, "difference in HU"
+    )
     return save_figure(page.figure, path)
 
 
@@ -121,14 +120,14 @@ def _check(truth: Mapping[str, Slice], methods: Sequence[Panel]) -> None:
 
 
 def _layout(truth: Mapping[str, Slice], columns: int, spacing_mm: Sequence[float]) -> _Layout:
-    width = min(2.4, (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) / columns)
+    width = min(2.4, (WIDTH - 2 * MARGIN - (columns - 1) * GAP) / columns)
     heights = {}
     for name, picture in truth.items():
         _, across, down = PLANES[name][:3]
         rows, across_count = picture.shape
         heights[name] = width * rows * spacing_mm[down] / (across_count * spacing_mm[across])
-    first = (_WIDTH - columns * (width + _GAP) + _GAP) / 2
-    return _Layout(width, heights, [first + i * (width + _GAP) for i in range(columns)])
+    first = (WIDTH - columns * (width + GAP) + GAP) / 2
+    return _Layout(width, heights, [first + i * (width + GAP) for i in range(columns)])
 
 
 def _heading(panel: Panel) -> list[str]:
@@ -153,18 +152,18 @@ def _band(
         names = len(textwrap.wrap(panel.name, _LETTERS_A_LINE))
         for number, line in enumerate(lines):
             at = top + head - 0.05 - (len(lines) - number) * _LINE
-            colour = {} if number < names else {"color": _MUTED}
+            colour = {} if number < names else {"color": MUTED}
             page.text(left + layout.width / 2, at, line, ha="center", fontsize=8.5, **colour)
     top += head
     for name, picture in truth.items():
         height, (across, letters) = layout.heights[name], (PLANES[name][1], PLANES[name][3:])
-        below = top + height + _GAP
+        below = top + height + GAP
         for panel, left in zip(shown, layout.lefts, strict=False):
             values = panel.slices[name].astype(np.float32)
             _picture(page, (left, top, layout.width, height), values, "gray", grey)
             if panel.slices is not truth:
                 box, limits = (left, below, layout.width, height), (-difference_hu, difference_hu)
-                _picture(page, box, values - picture.astype(np.float32), _DIFFERENCE, limits)
+                _picture(page, box, values - picture.astype(np.float32), DIFFERENCE_COLOURS, limits)
                 continue
             axes = page.figure.axes[-1]
             compass(axes, *letters)
@@ -172,8 +171,8 @@ def _band(
         middle = layout.lefts[0] - 0.14
         page.text(middle, top + height / 2, name, rotation=90, va="center", ha="right", fontsize=9)
         words = "minus truth"
-        page.text(middle + layout.width + 0.14, below + height / 2, words, va="center", ha="right", color=_MUTED)
-        top += 2 * height + 3 * _GAP
+        page.text(middle + layout.width + 0.14, below + height / 2, words, va="center", ha="right", color=MUTED)
+        top += 2 * height + 3 * GAP
 
 
 def _picture(

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from custom.projection import water_attenuation_per_mm
-from custom.report.figures import _DIFFERENCE
+from custom.report.figures import DIFFERENCE_COLOURS
 
 __all__ = ["Residual", "difference_picture", "grey_limits", "grey_picture", "residual", "side_letters"]
 
@@ -126,7 +126,7 @@ def difference_picture(
     share = ((water_mm / limit_mm + 1) / 2).clamp(0, 1).cpu().numpy()
     size = _size(share.shape, pixel_mm)
     smooth = np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR))
-    colours = (np.asarray(_DIFFERENCE(smooth))[..., :3] * 255).round().astype(np.uint8)
+    colours = (np.asarray(DIFFERENCE_COLOURS(smooth))[..., :3] * 255).round().astype(np.uint8)
     return Image.fromarray(_hatched(colours, exposed, size))
 
 

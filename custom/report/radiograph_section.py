@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from custom.report.document import Document, Markup, escape, image
-from custom.report.figures import _DIFFERENCE
+from custom.report.figures import DIFFERENCE_COLOURS
 from custom.report.radiograph_pictures import difference_picture, grey_limits, grey_picture, residual, side_letters
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _in_numbers(radiograph: Tensor, reprojection: Tensor, exposed: Tensor, energ
 
 def _legend() -> Markup:
     """A bar of the residual's colours with its ends and its name."""
-    ramp = (np.asarray(_DIFFERENCE(np.linspace(0, 1, 256)))[None, :, :3] * 255).round().astype(np.uint8)
+    ramp = (np.asarray(DIFFERENCE_COLOURS(np.linspace(0, 1, 256)))[None, :, :3] * 255).round().astype(np.uint8)
     bar = image(
         Image.fromarray(np.repeat(ramp, 8, axis=0)),
         "Blue: the reconstruction is too thin. Black: equal. Orange: too dense.",

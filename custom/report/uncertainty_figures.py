@@ -19,13 +19,13 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from custom.report.boxplots import COLOURS
 from custom.report.figures import (
-    _GAP,
-    _MARGIN,
-    _MUTED,
-    _WIDTH,
     DIFFERENCE_HU,
+    GAP,
     HU_DISPLAY,
+    MARGIN,
     PLANES,
+    SPREAD_COLOURS,
+    WIDTH,
     Page,
     colour_bar,
     compass,
@@ -39,8 +39,6 @@ __all__ = ["UncertaintyMaps", "calibration_figure", "uncertainty_figure"]
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-# Dark where the samples agree or the mean is right; lightness grows evenly, so that it reads without colours too.
-_SPREAD = "magma"
 _WIDEST = 3.0
 
 
@@ -119,10 +117,7 @@ def _check_cases(cases: Mapping[str, UncertaintyMaps]) -> tuple[int, ...]:
 
 def _headings(page: Page, top: float, title: str, caption: str, columns: Mapping[str, float]) -> None:
     """Title, caption and, above `top` (inches), the names of the columns at their centres."""
-    if title:
-        page.text(_WIDTH / 2, 0.18, title, ha="center", fontsize=14, fontweight="bold")
-    if caption:
-        page.text(_WIDTH / 2, 0.2 + 0.3 * bool(title), caption, ha="center", fontsize=10, color=_MUTED)
+    page.heading(title, caption)
     for name, centre in columns.items():
         page.text(centre, top - 0.22, name, ha="center", fontsize=10.5)
 
@@ -182,17 +177,17 @@ def uncertainty_figure(
     rows = {label: _columns(maps, squared) for label, maps in cases.items()}
     names = [column.name for column in next(iter(rows.values()))]
     extent_mm = [size * step for size, step in zip(shape, spacing_mm, strict=True)]
-    width = min(_WIDEST, (_WIDTH - 2 * _MARGIN - (len(names) - 1) * _GAP) / len(names))
+    width = min(_WIDEST, (WIDTH - 2 * MARGIN - (len(names) - 1) * GAP) / len(names))
     heights = {name: width * extent_mm[PLANES[name][2]] / extent_mm[PLANES[name][1]] for name in planes}
-    first = (_WIDTH - len(names) * (width + _GAP) + _GAP) / 2
-    lefts = [first + index * (width + _GAP) for index in range(len(names))]
+    first = (WIDTH - len(names) * (width + GAP) + GAP) / 2
+    lefts = [first + index * (width + GAP) for index in range(len(names))]
     top = 0.45 + 0.36 * bool(title) + 0.3 * bool(caption)
-    page = Page(top + len(cases) * sum(height + _GAP for height in heights.values()) + 0.75)
+    page = Page(top + len(cases) * sum(height + GAP for height in heights.values()) + 0.75)
     _headings(page, top, title, caption, {name: left + width / 2 for name, left in zip(names, lefts, strict=True)})
 
     power = 2 if squared else 1
     grey = _Scale("gray", (float(hu_display[0]), float(hu_display[1])), "HU")
-    spread = _Scale(_SPREAD, (0.0, limit_hu**power), "HU²" if squared else "HU")
+    spread = _Scale(SPREAD_COLOURS, (0.0, limit_hu**power), "HU²" if squared else "HU")
     for name in planes:
         for label, columns in rows.items():
             for left, column in zip(lefts, columns, strict=True):
@@ -201,10 +196,10 @@ def uncertainty_figure(
                     scale_bar(axes, extent_mm[PLANES[name][1]])
             words = label if label and len(planes) == 1 else f"{label}, {name}" if label else name
             page.text(first - 0.14, top + heights[name] / 2, words, rotation=90, va="center", ha="right")
-            top += heights[name] + _GAP
+            top += heights[name] + GAP
 
     border = next(left for left, column in zip(lefts, columns, strict=True) if column.spread)
-    _legend(page, first, border - _GAP, grey)
+    _legend(page, first, border - GAP, grey)
     _legend(page, border, lefts[-1] + width, spread)
     return save_figure(page.figure, path)
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from custom.geometry import VolumeGrid
 from custom.report.document import Document, Markup, escape
-from custom.report.volume_pictures import SPREAD_COLOURS, SPREAD_LIMIT_HU
+from custom.report.figures import SPREAD_COLOURS
+from custom.report.volume_pictures import SPREAD_LIMIT_HU
 
 __all__ = ["PackedVolume", "add_viewer", "pack_volumes", "viewer_scripts"]
 

@@ -15,12 +15,13 @@ from PIL import Image
 from custom.geometry import VolumeGrid
 from custom.report.boxplots import COLOURS
 from custom.report.figures import (
-    _GAP,
-    _MARGIN,
-    _WIDTH,
     DIFFERENCE_HU,
+    GAP,
     HU_DISPLAY,
+    MARGIN,
     PLANES,
+    SPREAD_COLOURS,
+    WIDTH,
     Page,
     colour_bar,
     compass,
@@ -29,7 +30,6 @@ from custom.report.figures import (
 )
 
 __all__ = [
-    "SPREAD_COLOURS",
     "SPREAD_LIMIT_HU",
     "TISSUES",
     "histogram_picture",
@@ -41,7 +41,7 @@ __all__ = [
 Volume = npt.NDArray[np.floating[Any]]
 
 # Lightness grows evenly, so that it reads without colours too. The scale is fixed: pages can be compared by eye.
-SPREAD_COLOURS, SPREAD_LIMIT_HU = "magma", DIFFERENCE_HU
+SPREAD_LIMIT_HU = DIFFERENCE_HU
 #: Samples that are drawn; the viewer has them all.
 _SAMPLES_SHOWN = 4
 #: HU ranges in which a body's voxels are counted.
@@ -63,17 +63,17 @@ def planes_picture(hu: Volume, spacing_mm: Sequence[float], std_hu: Volume | Non
         std_hu: standard deviation on the same grid; None leaves its row out.
     """
     extent_mm = [size * step for size, step in zip(hu.shape, spacing_mm, strict=True)]
-    width = (_WIDTH - 2 * _MARGIN - 2 * _GAP) / 3
+    width = (WIDTH - 2 * MARGIN - 2 * GAP) / 3
     heights = {name: width * extent_mm[down] / extent_mm[across] for name, (_, across, down, *_) in PLANES.items()}
     tallest = max(heights.values())
     rows = [("CT value", hu, "gray", HU_DISPLAY)]
     if std_hu is not None:
         rows.append(("uncertainty", std_hu, SPREAD_COLOURS, (0.0, SPREAD_LIMIT_HU)))
-    page = Page(0.4 + len(rows) * (tallest + _GAP) + 0.65)
+    page = Page(0.4 + len(rows) * (tallest + GAP) + 0.65)
     for row, (words, volume, colours, limits) in enumerate(rows):
-        top = 0.4 + row * (tallest + _GAP)
+        top = 0.4 + row * (tallest + GAP)
         for column, (name, (_, across, _down, *letters)) in enumerate(PLANES.items()):
-            left = _MARGIN + column * (width + _GAP)
+            left = MARGIN + column * (width + GAP)
             axes = page.panel(left, top, width, heights[name])
             _show(axes, volume, name, colours, limits)
             compass(axes, *letters)
@@ -81,11 +81,11 @@ def planes_picture(hu: Volume, spacing_mm: Sequence[float], std_hu: Volume | Non
                 page.text(left + width / 2, top - 0.22, name, ha="center", fontsize=10.5)
             if row == column == 0:
                 scale_bar(axes, extent_mm[across])
-        page.text(_MARGIN - 0.14, top + tallest / 2, words, rotation=90, va="center", ha="right")
-    bars, half = page.height - 0.5, (_WIDTH - 2 * _MARGIN) / 2
-    colour_bar(page, (_MARGIN + 0.1 * half, bars, 0.8 * half), HU_DISPLAY, "gray", "CT value in HU")
+        page.text(MARGIN - 0.14, top + tallest / 2, words, rotation=90, va="center", ha="right")
+    bars, half = page.height - 0.5, (WIDTH - 2 * MARGIN) / 2
+    colour_bar(page, (MARGIN + 0.1 * half, bars, 0.8 * half), HU_DISPLAY, "gray", "CT value in HU")
     if std_hu is not None:
-        box = (_MARGIN + 1.1 * half, bars, 0.8 * half)
+        box = (MARGIN + 1.1 * half, bars, 0.8 * half)
         colour_bar(page, box, (0.0, SPREAD_LIMIT_HU), SPREAD_COLOURS, "standard deviation of the samples in HU")
     return _rendered(page.figure, 115)
 
@@ -98,12 +98,12 @@ def samples_picture(samples: Sequence[Volume], grid: VolumeGrid) -> Image.Image:
         grid: says what the box's proportions are.
     """
     count = min(len(samples), _SAMPLES_SHOWN)
-    width = (_WIDTH - 2 * _MARGIN - (_SAMPLES_SHOWN - 1) * _GAP) / _SAMPLES_SHOWN
+    width = (WIDTH - 2 * MARGIN - (_SAMPLES_SHOWN - 1) * GAP) / _SAMPLES_SHOWN
     half = grid.half_extent_mm
     page = Page(width * half[2] / half[0] + 0.5)
-    first = (_WIDTH - count * (width + _GAP) + _GAP) / 2
+    first = (WIDTH - count * (width + GAP) + GAP) / 2
     for index, volume in enumerate(samples[:count]):
-        left = first + index * (width + _GAP)
+        left = first + index * (width + GAP)
         axes = page.panel(left, 0.35, width, page.height - 0.5)
         _show(axes, volume, "coronal", "gray", HU_DISPLAY)
         page.text(left + width / 2, 0.12, f"sample {index + 1}", ha="center", fontsize=10)
