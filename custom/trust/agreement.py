@@ -25,6 +25,8 @@ __all__ = ["disagreement", "disagreement_of", "pair_profiles"]
 _UP = (0.0, 0.0, 1.0)
 #: Fewest planes that say something of a pair, and their least share: where most cut the body off, the rest says little.
 _FEWEST_PLANES, _LEAST_SHARE = 8, 0.5
+#: Of the longest line: what runs across the picture.
+_ACROSS = 0.8
 #: Sources closer to a line through the isocentre than this [mm] share planes that all look alike.
 _LEAST_BASELINE_MM = 100.0
 
@@ -152,7 +154,8 @@ def _cone_profile(image: Tensor, exposed: Tensor, view: Tensor, normals: Tensor,
     central = F.normalize(central - (central * normals).sum(-1, keepdim=True) * normals, dim=-1)
     along = torch.linalg.cross(normals, central)
     length = float((view[0, 3:6] - source).norm())
-    half = math.atan(0.75 * (image.shape[1] * float(view[0, 6:9].norm()) + image.shape[0] * 0.5) / length)
+    width, height = image.shape[1] * float(view[0, 6:9].norm()), image.shape[0] * float(view[0, 9:12].norm())
+    half = math.atan(0.75 * math.hypot(width, height) / length)
     turn = step / distance
     theta = torch.arange(-half, half, turn, dtype=torch.float64)
     fan = theta.cos()[:, None] * central[:, None] + theta.sin()[:, None] * along[:, None]
@@ -160,8 +163,9 @@ def _cone_profile(image: Tensor, exposed: Tensor, view: Tensor, normals: Tensor,
     above = source + length * (math.cos(tilt) * fan + math.sin(tilt) * normals[:, None])
     below = source + length * (math.cos(tilt) * fan - math.sin(tilt) * normals[:, None])
     (high, seen_high), (low, seen_low) = (_sample(image, exposed, view, points) for points in (above, below))
-    derivative = (high - low).sum(1) * turn / (2 * tilt)
-    return derivative, _whole((high + low) / 2, seen_high & seen_low, image)
+    both = seen_high & seen_low  # a picture's border is no edge of the body
+    derivative = torch.where(both, high - low, 0.0).sum(1) * turn / (2 * tilt)
+    return derivative, _whole((high + low) / 2, both, image)
 
 
 def _sample(image: Tensor, exposed: Tensor, view: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +180,11 @@ def _sample(image: Tensor, exposed: Tensor, view: Tensor, points: Tensor) -> tup
 
 
 def _whole(values: Tensor, seen: Tensor, image: Tensor) -> Tensor:
-    """Bool (N,): a plane's line enters and leaves the picture in air."""
+    """Bool (N,): a plane's line enters and leaves the picture in air, on both sides of the body.
+
+    A line that crosses a corner of the picture sees air alone, and the body may lie above: where it meets no body, it
+    has to run across most of the picture.
+    """
     count = seen.shape[1]
     position = torch.arange(count)
     first = torch.where(seen, position, count).amin(1)
@@ -184,4 +192,6 @@ def _whole(values: Tensor, seen: Tensor, image: Tensor) -> Tensor:
     there = last > first
     ends = torch.stack([first.clamp(max=count - 1), last.clamp(min=0)], 1)
     gaps = seen.sum(1) < last - first + 1  # behind a collimator blade or an annotation
-    return there & ~gaps & (values.gather(1, ends).amax(1) <= AIR_SHARE * image.max())
+    air = AIR_SHARE * image.max()
+    meets = ((values > air) & seen).any(1) | (last - first >= _ACROSS * (last - first).max())
+    return there & ~gaps & meets & (values.gather(1, ends).amax(1) <= air)

@@ -87,6 +87,14 @@ def test_a_body_that_is_cut_off_is_not_compared(beam: str) -> None:
     assert not disagreement(image, views, exposed)
 
 
+@pytest.mark.parametrize("angles", [[0.0, 45.0], [0.0, 90.0], [0.0, 45.0, 90.0, 135.0]])
+def test_a_body_that_goes_on_above_and_below_agrees(angles: list[float]) -> None:
+    """As every chest does: where the exposed area ends is no edge of the body."""
+    image, views, exposed = acquired(angles, "cone")
+    exposed[:, :10] = exposed[:, -10:] = False
+    assert worst(image, views, exposed) < 0.01
+
+
 def test_opposite_cone_views_share_no_planes_that_move() -> None:
     assert not disagreement(*acquired([90.0, 270.0], "cone"))
 
