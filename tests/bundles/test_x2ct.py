@@ -209,6 +209,7 @@ def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]
     checkpoint = load_checkpoint(folder / "models/model.pt")
     assert checkpoint.meta["preset"] == "default" and checkpoint.meta["validation"]["psnr_range"] > 0
     assert checkpoint.meta["pixel_at_isocenter_mm"] == VOXEL_MM and checkpoint.meta["training_views"] == {"2": 1}
+    assert checkpoint.meta["cone_share"] == 0 and len(checkpoint.meta["source_to_detector_mm"]) == 2
     network = checkpoint.network()
     assert isinstance(network, X2CT) and network.grid.shape == (CUBE,) * 3
     state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
