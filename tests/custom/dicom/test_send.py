@@ -1,0 +1,256 @@
+"""To a PACS by C-STORE: files arrive as they were sent, and every refusal is one line that says why."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
+
+from custom.cli import VERBS, Verb, _parse
+from custom.dicom.listener import Listener
+from custom.dicom.network import NetworkError, receive, send
+from custom.dicom.store import Address, parse_address, store_scu
+from tests.custom.dicom.network_peers import TIMEOUT_S, free_port, scp
+from tests.custom.dicom.stored_radiographs import DX_PROCESSING, ROOT, dx, save
+
+
+def test_radiographs_arrive_as_they_were_sent(pair: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), Listener(tmp_path / "in", port=0) as listener:
+        report = send(pair, to=f"FEWVIEW@127.0.0.1:{listener.address[1]}", timeout_s=TIMEOUT_S)
+    assert len(report.sent) == 2 and not report.failed
+    assert "sent 2 of 2 files" in caplog.text
+    assert sorted(listener.received) == [tmp_path / "in" / f"{ROOT}.1" / f"{ROOT}.1.{k}.dcm" for k in (1, 2)]
+    for k, path in enumerate(sorted(listener.received), start=1):
+        sent, found = pydicom.dcmread(pair / f"view{k}.dcm"), pydicom.dcmread(path)
+        assert found == sent
+        np.testing.assert_array_equal(found.pixel_array, sent.pixel_array)
+    assert [p for p in (tmp_path / "in").rglob("*") if p.is_file() and p.suffix != ".dcm"] == []
+
+
+def test_single_file_and_hidden_files(pair: Path, tmp_path: Path) -> None:
+    hidden = save(dx(3), pair / ".ct.1234.part" / "CT_0001.dcm")
+    (pair / "notes.txt").write_text("no DICOM")
+    with Listener(tmp_path / "in", port=0) as listener:
+        to = f"FEWVIEW@127.0.0.1:{listener.address[1]}"
+        assert len(send(pair, to=to, timeout_s=TIMEOUT_S).sent) == 2
+        assert send(hidden, to=to, timeout_s=TIMEOUT_S).sent == [hidden]
+
+
+def test_provider_of_implicit_vr_only(pair: Path) -> None:
+    got = []
+
+    def store(event: Any) -> int:
+        got.append((event.context.transfer_syntax, event.dataset.PixelData))
+        return 0x0000
+
+    with scp(store) as to:
+        send(pair, to=to, timeout_s=TIMEOUT_S)
+    assert [g[0] for g in got] == [ImplicitVRLittleEndian] * 2
+    assert got[0][1] == pydicom.dcmread(pair / "view1.dcm").PixelData
+
+
+def test_failed_status_of_one_file_does_not_stop_the_others(pair: Path) -> None:
+    save(dx(3), pair / "view3.dcm")
+    answers = iter([0x0000, 0xA700, 0xB000])
+    with (
+        scp(lambda event: next(answers)) as to,
+        pytest.raises(NetworkError, match=r"sent 2 of 3 files to SCP.*view2.dcm: status 0xA700, refused: out of res"),
+    ):
+        send(pair, to=to, timeout_s=TIMEOUT_S)
+
+
+def test_remarks_are_passed_on(pair: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with scp(lambda event: 0xB000) as to:
+        report = send(pair, to=to, timeout_s=TIMEOUT_S)
+    assert len(report.sent) == 2 and "view1.dcm was stored with a remark: status 0xB000" in caplog.text
+
+
+def test_unsupported_transfer_syntax(pair: Path) -> None:
+    compressed = dx(3)
+    compressed.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + b"\0" * 60])
+    compressed["PixelData"].is_undefined_length = True
+    save(compressed, pair / "view3.dcm", JPEG2000Lossless)
+    with (
+        scp(lambda event: 0x0000) as to,
+        pytest.raises(NetworkError, match=r"sent 2 of 3 .*view3.dcm: .* takes no Digital X-Ray.* JPEG 2000"),
+    ):
+        send(pair, to=to, timeout_s=TIMEOUT_S)
+
+
+def test_unsupported_class(pair: Path) -> None:
+    with (
+        scp(lambda event: 0x0000, [("1.2.840.10008.5.1.4.1.1.2", [ImplicitVRLittleEndian])]) as to,
+        pytest.raises(NetworkError, match=r"sent 0 of 2 .* takes none of these kinds of file: Digital X-Ray"),
+    ):
+        send(pair, to=to, timeout_s=TIMEOUT_S)
+
+
+def test_damaged_file_is_named(pair: Path) -> None:
+    (pair / "view2.dcm").write_bytes((pair / "view2.dcm").read_bytes()[:180])
+    with (
+        scp(lambda event: 0x0000) as to,
+        pytest.raises(NetworkError, match=r"sent 1 of 2 .*view2.dcm: damaged or not a DICOM file"),
+    ):
+        send(pair, to=to, timeout_s=TIMEOUT_S)
+
+
+def test_lost_association(pair: Path) -> None:
+    def abort(event: Any) -> int:
+        event.assoc.abort()
+        return 0x0000
+
+    with (
+        scp(abort) as to,
+        pytest.raises(NetworkError, match=r"sent 0 of 2 .*view1.dcm: no answer .*view2.dcm: not tried"),
+    ):
+        send(pair, to=to, timeout_s=TIMEOUT_S)
+
+
+def test_refused_connection(pair: Path) -> None:
+    port = free_port()
+    with pytest.raises(NetworkError, match=rf"PACS@127.0.0.1:{port} cannot be reached: connection refused"):
+        send(pair, to=f"PACS@127.0.0.1:{port}", timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("called", "calling", "reason"),
+    [
+        ("OTHER", "FEWVIEW", "called ae title not recognised"),
+        ("FEWVIEW", "STRANGER", "calling ae title not recognised"),
+    ],
+)
+def test_rejected_association(called: str, calling: str, reason: str, pair: Path, tmp_path: Path) -> None:
+    with (
+        Listener(tmp_path / "in", port=0, from_aet=["FEWVIEW"]) as listener,
+        pytest.raises(NetworkError, match=f"rejected the association: {reason}"),
+    ):
+        send(pair, to=f"{called}@127.0.0.1:{listener.address[1]}", calling_aet=calling, timeout_s=TIMEOUT_S)
+    assert not listener.received
+
+
+@pytest.mark.parametrize("scheme", ["SCP@", "http://"])
+def test_server_that_never_answers(scheme: str, pair: Path) -> None:
+    with closing(socket.socket()) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(5)
+        start = time.monotonic()
+        with pytest.raises(NetworkError):
+            send(pair, to=f"{scheme}127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.5)
+        assert time.monotonic() - start < 5
+
+
+# --- addresses and options
+
+
+@given(
+    st.text(st.sampled_from("ABCxyz019_-. "), min_size=1, max_size=16).filter(str.strip),
+    st.sampled_from(["pacs", "192.0.2.7", "pacs.example", "[2001:db8::1]"]),
+    st.integers(1, 65535),
+)
+def test_addresses_are_read_back(aet: str, host: str, port: int) -> None:
+    assert parse_address(f"{aet}@{host}:{port}") == Address(aet, host.strip("[]"), port)
+
+
+@given(st.text(st.sampled_from("AB@:[]\\ 019.%-\né"), max_size=20))
+def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
+    try:
+        address = parse_address(text)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert 0 < address.port < 65536 and 0 < len(address.aet) <= 16
+
+
+@pytest.mark.parametrize(
+    "text", ["", "pacs:104", "PACS@host", "PACS@host:0", "PACS@host:99999", "A" * 17 + "@h:1", "P\\S@h:1", " @h:1"]
+)
+def test_what_is_no_address(text: str, pair: Path) -> None:
+    with pytest.raises(ValueError, match=r"no address|no application entity title"):
+        send(pair, to=text)
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "message"),
+    [
+        ("P@h:1", {"timeout_s": 0}, "timeout_s must be positive"),
+        ("P@h:1", {"user": "u", "password_file": "here"}, "C-STORE knows no --user"),
+        ("P@h:1", {"ca_file": "here"}, "need --tls"),
+        ("https://h", {"user": "u"}, "--user and --password_file go together"),
+        ("https://h", {"user": "u", "password_file": "here", "token_file": "here"}, "either --user or --token_file"),
+        ("https://h", {"certificate_file": "here"}, "go together"),
+        ("P@h:1", {"tls": True, "ca_file": "here"}, "certificates cannot be used"),
+        ("https://h", {"token_file": "empty"}, "no first line"),
+    ],
+)
+def test_options_that_do_not_fit(to: str, options: dict[str, Any], message: str, pair: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").write_text("something\n")
+    (tmp_path / "empty").write_text("\n")
+    given_options = {k: tmp_path / v if k.endswith("_file") else v for k, v in options.items()}
+    with pytest.raises(ValueError, match=message):
+        send(pair, to=to, **given_options)
+
+
+def test_several_sources_each_file_once(pair: Path, tmp_path: Path) -> None:
+    other = save(dx(3), tmp_path / "other.dcm")
+    with Listener(tmp_path / "in", port=0) as listener:
+        to = f"FEWVIEW@127.0.0.1:{listener.address[1]}"
+        assert len(send(pair, other, pair / "view1.dcm", to=to, timeout_s=TIMEOUT_S).sent) == 3
+    with pytest.raises(ValueError, match="nothing to send"):
+        send(to="P@h:1")
+
+
+def test_what_is_not_there(pair: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        send(tmp_path / "none", to="P@h:1")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        send(pair, to="https://h", token_file=tmp_path / "none")
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("no DICOM")
+    with pytest.raises(ValueError, match="holds no DICOM file"):
+        send(tmp_path / "text", to="P@h:1")
+
+
+def test_command_line_reads_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    for verb in ("send", "receive"):
+        monkeypatch.setitem(VERBS, verb, Verb("custom.dicom.network", verb, "PACS"))
+    words = ["out", "0002", "--to", "PACS@h:104", "--timeout_s", "5", "--tls", "--ca_file", "ca.pem"]
+    positional, keywords = _parse("send", send, [*words, "--calling_aet", "0001"])
+    assert positional == ("out", "0002")
+    assert keywords == {
+        "to": "PACS@h:104", "timeout_s": 5.0, "tls": True, "ca_file": Path("ca.pem"), "calling_aet": "0001"
+    }  # fmt: skip
+    positional, keywords = _parse("receive", receive, ["in", "--count", "3", "--from_aet", "[A,B]", "--timeout_s", "9"])
+    bound = (
+        dict(zip(("output", "port", "aet", "host", "count", "timeout_s", "from_aet"), positional, strict=False))
+        | keywords
+    )
+    assert (bound["count"], bound["timeout_s"], list(bound["from_aet"])) == (3, 9.0, ["A", "B"])
+
+
+@pytest.mark.parametrize(
+    ("module", "to"), [("pynetdicom", "P@127.0.0.1:1"), ("dicomweb_client", "https://127.0.0.1:1")]
+)
+def test_missing_package_names_the_extra(module: str, to: str, pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=r"fewview-ct\[pacs\]"):
+        send(pair, to=to)
+
+
+def test_more_kinds_than_one_association_holds(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("custom.dicom.store.MOST_CONTEXTS", 1)
+    ct = dx(3, SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
+    save(ct, pair / "ct.dcm")
+    classes = [DX_PROCESSING, "1.2.840.10008.5.1.4.1.1.2"]
+    with scp(lambda event: 0x0000, [(c, [ImplicitVRLittleEndian, "1.2.840.10008.1.2.1"]) for c in classes]) as to:
+        report = store_scu(sorted(pair.iterdir()), parse_address(to), "FEWVIEW", TIMEOUT_S)
+    assert len(report.sent) == 3 and not report.failed

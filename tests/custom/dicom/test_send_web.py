@@ -1,0 +1,60 @@
+"""To a PACS by STOW-RS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+
+from custom.dicom.network import NetworkError, send
+from tests.custom.dicom.network_peers import TIMEOUT_S, free_port
+
+
+def test_web_server_gets_the_files(pair: Path, tmp_path: Path, web: Any) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    report = send(pair, to=web.url + "/", user="me", password_file=tmp_path / "password", timeout_s=TIMEOUT_S)
+    assert len(report.sent) == 2 and [path for path, *_ in web.got] == ["/dicom-web/studies"] * 2
+    for k, (_, headers, body) in enumerate(web.got, start=1):
+        assert headers["Authorization"] == "Basic bWU6c2VjcmV0"
+        assert 'type="application/dicom"' in headers["Content-Type"]
+        assert pydicom.dcmread(pair / f"view{k}.dcm").PixelData in body
+
+
+def test_token(pair: Path, tmp_path: Path, web: Any) -> None:
+    (tmp_path / "token").write_text("abc\n")
+    send(pair / "view1.dcm", to=web.url, token_file=tmp_path / "token", timeout_s=TIMEOUT_S)
+    assert web.got[0][1]["Authorization"] == "Bearer abc"
+
+
+REFUSED = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [0xA700]}}]}}
+REMARK = {"00081199": {"vr": "SQ", "Value": [{"00081196": {"vr": "US", "Value": [0xB000]}}]}}
+
+
+@pytest.mark.parametrize(
+    ("answers", "message", "requests"),
+    [
+        ([(200, {}), (202, REFUSED)], r"sent 1 of 2 .*view2.dcm: .*failure reason 0xA700", 2),
+        ([(409, REFUSED)], r"sent 1 of 2 .*view1.dcm: HTTP 409 Conflict", 2),
+        ([(503, {})], r"sent 1 of 2 .*view1.dcm: HTTP 503", 2),
+        ([(401, {})], r"refuses to store: HTTP 401 Unauthorized; give --user", 1),
+        ([(404, {})], r"refuses to store: HTTP 404 Not Found; is it the URL", 1),
+    ],
+)
+def test_web_server_refuses(answers: list[Any], message: str, requests: int, pair: Path, web: Any) -> None:
+    web.answers = answers
+    with pytest.raises(NetworkError, match=message):
+        send(pair, to=web.url, timeout_s=TIMEOUT_S)
+    assert len(web.got) == requests  # nothing is tried twice
+
+
+def test_web_server_remarks(pair: Path, web: Any, caplog: pytest.LogCaptureFixture) -> None:
+    web.answers = [(200, REMARK)]
+    assert len(send(pair, to=web.url, timeout_s=TIMEOUT_S).sent) == 2
+    assert "view1.dcm was stored with a remark: warning reason 0xB000" in caplog.text
+
+
+def test_web_server_is_not_there(pair: Path) -> None:
+    with pytest.raises(NetworkError, match=r"cannot be reached: connection refused; 0 of 2 files were stored"):
+        send(pair, to=f"http://127.0.0.1:{free_port()}/dicom-web", timeout_s=TIMEOUT_S)
