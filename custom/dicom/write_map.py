@@ -31,9 +31,13 @@ def _highdicom() -> Any:
     try:
         import highdicom
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "writing or reading the uncertainty map needs highdicom: pip install 'fewview-ct[dicom]'"
-        ) from error
+        what = "writing or reading the uncertainty map needs highdicom"
+        if int(pydicom.__version__.split(".")[0]) < 3:
+            raise ModuleNotFoundError(
+                f"{what}, which needs pydicom 3, and this environment has {pydicom.__version__} (for MONAI Label): "
+                "pass --nodicom, or work in another environment"
+            ) from error
+        raise ModuleNotFoundError(f"{what}: pip install 'fewview-ct[dicom]'") from error
     return highdicom
 
 

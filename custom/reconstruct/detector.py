@@ -17,9 +17,9 @@ __all__ = ["carried_on", "on_detector"]
 HIDDEN_TISSUE = 1.0
 #: Sizes of detectors are multiples of it.
 MULTIPLE = 8
-#: So far beside the exposed area [mm, at the isocentre] a body that reaches its edge is taken to end. The two validation
-#: patients with 20, 40 or 60 mm of body hidden at both sides of one of two views: 20.4 dB (50 and 70 mm), 20.0 (35),
-#: 19.9 (100), 18.2 (air beside the area), 16.3 (no end).
+#: So far beside the exposed area [mm, at the isocentre] a body that reaches its edge is taken to end. The two
+#: validation patients with 20, 40 or 60 mm of body hidden at both sides of one of two views: 20.4 dB (50 and 70 mm),
+#: 20.0 (35), 19.9 (100), 18.2 (air beside the area), 16.3 (no end).
 TAPER_MM = 50.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -151,11 +152,16 @@ class Reconstruction:
         }
 
 
+def _finite(value: float | None) -> float | None:
+    """None also for what JSON has no number for, such as how far a beam is from those that were trained."""
+    return None if value is None or not math.isfinite(value) else value
+
+
 def _check(check: CheckResult) -> dict[str, Any]:
     return {
         "name": check.name,
         "verdict": check.verdict.value,
-        "statistic": check.statistic,
+        "statistic": _finite(check.statistic),
         "review_above": check.review_above,
         "reject_above": check.reject_above,
         "message": check.message,

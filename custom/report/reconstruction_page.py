@@ -260,7 +260,9 @@ def _badge(verdict: str) -> Markup:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+    if value is None:
+        return "–"
+    return "∞" if math.isinf(value) else f"{value:.3g}"
 
 
 def _about(page: Document, content: ReportContent, volumes: Sequence[PackedVolume]) -> None:

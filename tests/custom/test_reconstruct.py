@@ -54,9 +54,8 @@ def case(folder: Path) -> dict[str, str]:
     return load_cases(folder / "datalist.json", "test")[0]
 
 
-def verdict_is(monkeypatch: pytest.MonkeyPatch, verdict: Verdict, tmp_path: Path) -> str:
-    """Checks that come to this verdict; the name of their thresholds' file."""
-    check = CheckResult("rows", verdict, 0.3, 0.1, 0.2, "The radiographs do not fit each other.")
+def the_only_check(monkeypatch: pytest.MonkeyPatch, check: CheckResult, tmp_path: Path) -> str:
+    """Checks that find this alone; the name of their thresholds' file."""
     monkeypatch.setattr(pipeline, "run_checks", lambda evidence, thresholds: [check])
     monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: object()))
     (tmp_path / "thresholds.json").write_text("{}")
@@ -229,6 +228,19 @@ def test_a_pair_without_distances_is_refused_before_anything_runs(
 # --- trust ---
 
 
+def test_the_record_is_json_where_a_statistic_is_no_number(
+    folder: Path, case: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    check = CheckResult("geometry", Verdict.REJECT, float("inf"), 0.0, 0.5, "A cone beam, and parallel was trained.")
+    thresholds = the_only_check(monkeypatch, check, tmp_path)
+    options: dict[str, Any] = {"geometry": case["geometry"], "model": folder / "inr.pt"}
+    reconstruct([case["image"]], output=tmp_path / "out", thresholds=thresholds, **options)
+    text = (tmp_path / "out" / "result.json").read_text()
+    (found,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))["checks"]
+    assert found["statistic"] is None and found["verdict"] == "REJECT"
+    assert "∞" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_without_thresholds_nobody_says_pass(folder: Path, case: dict[str, str]) -> None:
     found = reconstruct([case["image"]], geometry=case["geometry"], model=folder / "inr.pt")
     assert found.verdict is Verdict.REVIEW and found.checks == []
@@ -242,7 +254,8 @@ def test_without_thresholds_nobody_says_pass(folder: Path, case: dict[str, str])
 def test_the_verdict_is_recorded_and_ends_a_strict_command(
     folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, code: int
 ) -> None:
-    thresholds = verdict_is(monkeypatch, verdict, tmp_path)
+    check = CheckResult("rows", verdict, 0.3, 0.1, 0.2, "The radiographs do not fit each other.")
+    thresholds = the_only_check(monkeypatch, check, tmp_path)
     options: dict[str, Any] = {"geometry": case["geometry"], "model": str(folder / "inr.pt"), "thresholds": thresholds}
     assert command(case["image"], output=str(tmp_path / "a"), strict=True, **options) == code
     assert command(case["image"], output=str(tmp_path / "b"), **options) == ExitCode.DONE
