@@ -83,6 +83,7 @@ class _Job:
     kind: str
     model: str
     size: int | None
+    samples: int
     reconstruct_all: bool
     trial: Trial
     file: Path
@@ -95,8 +96,8 @@ def _run(job: _Job) -> bool:
     trial = Trial(**{**asdict(job.trial), "energy_kev": model.energy_kev})
     settings = json.loads(json.dumps({
         "case": job.case["case"], "next": job.next_case["case"], "kind": job.kind, "model": model.sha256,
-        "size": job.size, "reconstruct_all": job.reconstruct_all, "trial": asdict(trial),
-        "software": f"fewview-ct {__version__}",
+        "size": job.size, "samples": job.samples, "reconstruct_all": job.reconstruct_all,
+        "trial": asdict(trial), "software": f"fewview-ct {__version__}",
     }))  # fmt: skip
     if job.file.is_file() and json.loads(job.file.read_text())["settings"] == settings:
         return False
@@ -113,7 +114,7 @@ def _run(job: _Job) -> bool:
                     continue
                 shown = spoil(Shots(image, other, off), count)
                 if name == "none" or (job.reconstruct_all and count == 2):
-                    evidence = reconstructed(model, shown, views)
+                    evidence = reconstructed(model, shown, views, samples=job.samples, seed=job.trial.seed)
                 else:
                     exposed = torch.ones_like(shown, dtype=torch.bool)
                     prior = find_prior(model.network)
@@ -151,7 +152,7 @@ def _share(alarms: Sequence[bool | None]) -> str:
 
 
 def _tables(records: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> list[str]:
-    checks = [name for name in STATISTICS if name != "samples"]
+    checks = [name for name in STATISTICS if name != "samples" or any(r["settings"]["samples"] for r in records)]
     lines: list[str] = []
     for count in VIEW_SETS:
         for beam in ("parallel", "cone"):
@@ -186,6 +187,7 @@ def main(
     phantom_list_file: str | None = None,
     part: str = "test",
     size: int | None = None,
+    samples: int = 0,
     reconstruct_all: int | None = None,
     seed: int = 1,
     workers: int = 1,
@@ -200,6 +202,7 @@ def main(
         phantom_list_file: of `fewview-ct phantom`, made with another seed than those that were trained on.
         part: of the datalist.
         size: voxels along each side, as in the calibration.
+        samples: drawn for their spread, by a model that draws, as in the calibration.
         reconstruct_all: cases whose mistakes are reconstructed too, for the check "reprojection"; all by default. The
             others are reconstructed without a mistake only.
         seed: of noise and errors.
@@ -214,7 +217,7 @@ def main(
     for kind, cases in lists.items():
         for index, case in enumerate(cases):
             following, file = cases[(index + 1) % len(cases)], folder / "cases" / f"{case['case']}.json"
-            jobs.append(_Job(case, following, kind, model, size, len(jobs) % step == 0, trial, file))
+            jobs.append(_Job(case, following, kind, model, size, samples, len(jobs) % step == 0, trial, file))
     with Workers(workers) as pool:
         pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="cases")
     records = [json.loads(job.file.read_text()) for job in jobs]
