@@ -23,8 +23,11 @@ check "mypy" "$bin/mypy"
 # One thread each: small volumes do not gain from more, and results stay the same on any machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=Agg
 # Without arguments everything runs, spread over the processors; a chosen test runs alone, so that it can be debugged.
-[ $# -gt 0 ] || set -- -n auto --dist loadfile
+everything=""
+[ $# -gt 0 ] || { everything=yes && set -- -n auto --dist loadfile; }
 check "pytest" "$bin/python" -m pytest "$@"
+[ -z "$everything" ] || echo "Not run here, for they need minutes, a browser, servers or other environments:" \
+    "$(grep -rl '@pytest.mark.integration\|pytestmark.*integration' tests | wc -l) files with tests of scripts/test_integration.sh"
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[*]}" >&2

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ __all__ = [
     "one_line",
     "read_header",
     "read_pixels",
+    "reason",
     "tag",
     "text",
 ]
@@ -86,9 +89,16 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+def reason(error: BaseException, longest: int = 200) -> str:
+    """What an exception says, as one short line that a terminal can show."""
+    # pydicom puts the traceback of an error within a sequence or element into the message.
+    said = str(error).split("Traceback (most recent call last)")[0]
+    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:longest]
+
+
 def one_line(error: BaseException) -> str:
-    """An exception as one short line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".rstrip(": ")
+    """An exception's type and what it says as one short line."""
+    return f"{type(error).__name__}: {reason(error, 160)}".rstrip(": ")
 
 
 def tag(keyword: str) -> str:
@@ -145,6 +155,15 @@ def _clean(dataset: pydicom.Dataset, damaged: list[str], depth: int = 0) -> None
             del dataset[key]
 
 
+class _Bounded(io.BufferedReader):
+    """A file that reserves no more memory than it has bytes, whatever length an element claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
 def _read(path: Path, pixels: bool) -> pydicom.FileDataset:
     size = path.stat().st_size
     if size == 0:
@@ -153,13 +172,21 @@ def _read(path: Path, pixels: bool) -> pydicom.FileDataset:
         raise ValueError(f"{path}: {size / 2**30:.1f} GB are more than a radiograph has")
     with _quiet():
         try:
-            meta = pydicom.filereader.read_file_meta_info(path) if _has_preamble(path) else pydicom.Dataset()
-            # Inflating is not bounded by the file's size.
-            if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED:
-                raise ValueError("deflated transfer syntax; convert it, e.g. dcmconv +te in.dcm out.dcm")
-            return pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+            with _Bounded(open(path, "rb", buffering=0)) as stream:
+                # Inflating is not bounded by the file's size.
+                if _has_preamble(path) and _syntax(stream) == _DEFLATED:
+                    raise ValueError("deflated transfer syntax; convert it, e.g. dcmconv +te in.dcm out.dcm")
+                return pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True)
         except Exception as error:  # whatever pydicom raises for a damaged file
             raise ValueError(f"{path}: damaged or not a DICOM file ({one_line(error)})") from error
+
+
+def _syntax(stream: _Bounded) -> str:
+    """Transfer Syntax UID (0002,0010) of a file with a preamble; the stream stands at its beginning again."""
+    stream.seek(132)
+    meta = pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda number, *_: number >> 16 != 2)
+    stream.seek(0)
+    return str(meta.get("TransferSyntaxUID", ""))
 
 
 def _has_preamble(path: Path) -> bool:
@@ -195,11 +222,12 @@ def read_header(path: Path) -> Header:
         )
     header = Header(path, dataset, RADIOGRAPH_CLASSES[sop_class], damaged)
     samples, photometric = numbers(dataset, "SamplesPerPixel"), text(dataset, "PhotometricInterpretation")
+    if not photometric:
+        raise ValueError(f"{path}: no Photometric Interpretation (0028,0004); is the file truncated or damaged?")
     if (samples is not None and samples[0] != 1) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        shown = photometric[:40] or "nothing"
         raise ValueError(
-            f"{path}: Photometric Interpretation (0028,0004) is {shown}; only MONOCHROME1 and MONOCHROME2 with one "
-            "sample per pixel are radiographs, colour images are not read"
+            f"{path}: Photometric Interpretation (0028,0004) is {photometric[:40]}; only MONOCHROME1 and MONOCHROME2 "
+            "with one sample per pixel are radiographs, colour images are not read"
         )
     rows, columns = (numbers(dataset, key) for key in ("Rows", "Columns"))
     if rows is None or columns is None:

@@ -155,15 +155,30 @@ def why_unreachable(address: Address, timeout_s: float, context: ssl.SSLContext 
         return f"{error.strerror or error}".lower()
 
 
-def _association_problem(assoc: Any, address: Address, timeout_s: float, context: ssl.SSLContext | None) -> str:
-    """Why ``associate`` gave no association."""
-    if assoc.is_rejected:
-        answer = assoc.acceptor.primitive
+def _association_problem(
+    assoc: Any, answer: Any | None, address: Address, timeout_s: float, context: ssl.SSLContext | None
+) -> str:
+    """Why ``associate`` gave no association; `answer` is the rejection, None where none came."""
+    if answer is not None:
         return f"{address} rejected the association: {answer.reason_str.lower()} ({answer.result_str.lower()})"
     if assoc.accepted_contexts or assoc.rejected_contexts:
         classes = ", ".join(sorted({UID(c.abstract_syntax).name for c in assoc.rejected_contexts}))
         return f"{address} takes none of these kinds of file: {classes}"
     return f"{address} cannot be reached: {why_unreachable(address, timeout_s, context)}"
+
+
+def _noting(rejections: list[Any]) -> list[tuple[Any, ...]]:
+    """Handlers that keep an A-ASSOCIATE-RJ (PS3.8 9.3.4) as it arrives.
+
+    Where the peer closes the connection right after it, pynetdicom may only see that there is none.
+    """
+    pynetdicom = require("pynetdicom")
+
+    def received(event: Any) -> None:
+        if type(event.pdu).__name__ == "A_ASSOCIATE_RJ":
+            rejections.append(event.pdu.to_primitive())
+
+    return [(pynetdicom.evt.EVT_PDU_RECV, received)]
 
 
 def store_scu(
@@ -198,10 +213,14 @@ def store_scu(
             for sop_class, syntax in sorted(batch):
                 entity.add_requested_context(sop_class, syntax)
             tls = None if context is None else (context, address.host)
-            assoc = entity.associate(address.host, address.port, ae_title=address.aet, tls_args=tls)
+            rejections: list[Any] = []
+            assoc = entity.associate(
+                address.host, address.port, ae_title=address.aet, tls_args=tls, evt_handlers=_noting(rejections)
+            )
             if not assoc.is_established:
-                problem = _association_problem(assoc, address, timeout_s, context)
-                if assoc.is_rejected or not (assoc.accepted_contexts or assoc.rejected_contexts):
+                answer = rejections[0] if rejections else None
+                problem = _association_problem(assoc, answer, address, timeout_s, context)
+                if answer is not None or not (assoc.accepted_contexts or assoc.rejected_contexts):
                     raise NetworkError(problem)
                 report.failed.update({path: problem for path, kind in kinds.items() if kind in batch})
                 continue

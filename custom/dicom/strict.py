@@ -17,6 +17,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from custom.dicom.read import reason
+
 __all__ = ["dicom_files", "encode", "new_uid", "set_value", "strict_validation", "tag_text"]
 
 _BINARY = ("OB", "OW", "OF", "OD", "OL", "OV", "UN")
@@ -61,8 +63,7 @@ def set_value(dataset: Dataset, keyword: str, value: Any, origin: str) -> None:
     try:
         dataset[tag] = DataElement(tag, dictionary_VR(tag), value, validation_mode=pydicom.config.RAISE)
     except (ValueError, TypeError, OverflowError, LookupError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{origin}: {tag_text(keyword)} is not valid DICOM ({reason}); correct it") from error
+        raise ValueError(f"{origin}: {tag_text(keyword)} is not valid DICOM ({reason(error)}); correct it") from error
 
 
 def new_uid(role: str, seed: str | None) -> UID:
@@ -84,8 +85,7 @@ def _check_values(dataset: Dataset) -> None:
             try:
                 DataElement(element.tag, element.VR, element.value, validation_mode=pydicom.config.RAISE)
             except (ValueError, TypeError, OverflowError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise ValueError(f"{tag_text(element.keyword)} is not valid DICOM ({reason})") from error
+                raise ValueError(f"{tag_text(element.keyword)} is not valid DICOM ({reason(error)})") from error
 
 
 def encode(dataset: Dataset) -> bytes:
@@ -114,9 +114,8 @@ def encode(dataset: Dataset) -> bytes:
                 dataset.is_little_endian, dataset.is_implicit_VR = True, False
                 pydicom.dcmwrite(target, dataset, write_like_original=False)
     except (UnicodeError, LookupError, OverflowError, TypeError, AttributeError, struct.error) as error:
-        reason = " ".join(str(error).split())[:200]
         charset = dataset.get("SpecificCharacterSet", "ISO_IR 6")
-        raise ValueError(f"cannot be written as DICOM with character set {charset}: {reason}") from error
+        raise ValueError(f"cannot be written as DICOM with character set {charset}: {reason(error)}") from error
     return target.getvalue()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from custom.dicom.read import reason
 from custom.dicom.strict import encode, new_uid, set_value, tag_text
 
 __all__ = ["PATIENT_KEYS", "code", "common_text", "references", "source_name", "subject"]
@@ -41,8 +42,7 @@ def _value(header: Dataset, keyword: str, name: str) -> Any:
     try:
         return header.get(keyword)
     except Exception as error:  # pydicom lets through whatever a damaged element provokes
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name}: {tag_text(keyword)} cannot be read ({reason}); correct it") from error
+        raise ValueError(f"{name}: {tag_text(keyword)} cannot be read ({reason(error)}); correct it") from error
 
 
 def _text(header: Dataset, keyword: str, name: str) -> str:
@@ -54,9 +54,18 @@ def _text(header: Dataset, keyword: str, name: str) -> str:
 
 
 def common_text(sources: Sequence[Dataset], keyword: str) -> str:
-    """The value on which the radiographs that have one agree, "" where none has one or they differ."""
-    found = {_text(h, keyword, source_name(h, i)) for i, h in enumerate(sources)} - {""}
+    """The value on which the radiographs that have one agree, "" where none has one, they differ or one is damaged."""
+    found = {_text_or_nothing(h, keyword, source_name(h, i)) for i, h in enumerate(sources)} - {""}
     return found.pop() if len(found) == 1 else ""
+
+
+def _text_or_nothing(header: Dataset, keyword: str, name: str) -> str:
+    """`_text` of an attribute that does not say who the patient is: "" and a warning where it breaks the standard."""
+    try:
+        return _text(header, keyword, name)
+    except ValueError as error:
+        logger.warning("%s; left out of what is derived from it", error)
+        return ""
 
 
 def _same(keyword: str, value: str) -> str:
@@ -212,8 +221,9 @@ def subject(
 
 def _first(sources: Sequence[Dataset], keyword: str) -> tuple[str, str]:
     """Name and value of the first radiograph that has the attribute."""
+    read = _text if keyword in _IDENTITY else _text_or_nothing
     for index, header in enumerate(sources):
-        value = _text(header, keyword, source_name(header, index))
+        value = read(header, keyword, source_name(header, index))
         if value:
             return source_name(header, index), value
     return source_name(sources[0], 0), ""

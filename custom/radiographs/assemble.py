@@ -55,14 +55,15 @@ def assemble(
         Image, views and exposed. Padding is not exposed and is 0.
 
     Raises:
-        ValueError: no radiographs, a pixel that is not positive, a detector that is too large, or one that sees nothing
-            of a radiograph.
+        ValueError: no radiographs, a pixel that is not positive, a picture that is smaller than it or thousands of
+            times as large, a detector that is too large, or one that sees nothing of a radiograph.
     """
     if not radiographs:
         raise ValueError("no radiographs to assemble")
     if not (math.isfinite(pixel_at_isocenter_mm) and pixel_at_isocenter_mm > 0):
         raise ValueError(f"pixel_at_isocenter_mm must be positive, got {pixel_at_isocenter_mm}")
     views = torch.stack([r.view.double() for r in radiographs])
+    _check_sizes(radiographs, views, pixel_at_isocenter_mm)
     alike = len({tuple(r.line_integrals.shape) for r in radiographs}) == 1
     whole = all(bool(r.exposed.all()) for r in radiographs)
     if alike and whole and detector_shape is None:
@@ -90,6 +91,26 @@ def assemble(
         views[k, 6:9] *= ratio[k, 1]
         views[k, 9:12] *= ratio[k, 0]
     return Assembled(torch.stack(images), views.float(), torch.stack(masks))
+
+
+def _check_sizes(radiographs: Sequence[Radiograph], views: Tensor, pixel_at_isocenter_mm: float) -> None:
+    """Refuse sizes that would take memory and time without end."""
+    for radiograph, view, pixel in zip(radiographs, views, isocenter_pixel_mm(views), strict=True):
+        rows, columns = radiograph.line_integrals.shape
+        height, width = (float(n * step.norm()) for n, step in ((rows, view[9:12]), (columns, view[6:9])))
+        sides = [rows * float(pixel[0]) / pixel_at_isocenter_mm, columns * float(pixel[1]) / pixel_at_isocenter_mm]
+        if not max(sides) <= _LARGEST_SIDE:
+            raise ValueError(
+                f"{radiograph.name}: a picture of {width:.4g} x {height:.4g} mm on the detector is larger than "
+                f"{_LARGEST_SIDE} pixels of {pixel_at_isocenter_mm:g} mm (at the isocentre); is the size of its pixels "
+                "right?"
+            )
+        if not min(sides) >= 1:
+            raise ValueError(
+                f"{radiograph.name}: a picture of {width:.4g} x {height:.4g} mm on the detector is smaller than a "
+                f"pixel of {pixel_at_isocenter_mm:g} mm (at the isocentre); are the size of its pixels and the "
+                "distances right?"
+            )
 
 
 def _foot(view: Tensor) -> Tensor:
@@ -122,13 +143,21 @@ def _smallest(radiographs: Sequence[Radiograph], views: Tensor, ratio: Tensor) -
 def _resample(radiograph: Radiograph, view: Tensor, shape: tuple[int, int], ratio: Tensor) -> tuple[Tensor, Tensor]:
     """Pixels of `ratio` old ones around the axis: means over their exposed area, by midpoints."""
     offsets = _corner_offset(view)
-    axes, samples = [], []
+    axes, samples, reach = [], [], []
     for axis in range(2):
         old, step = radiograph.line_integrals.shape[axis], float(ratio[axis])
         count = max(1, math.ceil(step))
-        position = ((torch.arange(shape[axis] * count) + 0.5) / count - shape[axis] / 2) * step - offsets[axis]
-        axes.append((position * 2 / old).float())
+        # Pixels that see something of the picture, whose border fades over half a pixel.
+        first, last = (
+            min(shape[axis], max(0, round_((offsets[axis] + side * (old + 1) / 2) / step + shape[axis] / 2)))
+            for round_, side in ((math.floor, -1), (math.ceil, 1))
+        )
+        if last == first:
+            return torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+        position = (torch.arange(first * count, last * count) + 0.5) / count - shape[axis] / 2
+        axes.append(((position * step - offsets[axis]) * 2 / old).float())
         samples.append(count)
+        reach.append(slice(first, last))
     weight = radiograph.exposed.float()
     planes = torch.stack([radiograph.line_integrals * weight, weight])[None]
     total = torch.zeros(2, *shape)
@@ -136,6 +165,6 @@ def _resample(radiograph: Radiograph, view: Tensor, shape: tuple[int, int], rati
     for part in range(samples[0]):
         grid = torch.stack(torch.meshgrid(axes[0][part :: samples[0]], axes[1], indexing="ij")[::-1], -1)[None]
         fine = F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False)
-        total += F.avg_pool2d(fine, (1, samples[1]))[0] / samples[0]
+        total[:, reach[0], reach[1]] += F.avg_pool2d(fine, (1, samples[1]))[0] / samples[0]
     exposed = total[1] >= _EXPOSED_PART
     return torch.where(exposed, total[0] / total[1].clamp(min=1e-6), torch.zeros(())), exposed

@@ -8,7 +8,7 @@ from typing import Any
 
 from custom.radiographs.record import Gap, Sourced
 
-__all__ = ["ACCEPT", "FactSheet", "check_accept"]
+__all__ = ["ACCEPT", "LIMITS", "FactSheet", "check_accept"]
 
 #: Line integral that `--accept log-range` gives to the most attenuated exposed pixels: about 25 cm of water at 70 keV.
 LOG_RANGE = 5.0
@@ -54,6 +54,17 @@ ACCEPT: dict[str, str] = {
     "several-patients": "radiographs that name different patients belong to one",
 }
 
+#: Lowest and highest value that can be: beyond them a sidecar is refused, and a tag is not used.
+LIMITS: dict[str, tuple[float, float]] = {
+    "elevation_deg": (-85, 85),
+    "source_to_detector_mm": (10, 10000),
+    "source_to_isocenter_mm": (10, 10000),
+    "pixel_mm": (1e-3, 50),
+    "detector_offset_mm": (-2000, 2000),
+    "detector_angles_deg": (-80, 80),
+    "kvp": (1, 1e5),
+}
+
 #: Order of facts in a report.
 _ORDER = (
     "modality", "beam", "view_position", "angle_deg", "elevation_deg", "source_to_detector_mm",
@@ -91,6 +102,12 @@ def _agree(one: Any, other: Any, tolerance: float) -> bool:
     return bool(one == other)
 
 
+def _possible(key: str, value: Any) -> bool:
+    low, high = LIMITS.get(key, (-math.inf, math.inf))
+    numbers = value if isinstance(value, tuple) else (value,)
+    return all(low <= number <= high for number in numbers if isinstance(number, int | float))
+
+
 class FactSheet:
     """Facts, warnings and gaps of one radiograph while it is read.
 
@@ -103,6 +120,7 @@ class FactSheet:
     def __init__(self, name: str, sidecar_name: str, accept: frozenset[str] = frozenset()) -> None:
         self.name, self.sidecar_name, self.accept = name, sidecar_name, accept
         self.facts: dict[str, Sourced] = {}
+        self.refused: dict[str, str] = {}
         self.warnings: list[str] = []
         self.gaps: list[Gap] = []
 
@@ -118,7 +136,10 @@ class FactSheet:
         if value is None:
             return
         value = _plain(value)
-        if key not in self.facts:
+        if source.startswith("DICOM") and not _possible(key, value):
+            self.refused[key] = f"{_text(value)} by {source} cannot be"
+            self.warn(f"{key} {self.refused[key]} and is not used")
+        elif key not in self.facts:
             self.facts[key] = Sourced(value, source)
         elif not _agree(self.facts[key].value, value, tolerance):
             mine = self.facts[key]
@@ -134,6 +155,10 @@ class FactSheet:
     def get(self, key: str) -> Any:
         """The value of a fact, None where it is not known."""
         return self.facts[key].value if key in self.facts else None
+
+    def missing(self, key: str) -> str:
+        """What to add where a fact is asked for: that a tag has it, with an impossible value."""
+        return f"; {self.refused[key]}" if key in self.refused else ""
 
     def source(self, key: str) -> str:
         """Where a fact comes from, "" where it is not known."""

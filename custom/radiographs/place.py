@@ -125,7 +125,7 @@ def _distances(sheet: FactSheet) -> tuple[float, float] | None:
             sheet.offer("source_to_isocenter_mm", nearer, default)
     missing = [key for key in names if sheet.get(key) is None]
     for key in missing:
-        sheet.gap(names[key], f'"{key}": 1000', ["default-distances"])
+        sheet.gap(names[key] + sheet.missing(key), f'"{key}": 1000', ["default-distances"])
     if missing:
         return None
     detector, isocenter = (float(sheet.get(key)) for key in names)
@@ -200,7 +200,7 @@ def place(
     if pixel is None:
         sheet.gap(
             "the size of its pixels on the detector: Imager Pixel Spacing (0018,1164), or Image Plane Pixel Spacing "
-            "(3002,0011)",
+            f"(3002,0011){sheet.missing('pixel_mm')}",
             '"pixel_mm": [0.14, 0.14] (distance of rows, distance of columns)',
         )
     if angle is None:

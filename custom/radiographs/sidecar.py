@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from custom.geometry import JSON_FORMAT, Geometry
+from custom.radiographs.facts import LIMITS
 
 __all__ = ["SIDECAR_FORMAT", "GeometryFile", "Sidecar", "find_sidecar", "load_geometry_file"]
 
@@ -63,17 +64,17 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "beam": _choice("cone", "parallel"),
     "view_position": _choice("AP", "PA", "LL", "RL"),
     "angle_deg": _number(-360, 360),
-    "elevation_deg": _number(-85, 85),
-    "source_to_detector_mm": _number(10, 10000),
-    "source_to_isocenter_mm": _number(10, 10000),
-    "pixel_mm": _pair(_number(1e-3, 50), single=True),
-    "detector_offset_mm": _pair(_number(-2000, 2000)),
-    "detector_angles_deg": _pair(_number(-80, 80)),
+    "elevation_deg": _number(*LIMITS["elevation_deg"]),
+    "source_to_detector_mm": _number(*LIMITS["source_to_detector_mm"]),
+    "source_to_isocenter_mm": _number(*LIMITS["source_to_isocenter_mm"]),
+    "pixel_mm": _pair(_number(*LIMITS["pixel_mm"]), single=True),
+    "detector_offset_mm": _pair(_number(*LIMITS["detector_offset_mm"])),
+    "detector_angles_deg": _pair(_number(*LIMITS["detector_angles_deg"])),
     "detector_roll_deg": _number(-180, 180),
     "patient_position": _choice("HFS", "HFP", "FFS", "FFP"),
     "orientation": _orientation,
     "frame": _number(1, 1e6),
-    "kvp": _number(1, 1e5),
+    "kvp": _number(*LIMITS["kvp"]),
     "intent": _choice("processing", "presentation"),
     "intensity_relationship": _choice("LIN", "LOG"),
     "intensity_sign": _choice(1, -1),

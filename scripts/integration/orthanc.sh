@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # Radiographs into a real PACS and back, CT series and uncertainty map stored, queried and compared pixel by pixel: by
-# C-STORE, C-FIND and C-GET, and by STOW-RS, QIDO-RS and WADO-RS. The server is Orthanc, as Debian packages it.
+# C-STORE, C-FIND and C-GET, and by STOW-RS, QIDO-RS and WADO-RS. Then the whole way by the command line: radiographs of
+# a CT into the PACS, out of it, reconstructed, the report in a browser, the CT back. The server is Orthanc, as Debian
+# packages it.
+#
+#   FEWVIEW_ROUND_TRIP_CT    the CT to make radiographs of (NIfTI, HU; default: the sample)
+#   FEWVIEW_ROUND_TRIP_KEEP  a new folder for what the round trip makes
 #
 # Orthanc listens on every address, so it runs in a network namespace of its own where only loopback exists. Where
 # namespaces are not allowed it runs on this machine's network, on free ports, with a password, and says so.
@@ -41,7 +46,8 @@ echo "== dciodvfy"
 "$VENV/bin/python" -m pytest -ra -k dciodvfy tests/custom/dicom/test_write_ct.py tests/custom/dicom/test_write_map.py
 
 echo "== Orthanc"
-run=("$VENV/bin/python" -m pytest -m integration -ra tests/integration/test_orthanc.py "$@")
+run=("$VENV/bin/python" -m pytest -m integration -ra tests/integration/test_orthanc.py
+    tests/integration/test_round_trip.py "$@")
 if unshare -rn ip link set lo up 2>/dev/null; then
     FEWVIEW_ORTHANC=namespace exec unshare -rn bash -c 'ip link set lo up && exec "$@"' orthanc "${run[@]}"
 fi

@@ -43,7 +43,9 @@ def save(picture: Image.Image, path: Path) -> None:
     """As few colours as it takes to stay below the size."""
     for colours in (256, 128, 64, 32):
         stream = io.BytesIO()
-        picture.quantize(colours).save(stream, "PNG", optimize=True)
+        # The default method would give up the few pixels of the colour scale.
+        reduced = picture.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=4)
+        reduced.save(stream, "PNG", optimize=True)
         if stream.tell() <= LARGEST:
             path.write_bytes(stream.getvalue())
             return

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import tempfile
 import time
+import tracemalloc
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from hand_written_dicom import A, F, L, base, dx, intensity, picture, to_bytes
@@ -16,7 +20,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from custom.radiographs import ACCEPT, read_radiographs
+from custom.dicom.read import tag
+from custom.radiographs import ACCEPT, MissingFacts, read_radiographs
 
 #: 32 x 40 pixels are enough to go through every step, and quick.
 _SMALL = intensity(picture(1500 * A, -300 * A, L, F, (11.0, 9.0), (32, 40)))
@@ -97,6 +102,74 @@ def test_a_length_that_swallows_the_rest() -> None:
     read(bytes(content))
 
 
+def test_control_characters_of_a_damaged_uid_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    """The transfer syntax goes into the decoder's message, and that into ours."""
+    path = tmp_path / "a.dcm"
+    path.write_bytes(SEEDS[0].replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.1\x1b[2J\x07\x7f12.1\0", 1))
+    with pytest.raises(ValueError, match="decoded") as error:
+        read_radiographs([path])
+    assert str(error.value).isprintable()
+
+
+def test_a_header_that_ends_early_is_said_to_be_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(SEEDS[0][: SEEDS[0].find(b"MONOCHROME2") - 8])
+    with pytest.raises(ValueError, match=r"a\.dcm: no Photometric Interpretation \(0028,0004\); is the file truncated"):
+        read_radiographs([path])
+
+
+@pytest.mark.parametrize("vr", [b"OB\0\0", b"OW\0\0"])
+def test_a_claimed_length_reserves_no_memory(tmp_path: Path, vr: bytes) -> None:
+    """4 GB are announced in a file of 4 kB, by the file meta information or by the pixels."""
+    content = bytearray(SEEDS[0])
+    start = content.find(vr)
+    content[start + 4 : start + 8] = struct.pack("<I", 2**32 - 2)
+    path = tmp_path / "a.dcm"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ValueError):
+            read_radiographs([path])
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("value", ["1e-30", "1e30", "4e-4", "51"])
+def test_an_impossible_pixel_is_named_and_asked_for(tmp_path: Path, value: str) -> None:
+    """It would take endless memory on the way to the model's detector, or be a guess."""
+    dataset = pydicom.dcmread(BytesIO(SEEDS[0]))
+    dataset.ImagerPixelSpacing = [value, value]
+    path = tmp_path / "a.dcm"
+    path.write_bytes(to_bytes(dataset))
+    with pytest.raises(MissingFacts, match=r"\(0018,1164\) cannot be; write \"pixel_mm\"") as error:
+        read_radiographs([path], accept=tuple(ACCEPT))
+    assert len(error.value.gaps) == 1
+    (tmp_path / "a.json").write_text('{"pixel_mm": [11, 9]}')
+    (radiograph,) = read_radiographs([path])
+    assert radiograph.facts["pixel_mm"].value == (11, 9)
+    assert any("cannot be and is not used" in warning for warning in radiograph.warnings)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "named"),
+    [
+        ("DistanceSourceToDetector", "1e300", "source to detector"),
+        ("DistanceSourceToDetector", "9", "source to detector"),
+        ("EstimatedRadiographicMagnificationFactor", "1e9", "middle of the patient"),
+    ],
+)
+def test_an_impossible_distance_is_named_and_asked_for(tmp_path: Path, keyword: str, value: str, named: str) -> None:
+    dataset = pydicom.dcmread(BytesIO(SEEDS[0]))
+    del dataset.DistanceSourceToPatient
+    setattr(dataset, keyword, value)
+    path = tmp_path / "a.dcm"
+    path.write_bytes(to_bytes(dataset))
+    with pytest.raises(MissingFacts, match=rf"{named}.* cannot be; write") as error:
+        read_radiographs([path])
+    assert tag(keyword) in str(error.value)
+
+
 def test_seeds_are_clean() -> None:
     """Otherwise the mutations below would only find the first error."""
     for content in SEEDS:
@@ -133,10 +206,6 @@ def test_mutated_bytes(data: st.DataObject) -> None:
 @given(data=st.data())
 def test_mutated_values(data: st.DataObject) -> None:
     """Well-formed files that say impossible things."""
-    from io import BytesIO
-
-    import pydicom
-
     dataset = pydicom.dcmread(BytesIO(data.draw(st.sampled_from(SEEDS))))
     content = None
     number = st.sampled_from([0, -1, 1, 2, 1e-30, 1e30, -1e9, 65535, 89.999, 1e7, 40])
@@ -181,8 +250,6 @@ def test_sidecars(content: object) -> None:
 
 @pytest.mark.parametrize("mode", ["I;16", "L"])
 def test_mutated_pictures(mode: str) -> None:
-    from io import BytesIO
-
     generator = np.random.default_rng(0)
     array = _SMALL.astype(np.uint16) if mode == "I;16" else (_SMALL / 256).astype(np.uint8)
     for kind in ("png", "tiff"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
+from pynetdicom.acse import ACSE
 
 from custom.cli import VERBS, Verb, _parse
 from custom.dicom.listener import Listener
@@ -136,6 +138,32 @@ def test_rejected_association(called: str, calling: str, reason: str, pair: Path
     ):
         send(pair, to=f"{called}@127.0.0.1:{listener.address[1]}", calling_aet=calling, timeout_s=TIMEOUT_S)
     assert not listener.received
+
+
+def test_a_rejection_is_understood_though_the_connection_closes_at_once(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Orthanc does it: pynetdicom then often finds no connection, and asks no further."""
+    send_request = ACSE.send_request
+
+    def slowly(self: ACSE) -> None:
+        send_request(self)
+        time.sleep(0.5)  # long enough for the answer to come and the connection to go
+
+    def reject() -> None:
+        peer, _ = server.accept()
+        with peer:
+            if peer.recv(65536):
+                peer.sendall(bytes([3, 0, 0, 0, 0, 4, 0, 1, 1, 7]))
+
+    monkeypatch.setattr(ACSE, "send_request", slowly)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=reject, daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        with pytest.raises(NetworkError, match="rejected the association: called ae title not recognised"):
+            send(pair, to=f"OTHER@127.0.0.1:{port}", timeout_s=TIMEOUT_S)
+    thread.join(5)
 
 
 @pytest.mark.parametrize("scheme", ["SCP@", "http://"])

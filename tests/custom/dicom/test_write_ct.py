@@ -218,6 +218,15 @@ def test_radiographs_that_do_not_belong_together(change: dict[str, Any], message
     assert {p.name for p in tmp_path.iterdir()} == {"view1.dcm", "view2.dcm"}
 
 
+def test_an_unknown_character_set_is_one_line_without_a_traceback(tmp_path: Path) -> None:
+    """pydicom puts the traceback into the message of its own error."""
+    path = save(dx(1), tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes().replace(b"CS\x0a\0ISO_IR 100", b"CS\x0a\0ISO_IR 999"))
+    with pytest.raises(ValueError, match="cannot be written as DICOM with character set ISO_IR 999: ") as error:
+        write_ct_series(synthetic([header(path)]), tmp_path / "ct")
+    assert "Traceback" not in str(error.value) and str(error.value).isprintable()
+
+
 @pytest.mark.parametrize("change", [{"PatientName": "DOE^JANE^^"}, {"PatientID": ""}, {"PatientBirthDate": None}])
 def test_padding_and_silence_are_no_contradiction(change: dict[str, Any], tmp_path: Path) -> None:
     headers = [header(save(dx(k, **(change if k == 2 else {})), tmp_path / f"{k}.dcm")) for k in (1, 2)]
@@ -356,6 +365,29 @@ def test_bad_identity_in_the_source_is_an_error_bad_remarks_are_left_out(
         image = first_slice([source], tmp_path / "ct")
     assert not image.StudyDate and not image.PatientSex
     assert "StudyDate" in caplog.text and "PatientSex" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "written"),
+    [
+        ("StudyDescription", ["CT", "XR thorax"], None),
+        ("AccessionNumber", ["A17", "A18"], ""),
+        ("PatientWeight", ["70", "71"], None),
+        ("BodyPartExamined", ["CHEST", "ABDOMEN"], "CHEST"),
+        ("PatientPosition", ["HFP", "FFP"], "HFS"),
+    ],
+)
+def test_remarks_of_several_values_do_not_stop_a_reconstruction(
+    keyword: str, values: list[str], written: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as a description with a backslash in it; who the patient is must not be in doubt."""
+    sources = [header(save(dx(1, **{keyword: values}), tmp_path / "a.dcm"))]
+    with caplog.at_level(logging.WARNING):
+        found = first_slice(sources, tmp_path / "ct")
+    assert found.get(keyword) == written
+    assert f"a.dcm: {keyword}" in caplog.text and "has 2 values" in caplog.text
+    with pytest.raises(ValueError, match=r"a\.dcm: PatientID \(0010,0020\) has 2 values, it must have one"):
+        first_slice([header(save(dx(1, PatientID=["1", "2"]), tmp_path / "a.dcm"))], tmp_path / "ct2")
 
 
 def test_validation_is_strict_only_while_writing(pair: list[Dataset], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -115,3 +116,34 @@ def test_every_picture_keeps_its_geometry(angle: float, pixel: float, side: int,
     for image, view, exposed in zip(done.image, done.views, done.exposed, strict=True):
         truth = expected(view, tuple(image.shape))
         assert float(np.median(np.abs(image.numpy() - truth)[exposed.numpy()])) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("pixel", "shape", "message"),
+    [
+        (0.001, (32, 40), "broken: a picture of 0.04 x 0.032 mm on the detector is smaller than a pixel of 2.5 mm"),
+        ([0.001, 5.0], (32, 40), "smaller than a pixel of 2.5 mm"),
+        (50.0, (32, 320), "broken: a picture of 1.6e\\+04 x 1600 mm on the detector is larger than 4096 pixels of 2.5"),
+    ],
+)
+@pytest.mark.parametrize("alike", [True, False])
+def test_sizes_that_would_take_memory_without_end(
+    pixel: float | list[float], shape: tuple[int, int], message: str, alike: bool
+) -> None:
+    """Sub-pixels are counted in this picture's pixels: thousands for each of the model's."""
+    good = radiograph(view_of(0.0, 4.0), shape if alike else (90, 80))
+    with pytest.raises(ValueError, match=message):
+        assemble([good, radiograph(view_of(90.0, pixel), shape, "broken")], 2.5)
+
+
+def test_fine_pixels_on_a_wide_detector_take_no_memory() -> None:
+    """Only the model's pixels that see something of the picture are computed."""
+    wide = radiograph(view_of(0.0, 40.0), (64, 64), "wide")
+    fine = radiograph(view_of(90.0, 0.08), (100, 100), "fine")
+    start = time.process_time()
+    done = assemble([wide, fine], 2.5)
+    # Of the wide one's size, with the fine one's pixels: 32000 a side.
+    assert time.process_time() - start < 5
+    assert done.image.shape == (2, 688, 688)
+    assert done.exposed[1].sum() == 4 and done.exposed[1, 343:345, 343:345].all()
+    assert float(done.image[1].max()) == pytest.approx(float(fine.line_integrals.mean()), rel=0.05)
