@@ -19,6 +19,7 @@ from torch import Tensor
 from custom.data.cohort import FILE_KEYS, read_datalist
 from custom.data.files import sha256_file, write_json, write_nifti
 from custom.data.workers import Workers
+from custom.dicom.write_dx import write_dx
 from custom.geometry import Geometry, VolumeGrid
 from custom.projection.attenuation import water_attenuation_per_mm
 from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter
@@ -81,6 +82,10 @@ class _Job:
     image: Path
     geometry: Path
     acquisition: Acquisition
+    dicom: bool = False
+
+    def dicom_file(self, angle_deg: float) -> Path:
+        return self.image.parent / self.case / f"{angle_deg:g}_degrees.dcm"
 
 
 def case_geometry(shape: Sequence[int], affine: np.ndarray, acquisition: Acquisition) -> Geometry:
@@ -157,6 +162,7 @@ def simulate(
     photons: float = 0.0,
     seed: int = 0,
     parts: Sequence[str] | None = None,
+    dicom: bool = False,
     workers: int = 1,
 ) -> Path:
     """Compute and store radiographs of every case of a prepared cohort.
@@ -182,6 +188,8 @@ def simulate(
         photons: counted by a pixel without a patient, for quantum noise; 0 for none.
         seed: of the noise.
         parts: of the datalist that get radiographs, such as "test"; all by default.
+        dicom: write each view as a DICOM DX file, too: radiographs/<name>/<case>/<angle>_degrees.dcm, as an X-ray unit
+            would (14 bits, for processing, all tags), one study for each case. Cone beam only.
         workers: processes, each of which needs up to 2 GB.
 
     Returns:
@@ -205,6 +213,8 @@ def simulate(
         float(photons),
         int(seed),
     )
+    if dicom and beam != "cone":
+        raise ValueError("DICOM knows no parallel beam: pass --beam cone with --dicom")
     name = setting if name is None else name
     if not name or name != Path(name).name:
         raise ValueError(f"name must be a plain folder name, got {name!r}")
@@ -218,7 +228,9 @@ def simulate(
             source = root / entry["source"] if "source" in entry else None
             image, geometry = stem.with_name(stem.name + ".nii.gz"), stem.with_name(stem.name + ".json")
             if part in wanted:
-                jobs.append(_Job(str(entry["case"]), root / entry["label"], source, image, geometry, acquisition))
+                jobs.append(
+                    _Job(str(entry["case"]), root / entry["label"], source, image, geometry, acquisition, dicom)
+                )
             for key in FILE_KEYS:
                 if key in entry:
                     entry[key] = os.path.relpath(root / entry[key], folder)
@@ -280,13 +292,26 @@ def _run(job: _Job) -> bool:
         raise ValueError(f"{job.case} ({used}): {error}") from error
     pixel_v, pixel_u = geometry.pixel_mm[0]
     write_nifti(job.image, image.permute(2, 1, 0).contiguous().numpy(), np.diag([pixel_u, pixel_v, 1.0, 1.0]))
+    if job.dicom:
+        for view, picture, angle in zip(geometry.tensor(), image, job.acquisition.angles_deg, strict=True):
+            # The noise is in the line integrals already.
+            write_dx(
+                job.dicom_file(angle),
+                picture,
+                view,
+                patient_id=job.case,
+                patient_name=job.case,
+                study=job.image.parent.name,
+                photons=None,
+            )
     # The geometry comes last: it says that the radiographs are complete.
     write_json(job.geometry, {**geometry.to_dict(), "simulation": record})
     return True
 
 
 def _is_done(job: _Job, record: dict[str, Any]) -> bool:
-    if not (job.image.is_file() and job.geometry.is_file()):
+    files = [job.image, job.geometry, *(map(job.dicom_file, job.acquisition.angles_deg) if job.dicom else ())]
+    if not all(file.is_file() for file in files):
         return False
     try:
         return json.loads(job.geometry.read_text()).get("simulation") == record

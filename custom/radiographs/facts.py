@@ -51,7 +51,7 @@ ACCEPT: dict[str, str] = {
         "where no air is seen beside the patient, the 0.1 % of the exposed pixels with the highest intensity are "
         "taken as the unattenuated beam"
     ),
-    "several-patients": "radiographs that name different patients belong to one",
+    "several-patients": "radiographs that name different patients belong to one; no CT series, give --nodicom",
 }
 
 #: Lowest and highest value that can be: beyond them a sidecar is refused, and a tag is not used.

@@ -12,6 +12,7 @@ import torch
 
 from custom.data.simulate import Acquisition, load_radiographs, simulate, simulate_case
 from custom.geometry import Geometry, pixel_coordinates
+from custom.radiographs import read_radiographs
 
 CUBE, SPACING, CORNER = 16, 20.0, np.array([-140.0, -30.0, 700.0])
 
@@ -123,6 +124,34 @@ def test_degradations_are_applied(cohort: Path) -> None:
     assert images[2].max() < images[0].max()
 
 
+def test_views_as_dicom_are_read_back_as_what_they_are(cohort: Path) -> None:
+    settings = {
+        "beam": "cone",
+        "angles_deg": [270.0, 0.0, 30.0],
+        "photons": 1e7,
+        "detector_shape": [16, 48],
+        "parts": ["test"],
+    }
+    (entry,) = [e for e in entries(simulate(cohort, **settings)) if "image" in e]
+    stored, geometry = load_radiographs(cohort.parent / entry["image"], cohort.parent / entry["geometry"])
+    simulate(cohort, dicom=True, **settings)
+    folder = cohort.parent / "radiographs/fine/a0002"
+    files = [folder / f"{angle}_degrees.dcm" for angle in (270, 0, 30)]
+    assert sorted(folder.iterdir()) == sorted(files)
+    read = read_radiographs(files)
+    for k, radiograph in enumerate(read):
+        torch.testing.assert_close(radiograph.line_integrals, stored[k], atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(radiograph.view, geometry.tensor()[k].double(), atol=1e-3, rtol=1e-6)
+        assert radiograph.header is not None and radiograph.header.PatientID == "a0002"
+    assert len({r.header.StudyInstanceUID for r in read if r.header}) == 1
+    before, kept = files[0].read_bytes(), files[2].stat().st_mtime_ns
+    simulate(cohort, dicom=True, **settings)
+    assert files[2].stat().st_mtime_ns == kept
+    files[0].unlink()
+    simulate(cohort, dicom=True, **settings)
+    assert files[0].read_bytes() == before
+
+
 def test_another_output_folder_points_back_to_the_cts(cohort: Path, tmp_path: Path) -> None:
     new = simulate(cohort, tmp_path / "elsewhere", name="set1", angles_deg=[0.0, 90.0])
     assert new == tmp_path / "elsewhere" / "datalist_set1.json"
@@ -180,6 +209,8 @@ def test_bad_input(cohort: Path) -> None:
         simulate(cohort, name="../up")
     with pytest.raises(ValueError, match="beam must be one of"):
         simulate(cohort, beam="fan")
+    with pytest.raises(ValueError, match="no parallel beam: pass --beam cone"):
+        simulate(cohort, dicom=True)
     assert not (cohort.parent / "radiographs").exists(), "all this is said before any work"
     content = json.loads(cohort.read_text())
     del content["test"][0]["source"]
