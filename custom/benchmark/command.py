@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def compare(
 
     Raises:
         FileNotFoundError, ValueError: input that does not serve, before the first reconstruction.
+        RuntimeError: no method gave a volume, after the page was written.
     """
     with Team() as team:
         if team.rank:
@@ -101,8 +102,11 @@ def compare(
         team.wait()
         if team.rank == 0:
             page = write_report(plan, chosen, montages, title)
-            _print(plan)
+            rows = [row for job in plan.jobs for row in plan.rows(job) or []]
+            _print(rows, plan)
             logger.info("written to %s", page)
+            if not any(row["status"] == DONE for row in rows):
+                raise RuntimeError(f"no method gave a volume: {rows[0]['method']}: {rows[0]['error']}; see {page}")
 
 
 def _plan(
@@ -191,9 +195,8 @@ def _run(plan: Plan, indices: Sequence[int], team: Team) -> None:
         run_jobs(plan, indices, on_done)
 
 
-def _print(plan: Plan) -> None:
+def _print(rows: Sequence[Mapping[str, Any]], plan: Plan) -> None:
     """The first metric in the terminal."""
-    rows = [row for job in plan.jobs for row in plan.rows(job) or []]
     name = plan.metrics[0]
     found = summary.cells(rows, [name])[name]
     columns = [views.name for views in plan.cohort.views]

@@ -121,8 +121,11 @@ def network_row(
     if grid is not None:
         overrides = {**overrides, "grid": definition(grid)}
     network: Any = loaded.network(**overrides).to(device)
-    if not hasattr(network, "grid") or not hasattr(network, "hu_window"):
-        raise ValueError(f"{loaded.path}: a {type(network).__name__} does not say on which grid and in which HU window")
+    missing = [name for name in ("grid", "hu_window", "energy_kev") if not hasattr(network, name)]
+    if missing:
+        raise ValueError(
+            f"{loaded.path}: a {type(network).__name__} does not turn radiographs into a CT: it has no {missing[0]}"
+        )
     pixel_mm = pixel_at_isocenter_mm
     if pixel_mm is None:
         pixel_mm = network.grid.spacing_mm[0] if grid is not None else None

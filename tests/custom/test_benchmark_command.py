@@ -184,7 +184,8 @@ def test_a_failure_is_a_row_and_can_be_tried_again(
     assert "NaN" in rows["SIRT", "1", "case2"]["error"]
     assert rows["mean training CT", "2", "case2"]["status"] == jobs.DONE
     alone = tmp_path / "alone"
-    compare(str(cohort), str(write_methods(tmp_path, "sirt")), str(alone), metrics=METRICS, montages=1)
+    with pytest.raises(RuntimeError, match=r"no method gave a volume: SIRT: .*; see .*benchmark.html"):
+        compare(str(cohort), str(write_methods(tmp_path, "sirt")), str(alone), metrics=METRICS, montages=1)
     assert "RuntimeError: out of memory" in (alone / "benchmark.html").read_text(), "a page even without any volume"
     write_methods(tmp_path, "sirt", "mean_training_ct")
     broken = False
@@ -280,6 +281,10 @@ def test_a_checkpoint_of_seg_guidance_judges(cohort: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=r"trained on voxels of \(30.0, 30.0, 30.0\) mm"):
         compare(str(cohort), str(methods), str(out), segmenters=f"{paths[20.0]},{paths[30.0]}")
+    (tmp_path / "taken").mkdir()
+    taken = write_methods(tmp_path / "taken", {"name": "no method", "checkpoint": str(paths[20.0])})
+    with pytest.raises(ValueError, match=r"method 'no method': .*a SegmentationUNet does not turn radiographs into"):
+        compare(str(cohort), str(taken), str(out))
     assert not out.exists()
     compare(str(cohort), str(methods), str(out), metrics="mae_hu", segmenters=str(paths[20.0]), montages=0)
     pair = (torch.full((1, *GRID.shape), 0.5), (patient(80.0) / 1000)[None])
