@@ -201,7 +201,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 def _with_parents_used(files: ModelFiles, checkpoint: Checkpoint) -> ModelFiles:
     """The files without parents that this denoiser has no use for; says which it lacks, before anything is built."""
     expected = checkpoint.meta.get("parents", {})
-    lacking = [role for role in ("autoencoder", "mean") if role in expected and getattr(files, role) is None]
+    lacking = [role for role in ("autoencoder", "mean") if expected.get(role) and getattr(files, role) is None]
     if lacking:
         options = " ".join(f"--{role}_checkpoint FILE" for role in lacking)
         raise ValueError(

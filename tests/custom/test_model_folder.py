@@ -128,6 +128,19 @@ def test_the_published_model_is_found_from_anywhere(tmp_path: Path, monkeypatch:
     assert found.autoencoder == ROOT / "bundles/vqgan/models/model.pt" and found.sampler["steps"] == 20
 
 
+def test_a_denoiser_without_a_mean_network_needs_none(tmp_path: Path) -> None:
+    """As train.json of ldm_recon leaves it: the parent is there, and nothing."""
+    hashes = {"autoencoder": sha256(save_checkpoint(tmp_path / "vq.pt", autoencoder())), "mean": None}
+    save_checkpoint(tmp_path / "model.pt", denoiser(), {"parents": hashes, "pixel_at_isocenter_mm": 20.0})
+    out = tmp_path / "out"
+    export(str(tmp_path / "model.pt"), str(out), autoencoder_checkpoint=str(tmp_path / "vq.pt"))
+    assert sorted(path.name for path in out.glob("*.pt")) == ["autoencoder.pt", "model.pt"]
+    model = load_model(out, "cpu", "fp32")
+    image, views = (x[0] for x in radiographs())
+    assert next(model.samples(image, views, 1)).shape == GRID.shape
+    assert model.parents == {"autoencoder": hashes["autoencoder"]}
+
+
 def test_a_denoiser_on_voxels_only_draws_samples(tmp_path: Path) -> None:
     options: dict[str, Any] = {"encoder": FeatureUNet(4, (4, 6), 3), "unet": UNET, "precision": "fp32"}
     network = LatentDenoiser(
