@@ -266,7 +266,7 @@ def export(
         CARD: used.card,
         LICENSE: used.license,
     }
-    with whole_folder(output, DESCRIPTION, overwrite) as folder:
+    with whole_folder(output, DESCRIPTION, overwrite, [*paths, DESCRIPTION]) as folder:
         there = {name: source for name, source in paths.items() if source is not None}
         for name, source in there.items():
             shutil.copyfile(source, folder / name)

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 __all__ = ["check_free", "whole_folder"]
@@ -16,17 +16,21 @@ __all__ = ["check_free", "whole_folder"]
 _OPEN: set[str] = set()
 
 
-def check_free(path: str | os.PathLike[str], mark: str, overwrite: bool = False) -> Path:
+def check_free(
+    path: str | os.PathLike[str], mark: str, overwrite: bool = False, holds: Collection[str] | None = None
+) -> Path:
     """The path, if a folder may appear there.
 
     Args:
         path: the folder. One that exists and is empty may be filled.
         mark: a file that every folder of this kind holds; only such a folder is ever replaced.
         overwrite: whether it is.
+        holds: names that folders of this kind hold; one with anything else in it is not replaced, since that would be
+            lost. None: whatever is in it.
 
     Raises:
         FileExistsError: it exists and may not be replaced, saying why.
-        ValueError: no folder's name, or `overwrite` of a folder that is of another kind.
+        ValueError: no folder's name.
         OSError: its parent cannot be made or written to.
     """
     path = Path(path)
@@ -39,6 +43,12 @@ def check_free(path: str | os.PathLike[str], mark: str, overwrite: bool = False)
             raise FileExistsError(f"{path}: exists and holds no {mark}, so it is not replaced: choose another output")
         if not overwrite:
             raise FileExistsError(f"{path}: exists: choose another output, or pass --overwrite")
+        others = sorted(entry.name for entry in path.iterdir() if holds is not None and entry.name not in holds)
+        if others:
+            raise FileExistsError(
+                f"{path}: holds {others[0]}, which is not of an earlier result and would be lost: move it away, or "
+                "choose another output"
+            )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -49,21 +59,23 @@ def check_free(path: str | os.PathLike[str], mark: str, overwrite: bool = False)
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | os.PathLike[str], mark: str, overwrite: bool = False) -> Iterator[Path]:
+def whole_folder(
+    path: str | os.PathLike[str], mark: str, overwrite: bool = False, holds: Collection[str] | None = None
+) -> Iterator[Path]:
     """A folder to fill. It gets its name when the block ends without an error, and vanishes otherwise.
 
     What a killed run leaves is hidden (`.NAME.HOST-PID.part`) and is removed by the next run for the same folder.
 
     Args:
         path: its name in the end.
-        mark, overwrite: as in `check_free`.
+        mark, overwrite, holds: as in `check_free`.
 
     Raises:
         FileExistsError, ValueError, OSError: as `check_free`.
         RuntimeError: the block did not write `mark`.
     """
     _remove_leftovers(Path(path))
-    path = check_free(path, mark, overwrite)
+    path = check_free(path, mark, overwrite, holds)
     owner = f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     part, old = path.with_name(f"{owner}.part"), path.with_name(f"{owner}.old.part")
     mine = {os.path.abspath(part), os.path.abspath(old)}
@@ -73,7 +85,7 @@ def whole_folder(path: str | os.PathLike[str], mark: str, overwrite: bool = Fals
         yield part
         if not (part / mark).is_file():
             raise RuntimeError(f"{part}: finished without {mark}")
-        check_free(path, mark, overwrite)
+        check_free(path, mark, overwrite, holds)
         if path.is_dir() and any(path.iterdir()):
             os.replace(path, old)
         try:

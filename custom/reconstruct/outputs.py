@@ -31,11 +31,15 @@ from custom.reconstruct.result import Reconstruction
 from custom.reconstruct.volume import save_volume
 from custom.report.reconstruction_page import ReportContent, write_report
 
-__all__ = ["RESULT", "rehearse", "write_outputs"]
+__all__ = ["OUTPUTS", "RESULT", "rehearse", "write_outputs"]
 
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+#: All that an output folder may hold.
+OUTPUTS = (
+    "ct.nii.gz", "ct", "uncertainty.nii.gz", "uncertainty.dcm", "samples", "report.html", RESULT,
+)  # fmt: skip
 #: So many samples are shown in the report; all are written as files.
 SAMPLES_SHOWN = 4
 

@@ -20,7 +20,7 @@ from custom.model_folder import Model, load_model
 from custom.projection import Projector, hu_to_attenuation
 from custom.radiographs import Radiograph, read_radiographs
 from custom.reconstruct.detector import carried_on, on_detector
-from custom.reconstruct.outputs import RESULT, rehearse, write_outputs
+from custom.reconstruct.outputs import OUTPUTS, RESULT, rehearse, write_outputs
 from custom.reconstruct.result import Reconstruction
 from custom.trust import CheckResult, Evidence, Thresholds, Verdict, find_prior, overall, run_checks
 from custom.uncertainty import SampleStatistics
@@ -99,7 +99,7 @@ def reconstruct(
 
     if output is None:
         return run(None)
-    with whole_folder(output, RESULT, overwrite) as part:
+    with whole_folder(output, RESULT, overwrite, OUTPUTS) as part:
         found = run(part)
     found.folder = Path(output)
     return found
@@ -195,10 +195,12 @@ def _choose(radiographs: list[Radiograph], angles_deg: Sequence[float]) -> list[
         found = [i for i, one in enumerate(there) if abs((one - angle + 180) % 360 - 180) < 0.01]
         if not found:
             raise ValueError(f"no radiograph at {angle:g} degrees; there are {', '.join(f'{a:g}' for a in there)}")
-        chosen += [radiographs[i] for i in found]
+        chosen += found
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"angles_deg {', '.join(f'{a:g}' for a in angles_deg)} names a radiograph twice")
     if not chosen:
         raise ValueError("angles_deg names no angle")
-    return chosen
+    return [radiographs[i] for i in chosen]
 
 
 def _thresholds(path: str | os.PathLike[str] | None) -> Thresholds | None:

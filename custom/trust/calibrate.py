@@ -134,14 +134,14 @@ def calibrate(
         raise ValueError(f"{path}: thresholds are a JSON file, the output must end in .json")
     if warps < 0 or samples < 0 or samples == 1:
         raise ValueError(f"warps must not be negative and samples be 0 or at least 2, got {warps} and {samples}")
+    cases = [(case, warp) for part in parts for case in load_cases(datalist, part) for warp in range(warps + 1)]
+    cases += [(case, 0) for case in (load_cases(phantom_list_file, "training") if phantom_list_file else [])]
     trial = Trial(photons=photons, intensity_error=intensity_error, scatter_to_primary=scatter_to_primary, seed=seed)
     loaded, _ = loaded_model(model, size, device)
     loaded.require(samples)
     trial = _with_energy(trial, loaded)
     options = (trained_views, trained_beams, source_to_isocenter_mm, source_to_detector_mm)
     trained = _trained(loaded, *options, tilt_deg, reject_beyond)
-    cases = [(case, warp) for part in parts for case in load_cases(datalist, part) for warp in range(warps + 1)]
-    cases += [(case, 0) for case in (load_cases(phantom_list_file, "training") if phantom_list_file else [])]
     if len(cases) < FEWEST_CASES:
         raise ValueError(
             f"{datalist}: {len(cases)} cases; thresholds need at least {FEWEST_CASES}: add phantoms or warps"

@@ -22,7 +22,7 @@ from custom.model_folder import Model, load_model
 from custom.radiographs import Radiograph, read_radiographs
 from custom.radiographs.files import kind_of
 from custom.reconstruct import reconstruct
-from custom.reconstruct.outputs import RESULT, rehearse, write_outputs
+from custom.reconstruct.outputs import OUTPUTS, RESULT, rehearse, write_outputs
 from custom.trust import Verdict
 
 __all__ = ["CompleteLoaderOperator", "ReconstructionOperator", "ResultWriterOperator"]
@@ -149,7 +149,7 @@ class ReconstructionOperator(Operator):
         start, settings, uid = time.perf_counter(), self.settings, str(selected.study.StudyInstanceUID)
         if not is_uid(uid):
             raise ValueError(f"the Study Instance UID (0020,000D) {uid!r} is none; correct it")
-        check_free(self.output_folder / uid, RESULT, settings.overwrite)
+        check_free(self.output_folder / uid, RESULT, settings.overwrite, OUTPUTS)
         paths: list[Path] = []
         left_out: list[Path] = []
         for one in selected.selected_series:
@@ -210,7 +210,7 @@ class ResultWriterOperator(Operator):
             FileExistsError, OSError: the folder is there, or cannot be written.
         """
         for uid, found in op_input.receive("reconstructions"):
-            with whole_folder(self.output_folder / uid, RESULT, self.overwrite) as folder:
+            with whole_folder(self.output_folder / uid, RESULT, self.overwrite, OUTPUTS) as folder:
                 write_outputs(folder, found, report=self.report)
             self.verdicts.append(found.verdict)
             logger.info("%s: %s, %.1f s", uid, found.verdict.value, sum(found.seconds.values()))

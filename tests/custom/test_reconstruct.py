@@ -163,6 +163,10 @@ def test_overwrite_replaces_an_earlier_result(folder: Path, case: dict[str, str]
         reconstruct([case["image"]], output=output, **options)
     reconstruct([case["image"]], output=output, overwrite=True, dicom=False, **options)
     assert not (output / "ct").exists()
+    (output / "radiographs").mkdir()
+    with pytest.raises(FileExistsError, match="out: holds radiographs, which is not of an earlier result"):
+        reconstruct([case["image"]], output=output, overwrite=True, **options)
+    assert (output / "radiographs").is_dir()
 
 
 # --- DICOM ---
@@ -383,6 +387,7 @@ def test_the_frame_is_the_cts_where_all_radiographs_agree(
         ({"geometry": "none.json"}, FileNotFoundError, r"none\.json: no such file"),
         ({"angles_deg": [45]}, ValueError, "no radiograph at 45 degrees; there are 0, 90"),
         ({"angles_deg": []}, ValueError, "angles_deg names no angle"),
+        ({"angles_deg": [0, 90, 0.001]}, ValueError, "angles_deg 0, 90, 0.001 names a radiograph twice"),
         ({"accept": ["everything"]}, ValueError, "--accept everything is not known"),
         ({"thresholds": "none.json"}, FileNotFoundError, r"none\.json"),
         ({"mixed": True}, ValueError, "files, or radiographs that were read already, not both"),

@@ -59,6 +59,19 @@ def test_only_a_folder_of_its_kind_is_replaced(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "photographs"]
 
 
+def test_what_is_not_of_its_kind_is_not_lost(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    fill(target, "old")
+    (target / "radiographs").mkdir()
+    expected = pytest.raises(FileExistsError, match=r"out: holds radiographs, which is not of an earlier result")
+    with expected, whole_folder(target, MARK, True, [MARK, "data"]):
+        pass
+    (target / "radiographs").rename(target / "data")
+    with whole_folder(target, MARK, True, [MARK, "data"]) as folder:
+        (folder / MARK).write_text("new")
+    assert [p.name for p in target.iterdir()] == [MARK] and (target / MARK).read_text() == "new"
+
+
 def test_a_failed_replacement_keeps_the_old_one(tmp_path: Path) -> None:
     fill(tmp_path / "out", "old")
     with pytest.raises(ValueError), whole_folder(tmp_path / "out", MARK, overwrite=True):

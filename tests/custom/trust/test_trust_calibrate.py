@@ -127,6 +127,8 @@ def test_what_cannot_be_calibrated_is_said_before_the_work(
     arguments: dict[str, Any] = {"output": str(tmp_path / "t.json"), "device": "cpu", **TRAINED, **options}
     with pytest.raises(ValueError, match=message):
         calibrate(datalist, model=model, **arguments)
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        calibrate("none.json", str(tmp_path / "t.json"), model="no model either", device="cpu")
     assert not list(tmp_path.glob("*_cases"))
 
 
