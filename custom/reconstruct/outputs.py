@@ -7,11 +7,12 @@
 | uncertainty.nii.gz, uncertainty.dcm | standard deviation of the samples, HU, where samples were drawn |
 | samples/ | each sample, int16 HU |
 | report.html | what was made of what, and how far to trust it |
-| result.json | software, hashes, views, provenance of every fact, checks and verdict, seconds |
+| result.json | software, hashes (ct/: `series_sha256`), views, source of every fact, checks and verdict, seconds |
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 import time
@@ -31,7 +32,7 @@ from custom.reconstruct.result import Reconstruction
 from custom.reconstruct.volume import save_volume
 from custom.report.reconstruction_page import ReportContent, write_report
 
-__all__ = ["OUTPUTS", "RESULT", "rehearse", "write_outputs"]
+__all__ = ["OUTPUTS", "RESULT", "rehearse", "series_sha256", "write_outputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,16 @@ def rehearse(folder: Path, radiographs: list[Radiograph], model: Model, dicom: b
 
 def _headers(radiographs: list[Radiograph]) -> list:
     return [radiograph.header for radiograph in radiographs if radiograph.header is not None]
+
+
+def series_sha256(folder: Path) -> str:
+    """One SHA-256 for all files of a folder, hexadecimal: that of what ``LC_ALL=C sha256sum *`` prints in it.
+
+    Args:
+        folder: holds files alone; each gives the line ``HASH  NAME``, in the order of the names.
+    """
+    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def write_outputs(
@@ -98,6 +109,8 @@ def write_outputs(
             write_uncertainty_map(found.std, folder / "ct", path, found.model_identity, uid_seed=uid_seed)
             files[path.name] = path
     hashes = {name: sha256(path) for name, path in files.items()}
+    if dicom:
+        hashes["ct/"] = series_sha256(folder / "ct")
     if report:
         written = write_report(folder / "report.html", _content(found, hashes))
         hashes["report.html"] = sha256(written)

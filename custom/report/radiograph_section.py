@@ -26,8 +26,8 @@ RESIDUAL_LIMIT_MM = 30.0
 _A_TABLE = 3
 _WORDS = {"kvp": "Tube voltage [kVp]", "intent": "Intended use of the picture"}
 _UNITS = {"mm": "mm", "deg": "°", "kev": "keV", "hu": "HU"}
-#: How the sources begin that are no file.
-_ASSUMED = ("option --accept", "default")
+#: How the sources begin that are no file: what an option allowed, and values that are usual where files say nothing.
+_ACCEPTED, _DEFAULT = "option --accept", "default"
 
 
 def patient_facts(headers: Sequence[pydicom.Dataset | None]) -> dict[str, str]:
@@ -85,6 +85,12 @@ def add_radiographs(
         "black. Agreement is necessary and not sufficient: many volumes give the same few radiographs. Tissue outside "
         "the reconstructed box is in the radiograph and not in its reprojection."
     )
+    flipped = [str(k + 1) for k, view in enumerate(views) if "L" in side_letters(view)[0]]
+    if flipped:
+        document.paragraph(
+            f"Each is shown as seen from its source. So in radiograph {', '.join(flipped)} the patient's left (L) is "
+            "on the left, and in the planes of the reconstruction further down it is on the right."
+        )
     document.markup(_legend())
     for k, name in enumerate(names):
         document.markup(Markup(f"<h3>{k + 1}. <bdi>{escape(name)}</bdi></h3>"))
@@ -154,8 +160,8 @@ def _legend() -> Markup:
 def add_geometry(document: Document, radiographs: Sequence[Radiograph]) -> None:
     """Tables of what is known about each radiograph, each value with where it comes from."""
     document.paragraph(
-        "Every value with its source. What is marked as assumed does not come from a file: it holds only as far as the "
-        "assumption does."
+        "Every value with its source. What is marked does not come from a file: “assumed” was allowed by an option, a "
+        "“usual value” stands where the file says nothing. Both hold only as far as they are true of this radiograph."
     )
     for first in range(0, len(radiographs), _A_TABLE):
         some = radiographs[first : first + _A_TABLE]
@@ -171,8 +177,13 @@ def add_geometry(document: Document, radiographs: Sequence[Radiograph]) -> None:
 def _cell(fact: Sourced | None) -> Markup:
     if fact is None:
         return Markup('<span class="muted">not given</span>')
-    mark = '<span class="assumed">assumed: </span>' if fact.source.startswith(_ASSUMED) else ""
-    return Markup(f"<bdi>{escape(_value(fact.value))}</bdi><small>{mark}<bdi>{escape(fact.source)}</bdi></small>")
+    word, source = "", fact.source
+    if source.startswith(_ACCEPTED):
+        word = "assumed: "
+    elif source.startswith(_DEFAULT):
+        word, source = "usual value: ", source.removeprefix(_DEFAULT).removeprefix(": ")
+    mark = f'<span class="assumed">{word}</span>' if word else ""
+    return Markup(f"<bdi>{escape(_value(fact.value))}</bdi><small>{mark}<bdi>{escape(source)}</bdi></small>")
 
 
 def _label(key: str) -> str:

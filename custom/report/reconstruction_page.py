@@ -18,7 +18,7 @@ from torch import Tensor
 
 from custom import __version__
 from custom.geometry import VolumeGrid
-from custom.metrics import body_mask
+from custom.metrics import BODY_THRESHOLD_HU, body_mask
 from custom.report.document import Document, Markup, escape, image
 from custom.report.radiograph_section import add_geometry, add_radiographs, patient_facts
 from custom.report.viewer import PackedVolume, add_viewer, pack_volumes, viewer_scripts
@@ -51,11 +51,13 @@ _MEANING = {
     "volume; correct what the warnings below name and reconstruct again.",
 }
 _MEANING[_UNCHECKED] = (
-    "No check was made, so nothing is known about whether radiographs, geometry and result fit together. A qualified "
-    "person must look at all of them before anything is done with this volume."
+    "Nothing was checked, so it is not known whether radiographs, geometry and result fit together. A qualified person "
+    "must look at all of them before anything is done with this volume."
 )
 _SYMBOL = {"PASS": "✓", "REVIEW": "!", "REJECT": "✕", _UNCHECKED: "?"}
 _DOUBT = {"REVIEW": "is in doubt", "REJECT": "does not hold"}
+_WRITTEN = "written with this report"
+_FOLDER = f"{_WRITTEN}; hash of what “LC_ALL=C sha256sum *” prints in it"
 _INTENDED = (
     "Research, teaching and the set-up of workflows: a draft volume for review where radiographs are all there is.",
     "Any use beyond that needs local commissioning with CTs of the institution, an independent check of every result, "
@@ -92,7 +94,8 @@ class ReportContent:
         warnings: in plain language, one sentence each, beyond those of the radiographs and checks.
         std: standard deviation of the samples (X, Y, Z), HU, on `grid`; None where none were drawn.
         samples: (X, Y, Z) HU each, of the same box in space, on grids of their own.
-        files: SHA-256 by name of what was written beside the report.
+        files: SHA-256 by name of what was written beside the report; of a folder, whose name ends in "/", that of
+            `custom.reconstruct.outputs.series_sha256`.
         version: of the software.
         created: when the reconstruction was made.
     """
@@ -184,7 +187,7 @@ def _head(page: Document, content: ReportContent) -> None:
     verdict = content.verdict.value
     meaning = _MEANING[verdict]
     if verdict != "REJECT" and not any(map(_was_made, content.checks)):
-        verdict, meaning = (_UNCHECKED if verdict == "PASS" else verdict), _MEANING[_UNCHECKED]
+        verdict, meaning = "REVIEW", _MEANING[_UNCHECKED]
     page.markup(Markup(f'<p class="stamp">{escape(STAMP)}</p>'))
     page.markup(Markup(f'<dl class="facts">{entries}</dl>'))
     page.markup(
@@ -209,8 +212,6 @@ def _warnings(content: ReportContent) -> list[str]:
         if check.verdict.value in _DOUBT
     ]
     found += content.warnings
-    if content.std is None:
-        found.append("No samples were drawn: this report cannot say where the radiographs leave the volume open.")
     for radiograph in content.radiographs:
         found += [
             f"{radiograph.name}: {warning.removeprefix(f'{radiograph.name}: ')}" for warning in radiograph.warnings
@@ -273,6 +274,8 @@ def _about(page: Document, content: ReportContent, volumes: Sequence[PackedVolum
             "The colours are the standard deviation of the samples: transparent (in print black) where they agree, "
             f"pale yellow where they differ by {SPREAD_LIMIT_HU:g} HU or more."
         )
+    else:
+        words.append("No samples were drawn: this report cannot say where the radiographs leave the volume open.")
     page.paragraph(" ".join(words))
     coarse = [volume for volume in volumes if volume.reduced]
     if coarse:
@@ -303,8 +306,12 @@ def _planes(page: Document, content: ReportContent) -> None:
 def _histogram(page: Document, content: ReportContent) -> None:
     inside = _in_body(content.hu)
     if inside.size == 0:
-        page.paragraph("The reconstruction holds no body: nothing in it is denser than -500 HU.")
+        page.paragraph(f"The reconstruction holds no body: nothing in it is denser than {BODY_THRESHOLD_HU:g} HU.")
         return
+    page.paragraph(
+        f"The body is what is denser than {BODY_THRESHOLD_HU:g} HU, and what that encloses. Where the skin is blurred, "
+        "the part of its edge below that value counts as air outside, which leaves a step in the histogram there."
+    )
     bodies = [values for values in map(_in_body, content.samples) if values.size]
     picture = image(histogram_picture(inside, bodies), "Histogram of the CT values in the body")
     page.markup(Markup(f'<figure class="chart">{picture}</figure>'))
@@ -348,7 +355,7 @@ def _model(page: Document, content: ReportContent) -> None:
 def _files(page: Document, content: ReportContent) -> None:
     rows = [(radiograph.name, "radiograph", radiograph.sha256) for radiograph in content.radiographs]
     rows += [("model", content.model.get("name", ""), content.model["sha256"])] if "sha256" in content.model else []
-    rows += [(name, "written with this report", digest) for name, digest in content.files.items()]
+    rows += [(name, _FOLDER if name.endswith("/") else _WRITTEN, digest) for name, digest in content.files.items()]
     page.table(["File", "What", "SHA-256"], [[*row[:2], _text(row[2])] for row in rows], words=(1, 2), kind="wrap")
     page.paragraph("This page needs no network and holds all that it shows. Viewer: NiiVue 0.69.0, BSD 2-Clause.")
 

@@ -28,7 +28,7 @@ NAMES = {
     "samples": "Samples agree as much as usual",
     "geometry": "The geometry lies in the trained range",
     "views": "The number of views was trained",
-    "assumptions": "Nothing had to be assumed",
+    "assumptions": "Nothing unusual had to be assumed",
 }
 
 

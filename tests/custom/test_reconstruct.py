@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -91,7 +92,10 @@ def test_one_volume_in_every_form(folder: Path, case: dict[str, str], tmp_path: 
     assert record["format"] == "fewview-ct reconstruction 1" and record["software"].startswith("fewview-ct ")
     assert record["model"]["sha256"] == sha256(folder / "inr.pt")
     assert record["settings"]["threads"] == torch.get_num_threads() and record["settings"]["seed"] == 0
-    assert record["files"] == {name: sha256(output / name) for name in ("ct.nii.gz", "report.html")}
+    hashes = {name: sha256(output / name) for name in ("ct.nii.gz", "report.html")}
+    listed = subprocess.run("LC_ALL=C sha256sum *", shell=True, cwd=output / "ct", capture_output=True, check=True)
+    hashes["ct/"] = hashlib.sha256(listed.stdout).hexdigest()
+    assert record["files"] == hashes and hashes["ct/"] in (output / "report.html").read_text(encoding="utf-8")
     assert set(record["seconds"]) == {"read", "reconstruct", "check", "write"}
     first, second = record["radiographs"]
     assert first["sha256"] == second["sha256"] == sha256(case["image"])
@@ -102,7 +106,6 @@ def test_one_volume_in_every_form(folder: Path, case: dict[str, str], tmp_path: 
 
 def test_the_hash_is_of_the_values_in_ras_order() -> None:
     volume = torch.arange(24).reshape(2, 3, 4)
-    import hashlib
     import struct
 
     expected = hashlib.sha256(b"".join(struct.pack("<h", value) for value in range(24))).hexdigest()
@@ -137,6 +140,7 @@ def test_samples_give_a_mean_and_its_uncertainty(folder: Path, case: dict[str, s
 def test_parts_can_be_left_out(folder: Path, case: dict[str, str], tmp_path: Path, dicom: bool, report: bool) -> None:
     options: dict[str, Any] = {"geometry": case["geometry"], "model": folder / "inr.pt"}
     reconstruct([case["image"]], output=tmp_path / "out", dicom=dicom, report=report, **options)
+    assert ("ct/" in json.loads((tmp_path / "out/result.json").read_text())["files"]) == dicom
     assert (tmp_path / "out/ct").is_dir() == dicom and (tmp_path / "out/report.html").is_file() == report
 
 
@@ -245,10 +249,14 @@ def test_the_record_is_json_where_a_statistic_is_no_number(
     assert "∞" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_without_thresholds_nobody_says_pass(folder: Path, case: dict[str, str]) -> None:
-    found = reconstruct([case["image"]], geometry=case["geometry"], model=folder / "inr.pt")
+def test_without_thresholds_nobody_says_pass(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    found = reconstruct([case["image"]], geometry=case["geometry"], model=folder / "inr.pt", output=output)
     assert found.verdict is Verdict.REVIEW and found.checks == []
     assert any("nothing was checked" in warning for warning in found.warnings)
+    record, page = (output / "result.json").read_text(), (output / "report.html").read_text(encoding="utf-8")
+    assert json.loads(record)["verdict"] == "REVIEW" and "</span>REVIEW</strong><p>Nothing was checked" in page
+    assert f"Warnings ({len(json.loads(record)['warnings'])})" in page
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_everything_that_the_report_has_to_say_is_there(page: Page) -> None:
         STAMP, "Müller Jürgen", "PAT-7", "2026-01-31", "REVIEW", "At least one check found something unusual",
         "frontal.dcm: a warning of this file", "a warning of the reconstruction", NAMES["reprojection"],
         f"“{NAMES['geometry']}” is in doubt. The distance is unusual.", "Not checked: one view.",
-        "DICOM (0018,1110)", "Source to detector [mm]", "1500", "assumed: default: the detector is centred",
+        "DICOM (0018,1110)", "Source to detector [mm]", "1500", "usual value: the detector is centred",
         "mm of water root mean square", "CT values in the body", "soft tissue (-30 to 150 HU)",
         "seen in training", "ten CTs of adults, listed", "children | animals", "Not a medical device",
         "a" * 64, "d" * 64, "ct.nii.gz", "e" * 64, "2026-02-01 12:00 UTC",
@@ -120,22 +120,45 @@ def test_every_verdict_says_what_to_do(verdict: Verdict) -> None:
     "checks", [[], [CheckResult("views", Verdict.PASS, None, None, None, "Not checked: nobody knows.")]]
 )
 def test_nothing_checked_is_not_passed(checks: list[CheckResult]) -> None:
-    for verdict, word in ((Verdict.PASS, "NOT CHECKED"), (Verdict.REVIEW, "REVIEW"), (Verdict.REJECT, "REJECT")):
+    for verdict, word in ((Verdict.PASS, "REVIEW"), (Verdict.REVIEW, "REVIEW"), (Verdict.REJECT, "REJECT")):
         document = Document("")
         _head(document, content(verdict=verdict, checks=checks))
         assert f"</span>{word}</strong>" in document.html()
-        assert ("No check was made" in document.html()) == (verdict != Verdict.REJECT)
+        assert ("Nothing was checked" in document.html()) == (verdict != Verdict.REJECT)
         assert "No check found" not in document.html() and "At least one check found something" not in document.html()
 
 
 def test_warnings_stand_above_everything_else_each_once(tmp_path: Path) -> None:
     failed = CheckResult("agreement", Verdict.REJECT, 0.4, 0.1, 0.2, "The radiographs do not show one body.")
-    page = written(tmp_path, checks=[failed], warnings=["twice", "twice"], std=None, samples=[])
+    page = written(tmp_path, checks=[failed], warnings=["twice", "twice"])
     first = f"REJECT: “{NAMES['agreement']}” does not hold. The radiographs do not show one body."
-    starts = (first, "twice", "No samples were drawn", "frontal.dcm: a")
+    starts = (first, "twice", "frontal.dcm: a")
     order = [page.text.index(words) for words in starts]
     assert order == sorted(order) and order[-1] < page.text.index("What was measured against")
-    assert page.text.count("twice") == 1
+    assert page.text.count("twice") == 1 and "Warnings (4)" in page.text
+
+
+def test_what_is_in_no_file_is_marked_as_allowed_or_usual(tmp_path: Path) -> None:
+    one = radiograph("frontal.dcm", 90.0)
+    facts = {**one.facts, "source_to_detector_mm": Sourced(1800.0, "option --accept default-distances")}
+    page = written(tmp_path, radiographs=[replace(one, facts=facts), radiograph("lateral.dcm", 0.0)])
+    assert page.text.count("usual value: the detector is centred") == 2
+    assert page.text.count("assumed: ") == 1 and "assumed: option --accept default-distances" in page.text
+
+
+@pytest.mark.parametrize(("angle", "said"), [(90.0, False), (270.0, True)])
+def test_left_on_the_left_of_a_pa_is_said(tmp_path: Path, angle: float, said: bool) -> None:
+    views = views_from_angles([0.0, angle], pixel_mm=15.0)
+    page = written(tmp_path, views=views)
+    assert (side_letters(views[1])[0] == "L") == said
+    assert ("So in radiograph 2 the patient's left (L) is on the left" in page.text) == said
+    assert page.text.count("as seen from its source") == said
+
+
+def test_one_hash_of_a_folder_says_how_it_is_made(tmp_path: Path) -> None:
+    page = written(tmp_path, files={"ct.nii.gz": "e" * 64, "ct/": "f" * 64})
+    assert page.text.count("written with this report") == 2
+    assert "ct/written with this report; hash of what “LC_ALL=C sha256sum *” prints in it" + "f" * 64 in page.text
 
 
 def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
@@ -300,7 +323,9 @@ def test_the_viewer_has_every_volume_in_hu_and_in_place(page: Page) -> None:
 
 def test_without_samples_the_page_says_so_and_has_no_overlay(tmp_path: Path) -> None:
     page = written(tmp_path, std=None, samples=[])
-    assert "No samples were drawn" in page.text and 'viewer-opacity"' not in page.html.split("<script>")[0]
+    order = [page.text.index(words) for words in ("voxels of", "No samples were drawn", "Share of the body")]
+    assert order == sorted(order)
+    assert "Warnings (4)" in page.text and 'viewer-opacity"' not in page.html.split("<script>")[0]
     assert json.loads(page.data("viewer-settings"))["spread"] is None
 
 
