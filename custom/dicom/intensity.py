@@ -35,6 +35,7 @@ def offer_intensity(header: Header, sheet: FactSheet) -> None:
     if relationship in ("LIN", "LOG"):
         sheet.offer("intensity_relationship", relationship, f"DICOM {tag('PixelIntensityRelationship')}")
     elif relationship:
+        sheet.refused["intensity_relationship"] = f"{relationship[:20]!r}, which is neither LIN nor LOG"
         sheet.warn(
             f"Pixel Intensity Relationship (0028,1040) is {relationship[:20]!r}: values are not said to follow the "
             "X-ray intensity"
@@ -101,6 +102,10 @@ def _modality(
         sheet.offer("intensity_sign", sign, source)
         return values, (float(ends.min()), float(ends.max())), 1.0
     slope, intercept = numbers(dataset, "RescaleSlope"), numbers(dataset, "RescaleIntercept")
+    for keyword, found in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        if found is None and text(dataset, keyword):
+            said = text(dataset, keyword)[:20]
+            sheet.warn(f"{keyword} {tag(keyword)} is {said!r}, which is no number, and is not used")
     m, b = (1.0 if slope is None else slope[0]), (0.0 if intercept is None else intercept[0])
     if m == 0 or not 1e-9 < abs(m) < 1e9 or abs(b) > 1e9:
         sheet.warn(f"Rescale Slope {m:g} and Intercept {b:g} cannot be and are not used")

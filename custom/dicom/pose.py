@@ -90,7 +90,16 @@ def _offer_view(header: Header, sheet: FactSheet, frame: int) -> None:
         sheet.offer("view_position", position, _source("ViewPosition"))
     elif position and sheet.get("view_position") is None:
         sheet.warn(f"View Position {tag('ViewPosition')} is {position[:40]!r}, which names no angle")
-    sheet.offer("view_position", _code(dataset), _source("ViewCodeSequence"))
+    code = _code(dataset)
+    own = sheet.source("view_position") == _source("ViewPosition")
+    if own and code is not None and code != position and sheet.get("angle_deg") is None:
+        sheet.gap(
+            f"two views that exclude each other: {position} by {_source('ViewPosition')}, but {code} by "
+            f"{_source('ViewCodeSequence')}",
+            f'"view_position": "{position}" or "{code}"',
+        )
+    else:
+        sheet.offer("view_position", code, _source("ViewCodeSequence"))
     primary, secondary = (numbers(dataset, f"Positioner{k}Angle") for k in ("Primary", "Secondary"))
     c_arm = header.modality == "XA" or text(dataset, "PositionerType") == "CARM"
     if primary is None or not c_arm:

@@ -67,12 +67,14 @@ class Header:
         dataset: all elements but the pixel data; elements that cannot be decoded are taken out.
         modality: by SOP class.
         damaged: attributes that were taken out, as "Name (gggg,eeee)".
+        warnings: about the pixels, of `read_pixels`.
     """
 
     path: Path
     dataset: pydicom.Dataset
     modality: str
     damaged: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 @contextlib.contextmanager
@@ -258,7 +260,7 @@ def frame_count(header: Header) -> int:
 
 
 def read_pixels(header: Header, frame: int | None = None) -> npt.NDArray[np.int32]:
-    """Stored values (V, U) of the file as int32, unused bits removed.
+    """Stored values (V, U) of the file as int32, unused bits removed; a warning in the header where those held values.
 
     Args:
         header: of `read_header`.
@@ -326,10 +328,38 @@ def _used_bits(header: Header, pixels: npt.NDArray[Any]) -> npt.NDArray[np.int32
     if not 1 <= bits <= 16 or not 0 <= shift <= 16 - bits:
         raise ValueError(f"{header.path}: Bits Stored (0028,0101) {bits} and High Bit (0028,0102) do not fit together")
     values = pixels.astype(np.int32)
+    share = _share_above(values, shift + bits, _overlay_bits(header.dataset))
+    if share:
+        header.warnings.append(
+            f"{100 * share:.2g} % of the pixels have bits above High Bit (0028,0102), which are not used: their values "
+            f"are above what Bits Stored (0028,0101) {bits} allows; is that right?"
+        )
     values = (values >> shift) & ((1 << bits) - 1)
     if signed is not None and signed[0] == 1:
         values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values).astype(np.int32)
     return values
+
+
+def _share_above(values: npt.NDArray[np.int32], first: int, overlays: list[int]) -> float:
+    """Share of the pixels with bits from `first` on, other than overlays and the sign of a negative value."""
+    above = values >> first
+    # Signed pixels come with their sign continued.
+    above = np.where((above == -1) & ((values >> (first - 1)) & 1 == 1), 0, above)
+    for bit in overlays:
+        if bit >= first:
+            above &= ~(1 << (bit - first))
+    return float((above != 0).mean())
+
+
+def _overlay_bits(dataset: pydicom.Dataset) -> list[int]:
+    """Overlay Bit Position (60xx,0102) of overlays that are held in unused bits of the pixels."""
+    bits = []
+    for group in range(0x6000, 0x6020, 2):
+        try:
+            bits.append(int(dataset[group, 0x0102].value))
+        except Exception:  # absent, empty or damaged
+            continue
+    return [bit for bit in bits if 0 < bit < 16]
 
 
 def _check_compressed(dataset: pydicom.Dataset, shape: tuple[int, ...]) -> None:

@@ -39,7 +39,8 @@ def _check_facts(sheet: FactSheet) -> tuple[str, int] | None:
             sheet.offer("intensity_relationship", "LOG", option)
         else:
             sheet.gap(
-                "how its values follow from the X-ray intensity: Pixel Intensity Relationship (0028,1040) is absent",
+                "how its values follow from the X-ray intensity: Pixel Intensity Relationship (0028,1040) is "
+                + sheet.refused.get("intensity_relationship", "absent"),
                 _PHYSICAL,
                 ["for-presentation"],
             )

@@ -91,14 +91,18 @@ def check_accept(accept: Sequence[str] | str) -> frozenset[str]:
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_plain(v) for v in value)
-    return round(value, 6) if isinstance(value, float) else value
+    # Adding 0 makes -0.0 a plain 0.
+    return round(value, 6) + 0.0 if isinstance(value, float) else value
 
 
-def _agree(one: Any, other: Any, tolerance: float) -> bool:
+def _agree(key: str, one: Any, other: Any, tolerance: float) -> bool:
     if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(_agree(a, b, tolerance) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(_agree(key, a, b, tolerance) for a, b in zip(one, other, strict=True))
     if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)
+        if key.endswith("_deg"):
+            return abs((one - other + 180) % 360 - 180) <= tolerance
+        relative = 0.0 if key == "detector_offset_mm" else tolerance
+        return math.isclose(one, other, rel_tol=relative, abs_tol=tolerance)
     return bool(one == other)
 
 
@@ -131,7 +135,7 @@ class FactSheet:
             key: of the fact, with its unit.
             value: None is no offer.
             source: where it comes from.
-            tolerance: relative (and absolute) difference of numbers that is no conflict.
+            tolerance: difference of numbers that is no conflict: absolute, and except of angles and offsets relative.
         """
         if value is None:
             return
@@ -141,7 +145,7 @@ class FactSheet:
             self.warn(f"{key} {self.refused[key]} and is not used")
         elif key not in self.facts:
             self.facts[key] = Sourced(value, source)
-        elif not _agree(self.facts[key].value, value, tolerance):
+        elif not _agree(key, self.facts[key].value, value, tolerance):
             mine = self.facts[key]
             self.warn(
                 f"{key} is {_text(mine.value)} by {mine.source}, but {_text(value)} by {source}; the first is used"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 __all__ = ["find_radiographs", "kind_of"]
@@ -12,6 +13,9 @@ _PICTURES = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _IGNORED = (".json", ".txt", ".md", ".csv", ".xml", ".html", ".htm", ".log", ".pdf", ".jpg", ".jpeg")
 #: Radiographs of one run; more is a mistake, such as a folder of CT slices.
 MOST_FILES = 512
+
+#: The file in a folder that `fewview-ct reconstruct` wrote, and how its "format" begins.
+_RESULT, _RESULT_FORMAT = "result.json", "fewview-ct reconstruction"
 
 
 def kind_of(path: Path) -> str:
@@ -36,36 +40,63 @@ def kind_of(path: Path) -> str:
 def find_radiographs(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, str, bool]]:
     """Files to read, each with its kind and whether it was named itself (False: found in a folder).
 
-    Named files keep their order; those of a folder (and its subfolders) come sorted by path. A file that is named twice
-    is read once.
+    Named files keep their order; those of a folder (and its subfolders) come sorted by path. Below a folder, whatever
+    is hidden is passed over, such as the leftovers of a killed run, and so are results of this package.
 
     Args:
         paths: files and folders.
 
     Raises:
         FileNotFoundError: for a path that is not there, or where nothing is found.
-        ValueError: for a named file of unknown kind, no paths, or more files than one run takes.
+        ValueError: for a named file of unknown kind, a file that is given twice (also by its folder), no paths, or
+            more files than one run takes.
     """
     if not paths:
         raise ValueError("no radiographs given: name DICOM, PNG, TIFF or NIfTI files, or folders of them")
     found: dict[Path, tuple[Path, str, bool]] = {}
     for given in map(Path, paths):
         if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.is_file() and not p.name.startswith("."))
-            files = [p for p in files if p.suffix.lower() not in _IGNORED and p.name.upper() != "DICOMDIR"]
+            files = [
+                p for p in sorted(_below(given)) if p.suffix.lower() not in _IGNORED and p.name.upper() != "DICOMDIR"
+            ]
             if len(files) > MOST_FILES:
                 raise ValueError(f"{given}: {len(files)} files are more than a patient has radiographs; name them")
             for path in files:
                 kind = kind_of(path)
                 if kind:
-                    found.setdefault(path.resolve(), (path, kind, False))
+                    _add(found, path, kind, False)
         elif given.is_file():
             kind = kind_of(given)
             if not kind:
                 raise ValueError(f"{given}: neither DICOM nor PNG, TIFF or NIfTI")
-            found.setdefault(given.resolve(), (given, kind, True))
+            _add(found, given, kind, True)
         else:
             raise FileNotFoundError(f"{given}: no such file or folder")
     if not found:
         raise FileNotFoundError(f"no radiographs (DICOM, PNG, TIFF, NIfTI) in {', '.join(map(str, paths))}")
     return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Files in a folder and its subfolders, without hidden ones and without folders that hold a result of ours."""
+    for parent, folders, names in os.walk(folder):
+        here = Path(parent)
+        folders[:] = [name for name in folders if not name.startswith(".") and not _is_result(here / name)]
+        yield from (here / name for name in names if not name.startswith(".") and (here / name).is_file())
+
+
+def _is_result(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / _RESULT).read_bytes())
+    except (OSError, ValueError, RecursionError):  # none there, or another program's
+        return False
+    return isinstance(content, dict) and str(content.get("format")).startswith(_RESULT_FORMAT)
+
+
+def _add(found: dict[Path, tuple[Path, str, bool]], path: Path, kind: str, named: bool) -> None:
+    key = path.resolve()
+    if key in found:
+        other = found[key][0]
+        also = "" if other == path else f" (also as {other})"
+        raise ValueError(f"{path}: the same radiograph is given twice{also}; give it once, or only its folder")
+    found[key] = (path, kind, named)

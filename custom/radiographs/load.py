@@ -24,6 +24,7 @@ from custom.radiographs.pictures import read_picture, read_stack
 from custom.radiographs.place import Turn
 from custom.radiographs.record import Gap, MissingFacts, Radiograph, Sourced
 from custom.radiographs.sidecar import GeometryFile, Sidecar, find_sidecar, load_geometry_file, load_sidecar
+from custom.radiographs.whole_view import known_view
 
 __all__ = ["read_radiographs"]
 
@@ -40,21 +41,23 @@ class _Run:
     used_entries: set[str] = field(default_factory=set)
     used_views: int = 0
     headers: dict[Path, dicom_read.Header] = field(default_factory=dict)
+    names: dict[Path, str] = field(default_factory=dict)
 
     def describe(self, path: Path) -> tuple[FactSheet, Sidecar | None]:
         """A sheet for one file with what `--geometry` and its sidecar say, and the view if they give one whole."""
         beside = find_sidecar(path)
-        sheet = FactSheet(path.name, (beside or path.with_name(f"{path.stem}.json")).name, self.accept)
+        sheet = FactSheet(self.names[path], (beside or path.with_name(f"{path.stem}.json")).name, self.accept)
         found: Sidecar | None = None
         sidecars = []
         if self.geometry is not None and self.geometry.geometry is not None:
             geometry = self.geometry.geometry
             if self.used_views < len(geometry):
                 view, source = geometry.views[self.used_views], f"--geometry {self.geometry.path.name}"
-                found = Sidecar(source, view=view, shape=geometry.detector_shape)
+                angles = tuple(geometry.angles_deg)
+                found = Sidecar(source, view=view, shape=geometry.detector_shape, angles_deg=angles)
             self.used_views += 1
         elif self.geometry is not None:
-            for key in (str(path), path.name):
+            for key in (str(path), self.names[path]):
                 if key in self.geometry.entries:
                     self.used_entries.add(key)
                     sidecars.append(self.geometry.entries[key])
@@ -96,6 +99,7 @@ def read_radiographs(
     run = _Run(None if geometry is None else load_geometry_file(Path(geometry)), check_accept(accept))
     files = find_radiographs(paths)
     chosen, skipped = _select(files, run)
+    run.names = _names([path for path, _ in chosen])
     hashes: dict[str, Path] = {}
     radiographs: list[Radiograph] = []
     for path, kind in chosen:
@@ -115,6 +119,16 @@ def read_radiographs(
     for sentence in skipped:
         radiographs[0].warnings.append(sentence)
     return radiographs
+
+
+def _names(paths: list[Path]) -> dict[Path, str]:
+    """What each file is called in messages: its name, with as many folders as tell it from others of that name."""
+    names = {path: path.name for path in paths}
+    for path, other in ((p, o) for p in paths for o in paths if p is not o and p.name == o.name):
+        mine, others = path.absolute().parts, other.absolute().parts
+        count = next((n for n in range(1, len(mine) + 1) if mine[-n:] != others[-n:]), len(mine))
+        names[path] = max(names[path], "/".join(mine[-count:]), key=len)
+    return names
 
 
 def _select(files: list[tuple[Path, str, bool]], run: _Run) -> tuple[list[tuple[Path, str]], list[str]]:
@@ -156,27 +170,6 @@ def _source_uid(dataset: pydicom.Dataset) -> str:
         return ""
 
 
-def _known_view(sheet: FactSheet, given: Sidecar, shape: tuple[int, int]) -> Tensor:
-    """A view that a geometry file gives whole."""
-    if given.shape is not None and tuple(given.shape) != tuple(shape):
-        described = f"{given.shape[1]} x {given.shape[0]}"
-        raise ValueError(f"{sheet.name}: {shape[1]} x {shape[0]} pixels, but {given.source} describes {described}")
-    view = given.view
-    assert view is not None
-    cone = bool(view[12] > 0.5)
-    single = Geometry.__new__(Geometry)
-    object.__setattr__(single, "views", view[None])
-    sheet.offer("beam", "cone" if cone else "parallel", given.source)
-    sheet.offer("angle_deg", single.angles_deg[0], given.source)
-    sheet.offer("pixel_mm", single.pixel_mm[0], given.source)
-    if cone:
-        normal = torch.linalg.cross(view[6:9], view[9:12])
-        normal = normal / normal.norm()
-        sheet.offer("source_to_isocenter_mm", float(view[0:3].norm()), given.source)
-        sheet.offer("source_to_detector_mm", float((view[3:6] - view[0:3]) @ normal), given.source)
-    return view.clone()
-
-
 def _finish(
     path: Path,
     digest: str,
@@ -193,7 +186,7 @@ def _finish(
     view, turn = placed
     pixels, exposed = (turn.picture(torch.from_numpy(array)) for array in values)
     return Radiograph(
-        path.name, path, digest, pixels, exposed, view, sheet.ordered(), list(sheet.warnings), header, modality
+        sheet.name, path, digest, pixels, exposed, view, sheet.ordered(), list(sheet.warnings), header, modality
     )
 
 
@@ -205,15 +198,16 @@ def _read_dicom(path: Path, digest: str, run: _Run) -> Radiograph | None:
     shape = (stored.shape[0], stored.shape[1])
     if header.damaged:
         sheet.warn(f"the header is damaged; not read: {', '.join(header.damaged[:5])}")
+    for sentence in header.warnings:
+        sheet.warn(sentence)
     locate = pose_rt.locate_rt if header.modality == "RTIMAGE" else pose.locate
     if given is not None:
-        view = _known_view(sheet, given, shape)
-        pose.offer_common(header, sheet)
-        found, placed = pose.Pose(), (view, Turn())
+        view, turn, found = known_view(sheet, given, shape, header, frame or 1)
+        placed: tuple[Tensor, Turn] | None = (view, turn)
     else:
         found = locate(header, sheet, shape, frame or 1)
         before = len(sheet.gaps)
-        placed = found.place(sheet)  # type: ignore[assignment]
+        placed = found.place(sheet)
         # What a tag's gap explains is not asked for a second time in general words.
         sheet.gaps = sheet.gaps[:before] + [g for g in sheet.gaps[before:] if not _covered(g, sheet.gaps[:before])]
     intensity.offer_intensity(header, sheet)
@@ -233,7 +227,7 @@ def _read_png(path: Path, kind: str, digest: str, run: _Run) -> Radiograph | Non
     pixels, highest = read_picture(path)
     shape = (pixels.shape[0], pixels.shape[1])
     if given is not None:
-        placed: tuple[Tensor, Turn] | None = _known_view(sheet, given, shape), Turn()
+        placed: tuple[Tensor, Turn] | None = known_view(sheet, given, shape)[:2]
     else:
         sheet.default("beam", "cone", "default: a point source")
         placed = pose.Pose().place(sheet)
@@ -259,9 +253,10 @@ def _read_nifti(path: Path, digest: str, run: _Run) -> list[Radiograph]:
     stack = read_stack(path, geometry, source)
     radiographs = []
     for k, image in enumerate(stack):
-        sheet = FactSheet(f"{path.name}[{k}]", source, run.accept)
+        sheet = FactSheet(f"{run.names[path]}[{k}]", source, run.accept)
         sheet.offer("modality", "NIfTI", f"file {path.name}")
-        view = _known_view(sheet, Sidecar(source, view=geometry.views[k], shape=geometry.detector_shape), image.shape)  # type: ignore[arg-type]
+        given = Sidecar(source, view=geometry.views[k], shape=geometry.detector_shape)
+        view = known_view(sheet, given, (image.shape[0], image.shape[1]))[0]
         if geometry.isocenter_mm is not None:
             sheet.offer("isocenter_mm", geometry.isocenter_mm, source)
         sheet.facts["intensity_relationship"] = Sourced("line integrals", f"file {path.name}")
@@ -285,7 +280,7 @@ def _check_geometry_file(run: _Run) -> None:
 
 
 def _check_patient(radiographs: list[Radiograph], run: _Run) -> None:
-    """Different patients are a gap; different study dates a warning."""
+    """Different patients are a gap; different study dates, and files that do not say whose they are, a warning."""
     first: dict[str, tuple[str, str]] = {}
     for radiograph in radiographs:
         if radiograph.header is None:
@@ -306,3 +301,28 @@ def _check_patient(radiographs: list[Radiograph], run: _Run) -> None:
                 remedy = "leave one out, or give --accept several-patients if they are one person"
                 run.gaps.append(Gap(radiograph.name, f"whose it is: {what} differs from {name}", remedy))
                 break
+    _check_identity(radiographs)
+
+
+def _check_identity(radiographs: list[Radiograph]) -> None:
+    """Say so once where nothing in the files says that they are of one patient."""
+    dicom = [r for r in radiographs if r.header is not None]
+    pictures = list(dict.fromkeys(r.path for r in radiographs if r.header is None))
+    nameless = [
+        r.name
+        for r in dicom
+        if r.header is not None
+        and not any(dicom_read.text(r.header, k).strip("^ ") for k in ("PatientName", "PatientID"))
+    ]
+    if nameless and len(dicom) > 1:
+        dicom[0].warnings.append(
+            f"{', '.join(nameless)}: neither Patient's Name (0010,0010) nor Patient ID (0010,0020); nothing says that "
+            "the radiographs are of one patient"
+        )
+    if dicom and pictures:
+        first = next(r for r in radiographs if r.header is None)
+        names = ", ".join(path.name for path in pictures)
+        first.warnings.append(
+            f"{names}: nothing says that this is of the same patient as {dicom[0].name}, whose name and study the "
+            "result gets"
+        )

@@ -16,7 +16,7 @@ from custom.radiographs.facts import (
     FactSheet,
 )
 
-__all__ = ["VIEW_ANGLES_DEG", "Turn", "letters", "place"]
+__all__ = ["VIEW_ANGLES_DEG", "Turn", "letters", "place", "turn_of", "turned_tilt"]
 
 #: Angle of the source by View Position (0018,5101): the first word is the side that the beam enters, a left lateral
 #: has the left side at the detector. PS3.3 C.8.1.1 (CR Series) and C.8.11.5 (DX Positioning).
@@ -125,7 +125,7 @@ def _distances(sheet: FactSheet) -> tuple[float, float] | None:
             sheet.offer("source_to_isocenter_mm", nearer, default)
     missing = [key for key in names if sheet.get(key) is None]
     for key in missing:
-        sheet.gap(names[key] + sheet.missing(key), f'"{key}": 1000', ["default-distances"])
+        sheet.gap(names[key] + sheet.missing(key), f'"{key}": {_example(sheet, key)}', ["default-distances"])
     if missing:
         return None
     detector, isocenter = (float(sheet.get(key)) for key in names)
@@ -137,6 +137,14 @@ def _distances(sheet: FactSheet) -> tuple[float, float] | None:
         )
         return None
     return detector, isocenter
+
+
+def _example(sheet: FactSheet, key: str) -> int:
+    """A distance that would be taken beside the other one, if that is known."""
+    detector, isocenter = sheet.get("source_to_detector_mm"), sheet.get("source_to_isocenter_mm")
+    if key == "source_to_detector_mm":
+        return 1500 if isocenter is None or isocenter < 1500 else round(1.2 * isocenter)
+    return 1000 if detector is None or detector > 1000 else round(detector / 1.5)
 
 
 def _turn(sheet: FactSheet, angle: float, u: np.ndarray, v: np.ndarray) -> Turn | None:
@@ -159,20 +167,43 @@ def _turn(sheet: FactSheet, angle: float, u: np.ndarray, v: np.ndarray) -> Turn 
             )
             return None
         sheet.offer("orientation", orientation, f"option --accept {named}")
-    columns, rows = (_direction(text) for text in orientation.split("\\"))
-    straight = min(abs(columns @ u), abs(rows @ v))
-    across = min(abs(columns @ v), abs(rows @ u))
-    if max(straight, across) < _ALONG:
+    turn = turn_of(orientation, u, v)
+    if turn is None:
         sheet.gap(
             f"Patient Orientation {orientation} (by {sheet.source('orientation')}) cannot be seen from {angle:g} "
             f"degrees ({sheet.get('view_position') or 'no View Position'}, by {sheet.source('angle_deg')}), where "
             f"columns run towards {letters(u)} or {letters(-u)}",
             '"orientation" and "view_position" or "angle_deg"',
         )
+    return turn
+
+
+def turn_of(orientation: str, u: np.ndarray, v: np.ndarray) -> Turn | None:
+    """How a picture whose columns and rows go in these directions becomes one along u and v; None where it cannot.
+
+    Args:
+        orientation: letters of both directions, as Patient Orientation (0020,0020) has them, such as "L\\F".
+        u: unit vector along increasing columns, as seen from the source, RAS+.
+        v: the same of rows.
+    """
+    columns, rows = (_direction(text) for text in orientation.split("\\"))
+    straight = min(abs(columns @ u), abs(rows @ v))
+    across = min(abs(columns @ v), abs(rows @ u))
+    if max(straight, across) < _ALONG:
         return None
     if straight >= across:
         return Turn(False, bool(columns @ u < 0), bool(rows @ v < 0))
     return Turn(True, bool(rows @ u < 0), bool(columns @ v < 0))
+
+
+def turned_tilt(turn: Turn, stored_tilt_deg: tuple[float, float]) -> tuple[float, float]:
+    """Detector Primary and Secondary Angle in the axes seen from the source.
+
+    Positive primary: the beam tilts to higher columns; positive secondary: to lower rows (PS3.3 C.8.7.5.1.4).
+    """
+    primary, secondary = (math.tan(math.radians(t)) for t in stored_tilt_deg)
+    along_u, along_v = turn.vector(primary, -secondary)
+    return math.degrees(math.atan(along_u)), math.degrees(math.atan(-along_v))
 
 
 def place(
@@ -217,11 +248,7 @@ def place(
     sheet.default("detector_offset_mm", (0.0, 0.0), "default: the central ray meets the middle of the picture")
     sheet.default("detector_roll_deg", 0.0, "default: the detector stands upright")
     if stored_tilt_deg is not None:
-        # Positive primary: the beam tilts to higher columns; positive secondary: to lower rows (PS3.3 C.8.7.5.1.4).
-        primary, secondary = (math.tan(math.radians(t)) for t in stored_tilt_deg)
-        along_u, along_v = turn.vector(primary, -secondary)
-        tilt = (math.degrees(math.atan(along_u)), math.degrees(math.atan(-along_v)))
-        sheet.offer("detector_angles_deg", tilt, stored_tilt_source, tolerance=0.1)
+        sheet.offer("detector_angles_deg", turned_tilt(turn, stored_tilt_deg), stored_tilt_source, tolerance=0.1)
     sheet.default("detector_angles_deg", (0.0, 0.0), "default: the beam meets the detector at a right angle")
     row_mm, column_mm = pixel[::-1] if turn.transpose else pixel
     to_detector, to_isocenter = distances

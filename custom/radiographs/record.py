@@ -31,7 +31,7 @@ class Radiograph:
     """One projection of a patient.
 
     Args:
-        name: file name, with the view's index for stacks.
+        name: file name, with its folder where two files have that name, with the view's index for stacks.
         path: the file.
         sha256: of the file, hexadecimal.
         line_integrals: (V, U) float32, dimensionless -log(I / I0); row 0 superior, columns along u, as seen from the

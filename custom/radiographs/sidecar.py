@@ -31,6 +31,17 @@ def _number(low: float, high: float) -> Callable[[Any], float]:
     return check
 
 
+def _whole(low: float, high: float) -> Callable[[Any], float]:
+    within = _number(low, high)
+
+    def check(value: Any) -> float:
+        if within(value) != int(value):
+            raise ValueError("must be a whole number")
+        return float(value)
+
+    return check
+
+
 def _pair(check: Callable[[Any], float], single: bool = False) -> Callable[[Any], tuple[float, float]]:
     def pair(value: Any) -> tuple[float, float]:
         if single and not isinstance(value, list):
@@ -73,7 +84,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "detector_roll_deg": _number(-180, 180),
     "patient_position": _choice("HFS", "HFP", "FFS", "FFP"),
     "orientation": _orientation,
-    "frame": _number(1, 1e6),
+    "frame": _whole(1, 1e6),
     "kvp": _number(*LIMITS["kvp"]),
     "intent": _choice("processing", "presentation"),
     "intensity_relationship": _choice("LIN", "LOG"),
@@ -92,12 +103,14 @@ class Sidecar:
         values: of `KEYS`, checked.
         view: (13,) of a geometry file; then the picture is stored as seen from the source, row 0 superior.
         shape: rows and columns that the geometry file states for it.
+        angles_deg: of all views of the geometry file, in their order.
     """
 
     source: str
     values: dict[str, Any] = field(default_factory=dict)
     view: Tensor | None = None
     shape: tuple[int, int] | None = None
+    angles_deg: tuple[float, ...] = ()
 
 
 @dataclass

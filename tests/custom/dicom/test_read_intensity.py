@@ -112,6 +112,36 @@ def test_unused_bits_are_removed(tmp_path: Path) -> None:
     assert error(radiograph) < 0.1
 
 
+def test_values_above_bits_stored_are_said(tmp_path: Path) -> None:
+    """14 bits that claim to be 12; overlays in unused bits and the sign of negative values are no such values."""
+    stored = intensity(TRUTH, 12000.0).astype(np.int64)
+    (tmp_path / "a.json").write_text('{"unattenuated": 4000}')
+    path = tmp_path / "a.dcm"
+    warnings = read(save(path, stored_dx(stored, BitsStored=12, HighBit=11))).warnings
+    assert any("bits above High Bit (0028,0102)" in w and "Bits Stored (0028,0101) 12" in w for w in warnings)
+    stored = intensity(TRUTH, 4000.0).astype(np.int64)
+    overlay = stored_dx(stored + 0x1000, BitsStored=12, HighBit=11)
+    overlay.add_new((0x6000, 0x0102), "US", 12)
+    for quiet in (stored_dx(stored, BitsStored=12, HighBit=11), overlay,
+                  stored_dx(stored - 2000, BitsStored=12, HighBit=11, PixelRepresentation=1)):  # fmt: skip
+        assert not any("High Bit" in w for w in read(save(path, quiet)).warnings)
+
+
+def test_a_rescale_that_is_no_number_is_said(tmp_path: Path) -> None:
+    raw = to_bytes(dx(RescaleSlope="7.25", RescaleIntercept="0"))
+    (tmp_path / "a.dcm").write_bytes(raw.replace(b"7.25", b"nan "))
+    assert "RescaleSlope (0028,1053) is 'NAN', which is no number" in read(tmp_path / "a.dcm").warnings[0]
+
+
+def test_another_relationship_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", dx(PixelIntensityRelationship="DISP"))
+    with pytest.raises(
+        MissingFacts, match=r"Relationship \(0028,1040\) is 'DISP', which is neither LIN nor LOG"
+    ) as caught:
+        read(path)
+    assert "absent" not in str(caught.value)
+
+
 def test_for_presentation_is_refused(tmp_path: Path) -> None:
     stored = np.rint(np.clip(TRUTH / 8, 0, 1) * 16383)
     path = save(tmp_path / "a.dcm", stored_dx(

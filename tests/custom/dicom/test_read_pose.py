@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hand_written_dicom import HEART, A, F, H, L, P, R, base, dx, integrals, intensity, picture, save, without
 
-from custom.geometry import pixel_coordinates, rays
+from custom.geometry import Geometry, VolumeGrid, pixel_coordinates, rays
 from custom.radiographs import MissingFacts, Radiograph, read_radiographs
 
 
@@ -172,6 +173,25 @@ def test_rtimage_asks(tmp_path: Path) -> None:
         read(save(tmp_path / "f.dcm", rt_image(0, "HFS", ImageType=["ORIGINAL", "PRIMARY", "FLUENCE"])))
 
 
+@pytest.mark.parametrize(("position", "roll"), [("HFS", 0.0), ("FFP", 8.0)])
+def test_rtimage_with_its_view_in_a_geometry_file(tmp_path: Path, position: str, roll: float) -> None:
+    """Gantry and patient position are compared with the view, and say how the picture is stored."""
+    path = save(tmp_path / "rt.dcm", rt_image(30, position, offset=(10.0, 25.0), roll=roll))
+    expected = read(path)
+    shape = (expected.line_integrals.shape[0], expected.line_integrals.shape[1])
+    Geometry(expected.view[None], shape, VolumeGrid.cube(64, 200.0)).save(tmp_path / "g.json")
+    radiograph = read(path, geometry=tmp_path / "g.json")
+    assert torch.equal(radiograph.line_integrals, expected.line_integrals)
+    assert radiograph.warnings == expected.warnings
+    turned = save(tmp_path / "rt.dcm", rt_image(40, position, offset=(10.0, 25.0), roll=roll + 2))
+    warnings = read(turned, geometry=tmp_path / "g.json").warnings
+    assert any("angle_deg is" in w and "(300A,011E)" in w for w in warnings)
+    assert any("detector_roll_deg is" in w and "(3002,000E)" in w for w in warnings)
+    turned = save(tmp_path / "rt.dcm", rt_image(120, position))
+    with pytest.raises(MissingFacts, match="another side than its view"):
+        read(turned, geometry=tmp_path / "g.json")
+
+
 def test_megavoltage_is_said(tmp_path: Path) -> None:
     radiograph = read(save(tmp_path / "rt.dcm", rt_image(0, "HFS", KVP=6000)))
     assert "megavoltage beam (6000 kV)" in radiograph.warnings[0]
@@ -278,6 +298,43 @@ def test_views_by_code(tmp_path: Path) -> None:
     radiograph = read(save(tmp_path / "a.dcm", dx("A\\F", "LL", ViewPosition=None, ViewCodeSequence=[item])))
     check(radiograph)
     assert radiograph.facts["view_position"].source == "DICOM (0054,0220)"
+
+
+def test_view_position_against_view_code(tmp_path: Path) -> None:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "272479007", "SCT", "postero-anterior"
+    path = save(tmp_path / "a.dcm", dx(ViewCodeSequence=[item]))
+    with pytest.raises(MissingFacts, match=r"AP by DICOM \(0018,5101\), but PA by DICOM \(0054,0220\)") as caught:
+        read(path)
+    assert len(caught.value.gaps) == 1
+    (tmp_path / "a.json").write_text('{"view_position": "AP"}')
+    radiograph = read(path)
+    check(radiograph)
+    assert any("PA by DICOM" in w for w in radiograph.warnings)
+
+
+def test_angles_differ_by_degrees_not_by_a_share(tmp_path: Path) -> None:
+    """170 degrees are not 90, and 359.9 are 0.1."""
+    dataset = dx(ViewPosition=None, PositionerType="CARM", PositionerPrimaryAngle=-100)
+    (tmp_path / "a.json").write_text('{"angle_deg": 120}')
+    assert any("120.0" in w and "170.0" in w for w in read(save(tmp_path / "a.dcm", dataset)).warnings)
+    (tmp_path / "a.json").write_text('{"angle_deg": 359.9}')
+    lateral = dx("A\\F", "LL", ViewPosition=None, PositionerType="CARM", PositionerPrimaryAngle=90.1)
+    assert read(save(tmp_path / "a.dcm", lateral)).warnings == []
+
+
+def test_examples_of_distances_can_be_copied(tmp_path: Path) -> None:
+    keys = ("DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor")
+    for missing in (keys, keys[:1], keys[1:]):
+        path = save(tmp_path / "a.dcm", without(dx(), *missing))
+        with pytest.raises(MissingFacts) as caught:
+            read(path)
+        examples = ", ".join(re.findall(r'"source_to_\w+": \d+', str(caught.value)))
+        (tmp_path / "a.json").write_text(f"{{{examples}}}")
+        assert read(path).facts["magnification"].value > 1
+        (tmp_path / "a.json").unlink()
 
 
 def test_conflicts_and_gaps(tmp_path: Path) -> None:

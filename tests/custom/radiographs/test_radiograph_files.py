@@ -83,6 +83,7 @@ def test_parallel_beam_and_8_bits(tmp_path: Path) -> None:
         ('{"orientation": "up"}', "must name the directions"),
         ('{"intensity_sign": 2}', "must be one of 1, -1"),
         ('{"angle_deg": 1000}', "must be within -360 to 360"),
+        ('{"frame": 1.5}', "frame is 1.5, it must be a whole number"),
     ],
 )
 def test_sidecar_is_checked(tmp_path: Path, content: str, message: str) -> None:
@@ -173,7 +174,7 @@ def test_folders_are_sorted_and_sieved(tmp_path: Path) -> None:
     assert (first.name, second.name) == ("a_lateral.dcm", "b_frontal")
     assert any("sr.dcm in the folder was left out" in w for w in first.warnings)
     assert any("screenshot.png" in w for w in first.warnings)
-    named, other = read_radiographs([frontal, tmp_path])
+    named, other = read_radiographs([frontal, tmp_path / "a_lateral.dcm"])
     assert (named.name, other.name) == ("b_frontal", "a_lateral.dcm")
     with pytest.raises(ValueError, match="Basic Text SR Storage, not a radiograph"):
         read_radiographs([tmp_path / "sr.dcm"])
@@ -193,6 +194,59 @@ def test_the_same_twice(tmp_path: Path) -> None:
     (tmp_path / "b.dcm").write_bytes(first.read_bytes())
     with pytest.raises(ValueError, match="are the same radiograph"):
         read_radiographs([tmp_path])
+
+
+def test_the_same_path_twice(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", dx())
+    (tmp_path / "link.dcm").symlink_to(path)
+    for given in ([path, path], [path, tmp_path / "link.dcm"], [path, tmp_path], [tmp_path, tmp_path / "." / "a.dcm"]):
+        with pytest.raises(ValueError, match=r"\.dcm: the same radiograph is given twice"):
+            read_radiographs(given)
+
+
+def test_hidden_and_own_results_are_passed_over(tmp_path: Path) -> None:
+    """What a killed run or a file manager hides, and a result that was written into the folder."""
+    save(tmp_path / "a.dcm", dx())
+    for hidden in (".out.host-12.part/dicom", ".trash", "sub/.cache", "sub/..data"):
+        (tmp_path / hidden).mkdir(parents=True)
+        save(tmp_path / hidden / "b.dcm", dx("A\\F", "LL"))
+    save(tmp_path / ".c.dcm", dx("A\\F", "LL"))
+    (tmp_path / "out/dicom").mkdir(parents=True)
+    save(tmp_path / "out/dicom/slice.dcm", dx(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"))
+    (tmp_path / "out/result.json").write_text('{"format": "fewview-ct reconstruction 1"}')
+    (radiograph,) = read_radiographs([tmp_path])
+    assert radiograph.name == "a.dcm"
+    assert radiograph.warnings == []
+    (tmp_path / "out/result.json").write_text('{"format": "other"}')
+    assert any("slice.dcm" in w for w in read_radiographs([tmp_path])[0].warnings)
+    # A hidden folder that is named itself is searched.
+    (named,) = read_radiographs([tmp_path / ".trash"])
+    assert named.name == "b.dcm"
+
+
+def test_files_of_one_name(tmp_path: Path) -> None:
+    for folder, attributes in (("first", {}), ("second", {"PatientID": "P2"})):
+        (tmp_path / folder).mkdir()
+        save(tmp_path / folder / "a.dcm", dx("L\\F" if folder == "first" else "R\\F", **attributes))
+    paths = [tmp_path / "first/a.dcm", tmp_path / "second/a.dcm"]
+    with pytest.raises(MissingFacts, match=r"second/a.dcm: whose it is: .* differs from first/a.dcm"):
+        read_radiographs(paths)
+    read = read_radiographs(paths, accept="several-patients")
+    assert [radiograph.name for radiograph in read] == ["first/a.dcm", "second/a.dcm"]
+
+
+def test_nothing_says_whose_it_is(tmp_path: Path) -> None:
+    nobody = {"PatientID": "", "PatientName": "^"}
+    one, two = save(tmp_path / "a.dcm", dx(**nobody)), save(tmp_path / "b.dcm", dx("A\\F", "LL", **nobody))
+    assert read_radiographs([one])[0].warnings == []
+    warnings = [w for radiograph in read_radiographs([one, two]) for w in radiograph.warnings]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("a.dcm, b.dcm: neither Patient's Name")
+    png = save_png(tmp_path / "c.png", intensity(TRUTH))
+    (tmp_path / "c.json").write_text(json.dumps(FACTS))
+    assert read_radiographs([png])[0].warnings == []
+    (warning,) = [w for radiograph in read_radiographs([one, png]) for w in radiograph.warnings]
+    assert warning.startswith("c.png: nothing says that this is of the same patient as a.dcm")
 
 
 def test_raw_picture_before_its_picture_for_viewing(tmp_path: Path) -> None:
