@@ -86,7 +86,8 @@ for step in "${chosen[@]}"; do
     set -e
     seconds=$((SECONDS - began))
     # Of pytest, for each of its runs: "23 passed, 2 skipped in 30.12s".
-    told="$(grep -oE '[0-9]+ (passed|failed|skipped|error)[^=]* in [0-9.]+s' "$OUT/$step.log" | sed -E 's/ in [0-9.]+s$//' |
+    told="$(grep -oE '[0-9]+ (passed|failed|skipped|error)[^=]* in [0-9.]+s' "$OUT/$step.log" |
+        sed -E 's/ in [0-9.]+s$//; s/, [0-9]+ (deselected|warnings?)//g' |
         paste -sd '+' | sed 's/+/ + /g')" || true
     row="| $step | $result | ${told:-see its log} | $seconds |"
     rows+=("$row")

@@ -171,7 +171,7 @@ def _turn(sheet: FactSheet, given: Sidecar) -> Turn:
 def _refuse(sheet: FactSheet, given: Sidecar, problem: str) -> None:
     if sheet.gaps:
         return
-    order = f"; its views are at {', '.join(f'{a:g}' for a in given.angles_deg)} degrees" if given.angles_deg else ""
+    order = f" (at {', '.join(f'{a:g}' for a in given.angles_deg)} degrees)" if given.angles_deg else ""
     remedy = (
         f"are the files in another order than the views{order}? Name each file, in the order of the views, instead of "
         "a folder; where the tags are wrong, say so in a sidecar instead of a geometry"

@@ -108,7 +108,7 @@ def test_files_in_another_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFacts, match=r"0_degrees.dcm: it was taken from another side") as caught:
         read_radiographs([tmp_path / "in"], geometry=tmp_path / "g.json")
     assert [gap.file for gap in caught.value.gaps] == ["0_degrees.dcm", "270_degrees.dcm"]
-    assert "its views are at 270, 0, 30 degrees? Name each file, in the order of the views" in str(caught.value)
+    assert "the views (at 270, 0, 30 degrees)? Name each file, in the order of the views" in str(caught.value)
     files = [tmp_path / "in" / f"{angle}_degrees.dcm" for angle in directions]
     read = read_radiographs(files, geometry=tmp_path / "g.json")
     for radiograph, (toward, columns) in zip(read, directions.values(), strict=True):
