@@ -12,6 +12,11 @@ matplotlib.use("Agg")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# How long a first example takes depends on what the machine has cached, and says nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hand_written_dicom import integrals
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from custom.data.radiographs import isocenter_pixel_mm, match_detector
@@ -104,7 +104,7 @@ def test_blades_do_not_bleed() -> None:
     assert not bool(done.exposed[0, :, :30].any())
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(
     angle=st.floats(0, 359), pixel=st.floats(0.8, 4), side=st.integers(60, 220), across=st.floats(-40, 40),
     up=st.floats(-40, 40),
