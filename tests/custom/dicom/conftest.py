@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
 
 from tests.custom.dicom.network_peers import Web
-from tests.custom.dicom.stored_radiographs import dx, save
+from tests.custom.dicom.stored_radiographs import dx, header, save
 
 
 @pytest.fixture
@@ -21,6 +22,11 @@ def pair(tmp_path: Path) -> Path:
     for k in (1, 2):
         save(dx(k), tmp_path / "pair" / f"view{k}.dcm")
     return tmp_path / "pair"
+
+
+@pytest.fixture
+def dx_headers(tmp_path: Path) -> list[Dataset]:
+    return [header(save(dx(k), tmp_path / "in" / f"view{k}.dcm")) for k in (1, 2)]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import shutil
@@ -26,33 +25,11 @@ from custom.dicom import write_ct
 from custom.dicom.strict import encode, new_uid, strict_validation
 from custom.dicom.write_ct import SyntheticCT, read_ct_series, write_ct_series
 from tests.custom.dicom.stored_radiographs import DX_PROCESSING, MODEL, ROOT, dx, header, save
-
-SHAPE = (12, 10, 6)
-AFFINE = np.array([[2.0, 0, 0, -11.0], [0, 3.0, 0, -14.5], [0, 0, 4.0, -1 / 3], [0, 0, 0, 1]])
-DERIVATION = "Two radiographs turned into a volume by a neural network."
+from tests.custom.dicom.synthetic_ct import AFFINE, DERIVATION, SHAPE, first_slice, synthetic, volume
 
 
-def volume(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(-1000, 1000, SHAPE).astype(np.int16)
-
-
-def synthetic(sources: list[Dataset], hu: Any = None, affine: Any = None, **extra: Any) -> SyntheticCT:
-    return SyntheticCT(
-        volume() if hu is None else hu, AFFINE if affine is None else affine, sources, MODEL, DERIVATION, **extra
-    )
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> list[Dataset]:
-    return [header(save(dx(k), tmp_path / "in" / f"view{k}.dcm")) for k in (1, 2)]
-
-
-def first_slice(sources: list[Dataset], folder: Path, **extra: Any) -> Dataset:
-    return pydicom.dcmread(write_ct_series(synthetic(sources, **extra), folder)[0])
-
-
-def test_volume_comes_back_on_its_grid(pair: list[Dataset], tmp_path: Path) -> None:
-    files = write_ct_series(synthetic(pair), tmp_path / "ct")
+def test_volume_comes_back_on_its_grid(dx_headers: list[Dataset], tmp_path: Path) -> None:
+    files = write_ct_series(synthetic(dx_headers), tmp_path / "ct")
     assert [f.name for f in files] == [f"CT_{k:04d}.dcm" for k in range(1, 7)] and all(f.is_file() for f in files)
     hu, affine = read_ct_series(tmp_path / "ct")
     np.testing.assert_array_equal(hu, volume())
@@ -104,8 +81,8 @@ def test_tensors_are_rounded_to_whole_hu(convert: Any, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_ct_series(tmp_path / "ct")[0], volume())
 
 
-def test_series_says_what_it_is(pair: list[Dataset], tmp_path: Path) -> None:
-    image = first_slice(pair, tmp_path / "ct")
+def test_series_says_what_it_is(dx_headers: list[Dataset], tmp_path: Path) -> None:
+    image = first_slice(dx_headers, tmp_path / "ct")
     assert image.SOPClassUID == "1.2.840.10008.5.1.4.1.1.2" and image.Modality == "CT"
     assert list(image.ImageType) == ["DERIVED", "SECONDARY", "AXIAL"]
     assert image.SeriesDescription == "SYNTHETIC CT, NOT FOR DIAGNOSTIC USE"
@@ -121,128 +98,15 @@ def test_series_says_what_it_is(pair: list[Dataset], tmp_path: Path) -> None:
     assert [i.SeriesInstanceUID for i in image.ReferencedSeriesSequence] == [f"{ROOT}.1.0.1", f"{ROOT}.1.0.2"]
 
 
-def test_same_patient_and_study_new_series(pair: list[Dataset], tmp_path: Path) -> None:
-    files = write_ct_series(synthetic(pair), tmp_path / "ct")
-    images = [pydicom.dcmread(f) for f in files]
-    for keyword in (
-        "PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID",
-        "StudyDate", "StudyTime", "AccessionNumber", "StudyID", "StudyDescription", "ReferringPhysicianName",
-    ):  # fmt: skip
-        assert images[0].get(keyword) == pair[0].get(keyword), keyword
-    series = {i.SeriesInstanceUID for i in images}
-    frames = {i.FrameOfReferenceUID for i in images}
-    assert len(series) == len(frames) == 1 and not series & {h.SeriesInstanceUID for h in pair}
-    assert len({i.SOPInstanceUID for i in images}) == len(images)
-    assert all(f"{i.file_meta.MediaStorageSOPInstanceUID}" == i.SOPInstanceUID for i in images)
-    again = pydicom.dcmread(write_ct_series(synthetic(pair), tmp_path / "again")[0])
-    assert again.SeriesInstanceUID not in series and again.FrameOfReferenceUID not in frames
-
-
-def test_uids_are_a_function_of_the_seed(pair: list[Dataset], tmp_path: Path) -> None:
+def test_uids_are_a_function_of_the_seed(dx_headers: list[Dataset], tmp_path: Path) -> None:
     def uids(folder: str, seed: str) -> list[str]:
-        files = write_ct_series(synthetic(pair), tmp_path / folder, uid_seed=seed)
+        files = write_ct_series(synthetic(dx_headers), tmp_path / folder, uid_seed=seed)
         images = [pydicom.dcmread(f) for f in files]
         return [*(i.SOPInstanceUID for i in images), images[0].SeriesInstanceUID, images[0].FrameOfReferenceUID]
 
     assert uids("a", "one") == uids("b", "one")
     assert not set(uids("c", "one")) & set(uids("d", "two"))
     assert new_uid("x", "s").is_valid and len(new_uid("x", "s")) <= 64 and new_uid("x", "s") != new_uid("y", "s")
-
-
-@pytest.mark.parametrize(
-    ("charset", "name"),
-    [
-        ("ISO_IR 144", "Люкceмбypг^Иван"),
-        ("ISO_IR 192", "Достоевский^Фёдор"),
-        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
-        (["ISO 2022 IR 13", "ISO 2022 IR 87"], "ﾔﾏﾀﾞ^ﾀﾛｳ=山田^太郎=やまだ^たろう"),
-        ("GB18030", "Wang^XiaoDong=王^小东="),
-        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
-        ("ISO_IR 100", "Müller^Jürg"),
-    ],
-)
-def test_names_survive_in_the_character_set_of_the_source(charset: Any, name: str, tmp_path: Path) -> None:
-    source = save(dx(1, SpecificCharacterSet=charset, PatientName=name), tmp_path / "dx.dcm")
-    image = first_slice([header(source)], tmp_path / "ct")
-    wanted = header(source)
-    stored = [d.get_item("PatientName").value for d in (image, wanted)]
-    assert isinstance(stored[0], bytes) and stored[0].rstrip(b"= ") == stored[1].rstrip(b"= ")
-    assert image.SpecificCharacterSet == wanted.SpecificCharacterSet
-    assert str(image.PatientName) == str(wanted.PatientName) and str(image.PatientName).rstrip("=") == name.rstrip("=")
-
-
-def test_different_character_sets_meet_in_unicode(tmp_path: Path) -> None:
-    headers = [
-        header(save(dx(1, SpecificCharacterSet="ISO_IR 144", PatientName="Иванов^Иван"), tmp_path / "a.dcm")),
-        header(save(dx(2, SpecificCharacterSet="ISO_IR 192", PatientName="Иванов^Иван"), tmp_path / "b.dcm")),
-    ]
-    image = first_slice(headers, tmp_path / "ct")
-    assert image.SpecificCharacterSet == "ISO_IR 192" and str(image.PatientName) == "Иванов^Иван"
-
-
-def test_source_without_character_set_stays_without(tmp_path: Path) -> None:
-    source = save(dx(1, SpecificCharacterSet=None), tmp_path / "dx.dcm")
-    assert "SpecificCharacterSet" not in first_slice([header(source)], tmp_path / "ct")
-
-
-def test_text_that_the_character_set_lacks_is_an_error(tmp_path: Path) -> None:
-    source = header(save(dx(1), tmp_path / "dx.dcm"))
-    source.PatientName = "山田^太郎"
-    with pytest.raises(ValueError, match="ISO_IR 100"):
-        write_ct_series(synthetic([source]), tmp_path / "ct")
-    assert not (tmp_path / "ct").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"PatientID": "4712"}, r"several patients: PatientID \(0010,0020\) is '4711' in view1.dcm and '4712' in v"),
-        ({"PatientName": "Doe^John"}, "several patients: PatientName"),
-        ({"PatientBirthDate": "19600301"}, "several patients: PatientBirthDate"),
-        ({"IssuerOfPatientID": "ELSEWHERE"}, "several patients: IssuerOfPatientID"),
-        ({"StudyInstanceUID": f"{ROOT}.2"}, "several studies: StudyInstanceUID"),
-        ({"StudyInstanceUID": None}, "view2.dcm has no StudyInstanceUID"),
-        ({"SOPInstanceUID": ""}, r"view2.dcm has no SOPInstanceUID \(0008,0018\)"),
-        ({"SeriesInstanceUID": None}, "view2.dcm has no SeriesInstanceUID"),
-    ],
-)
-def test_radiographs_that_do_not_belong_together(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    headers = [header(save(dx(k), tmp_path / f"view{k}.dcm")) for k in (1, 2)]
-    for keyword, value in change.items():
-        if value is None:
-            delattr(headers[1], keyword)
-        else:
-            setattr(headers[1], keyword, value)
-    with pytest.raises(ValueError, match=message):
-        write_ct_series(synthetic(headers), tmp_path / "ct")
-    assert {p.name for p in tmp_path.iterdir()} == {"view1.dcm", "view2.dcm"}
-
-
-def test_an_unknown_character_set_is_one_line_without_a_traceback(tmp_path: Path) -> None:
-    """pydicom puts the traceback into the message of its own error."""
-    path = save(dx(1), tmp_path / "a.dcm")
-    path.write_bytes(path.read_bytes().replace(b"CS\x0a\0ISO_IR 100", b"CS\x0a\0ISO_IR 999"))
-    with pytest.raises(ValueError, match="cannot be written as DICOM with character set ISO_IR 999: ") as error:
-        write_ct_series(synthetic([header(path)]), tmp_path / "ct")
-    assert "Traceback" not in str(error.value) and str(error.value).isprintable()
-
-
-@pytest.mark.parametrize("change", [{"PatientName": "DOE^JANE^^"}, {"PatientID": ""}, {"PatientBirthDate": None}])
-def test_padding_and_silence_are_no_contradiction(change: dict[str, Any], tmp_path: Path) -> None:
-    headers = [header(save(dx(k, **(change if k == 2 else {})), tmp_path / f"{k}.dcm")) for k in (1, 2)]
-    image = first_slice(headers, tmp_path / "ct")
-    assert (image.PatientName, image.PatientID, image.PatientBirthDate) == ("Doe^Jane", "4711", "19600229")
-
-
-def test_deidentification_is_claimed_only_where_every_source_claims_it(tmp_path: Path) -> None:
-    flags = {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "Basic profile"}
-    clean = [header(save(dx(k, **flags), tmp_path / f"clean{k}.dcm")) for k in (1, 2)]
-    plain = [header(save(dx(k), tmp_path / f"plain{k}.dcm")) for k in (1, 2)]
-    image = first_slice(clean, tmp_path / "clean")
-    assert (image.PatientIdentityRemoved, image.DeidentificationMethod) == ("YES", "Basic profile")
-    for name, sources in (("plain", plain), ("mixed", [clean[0], plain[1]])):
-        image = first_slice(sources, tmp_path / name)
-        assert "PatientIdentityRemoved" not in image and "DeidentificationMethod" not in image
 
 
 def test_lossy_compression_is_not_taken_back(tmp_path: Path) -> None:
@@ -254,34 +118,6 @@ def test_lossy_compression_is_not_taken_back(tmp_path: Path) -> None:
     headers = [header(save(dx(k, **(lossy if k == 2 else {})), tmp_path / f"{k}.dcm")) for k in (1, 2)]
     image = first_slice(headers, tmp_path / "ct")
     assert (image.LossyImageCompression, float(image.LossyImageCompressionRatio)) == ("01", 12.5)
-
-
-def test_pictures_without_a_patient(tmp_path: Path) -> None:
-    image = first_slice([], tmp_path / "ct")
-    assert not any((image.PatientName, image.PatientID, image.PatientBirthDate, image.PatientSex))
-    assert image.StudyInstanceUID and image.StudyDate and "SourceImageSequence" not in image
-    patient = {"PatientName": "Doe^Jane", "PatientID": "7", "PatientBirthDate": "19600229", "PatientSex": "F"}
-    given = first_slice([], tmp_path / "given", patient=patient)
-    assert {k: str(given.get(k)) for k in patient} == patient and given.StudyInstanceUID != image.StudyInstanceUID
-
-
-@pytest.mark.parametrize(
-    ("patient", "message"),
-    [
-        ({"PatientBirthDate": "1960-02-29"}, r"PatientBirthDate \(0010,0030\) is not valid DICOM"),
-        ({"PatientID": "9" * 80}, r"PatientID \(0010,0020\) is not valid DICOM"),
-        ({"PatientSex": "X"}, "give M, F, O"),
-        ({"Name": "Doe"}, "unknown key 'Name'"),
-    ],
-)
-def test_given_patient_is_checked(patient: dict[str, str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        write_ct_series(synthetic([], patient=patient), tmp_path / "ct")
-
-
-def test_given_patient_beside_dicom_is_refused(pair: list[Dataset], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give no patient beside them"):
-        write_ct_series(synthetic(pair, patient={"PatientID": "7"}), tmp_path / "ct")
 
 
 @pytest.mark.parametrize(
@@ -352,51 +188,13 @@ def test_model_must_be_named(key: str, tmp_path: Path) -> None:
         write_ct_series(SyntheticCT(volume(), AFFINE, [], model, DERIVATION), tmp_path / "ct")
 
 
-def test_bad_identity_in_the_source_is_an_error_bad_remarks_are_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with pytest.warns(UserWarning, match="."):
-        source = dx(1, PatientID="9" * 80)
-    with pytest.raises(ValueError, match=r"PatientID \(0010,0020\) is not valid DICOM"):
-        write_ct_series(synthetic([source]), tmp_path / "ct")
-    with pytest.warns(UserWarning, match="."):
-        source = dx(1, StudyDate="2026.1.2", PatientSex="W")
-    with caplog.at_level(logging.WARNING):
-        image = first_slice([source], tmp_path / "ct")
-    assert not image.StudyDate and not image.PatientSex
-    assert "StudyDate" in caplog.text and "PatientSex" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("keyword", "values", "written"),
-    [
-        ("StudyDescription", ["CT", "XR thorax"], None),
-        ("AccessionNumber", ["A17", "A18"], ""),
-        ("PatientWeight", ["70", "71"], None),
-        ("BodyPartExamined", ["CHEST", "ABDOMEN"], "CHEST"),
-        ("PatientPosition", ["HFP", "FFP"], "HFS"),
-    ],
-)
-def test_remarks_of_several_values_do_not_stop_a_reconstruction(
-    keyword: str, values: list[str], written: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Such as a description with a backslash in it; who the patient is must not be in doubt."""
-    sources = [header(save(dx(1, **{keyword: values}), tmp_path / "a.dcm"))]
-    with caplog.at_level(logging.WARNING):
-        found = first_slice(sources, tmp_path / "ct")
-    assert found.get(keyword) == written
-    assert f"a.dcm: {keyword}" in caplog.text and "has 2 values" in caplog.text
-    with pytest.raises(ValueError, match=r"a\.dcm: PatientID \(0010,0020\) has 2 values, it must have one"):
-        first_slice([header(save(dx(1, PatientID=["1", "2"]), tmp_path / "a.dcm"))], tmp_path / "ct2")
-
-
-def test_validation_is_strict_only_while_writing(pair: list[Dataset], tmp_path: Path) -> None:
+def test_validation_is_strict_only_while_writing(dx_headers: list[Dataset], tmp_path: Path) -> None:
     before = (pydicom.config.settings.reading_validation_mode, pydicom.config.settings.writing_validation_mode)
     with pytest.raises(RuntimeError), strict_validation():
         assert pydicom.config.settings.reading_validation_mode == pydicom.config.RAISE
         assert pydicom.config.settings.writing_validation_mode == pydicom.config.RAISE
         raise RuntimeError
-    write_ct_series(synthetic(pair), tmp_path / "ct")
+    write_ct_series(synthetic(dx_headers), tmp_path / "ct")
     assert before == (pydicom.config.settings.reading_validation_mode, pydicom.config.settings.writing_validation_mode)
     dataset = Dataset()
     dataset.SOPClassUID, dataset.SOPInstanceUID = DX_PROCESSING, "2.25.1"
@@ -499,7 +297,7 @@ def test_any_position_and_spacing_fits_decimal_strings(
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed (Debian: dicom3tools)")
-@pytest.mark.parametrize("kind", ["pair", "pictures", "deidentified", "kanji", "thorax"])
+@pytest.mark.parametrize("kind", ["dx_headers", "pictures", "deidentified", "kanji", "thorax"])
 def test_no_errors_by_dciodvfy(kind: str, tmp_path: Path) -> None:
     tags: dict[str, Any] = {
         "deidentified": {"PatientIdentityRemoved": "YES", "DeidentificationMethod": "Basic profile"},

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +16,16 @@ import pydicom
 import pytest
 import torch
 
-from custom.checkpoints import save_checkpoint, sha256
+from custom.checkpoints import sha256
 from custom.cli import ExitCode
-from custom.data.cohort import load_cases
 from custom.dicom.write_ct import read_ct_series
-from custom.dicom.write_dx import write_dx
-from custom.geometry import rays, views_from_angles
 from custom.model_folder import Model, load_model
-from custom.radiographs import Radiograph, read_radiographs
+from custom.radiographs import read_radiographs
 from custom.reconstruct import hu_sha256, pipeline, reconstruct, save_volume
 from custom.reconstruct.command import command
 from custom.trust import CheckResult, Verdict
-from tests.custom.tiny_benchmark import GRID, ISOCENTER, tiny_network, write_cohort
-from tests.custom.tiny_diffusion import autoencoder, denoiser
-from tests.hand_written_dicom import integrals
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cohort of ellipsoids, a network (inr.pt) and a denoiser with its parents (ldm/), with nothing learnt."""
-    folder = tmp_path_factory.mktemp("clinic")
-    write_cohort(folder)
-    save_checkpoint(folder / "inr.pt", tiny_network())
-    ldm = folder / "ldm"
-    ldm.mkdir()
-    parents = {"autoencoder": autoencoder(), "mean": tiny_network()}
-    hashes = {role: sha256(save_checkpoint(ldm / f"{role}.pt", network)) for role, network in parents.items()}
-    meta = {"parents": hashes, "pixel_at_isocenter_mm": 20.0}
-    files = hashes | {"model": sha256(save_checkpoint(ldm / "model.pt", denoiser(known_channels=3), meta))}
-    content = {"format": "fewview-ct model 1", "name": "tiny", "files": {f"{k}.pt": v for k, v in files.items()}}
-    (ldm / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2}}))
-    return folder
-
-
-@pytest.fixture
-def case(folder: Path) -> dict[str, str]:
-    return load_cases(folder / "datalist.json", "test")[0]
+from tests.custom.reconstruct.dx_pair import write_pair
+from tests.custom.tiny_benchmark import GRID, ISOCENTER
 
 
 def the_only_check(monkeypatch: pytest.MonkeyPatch, check: CheckResult, tmp_path: Path) -> str:
@@ -176,17 +149,6 @@ def test_overwrite_replaces_an_earlier_result(folder: Path, case: dict[str, str]
 # --- DICOM ---
 
 
-def write_pair(folder: Path, columns: Sequence[int] = (140, 110), **options: Any) -> list[Path]:
-    """A frontal and a lateral DX of one patient, with another plate each."""
-    paths = []
-    for angle, count in zip((270.0, 0.0), columns, strict=True):
-        view = views_from_angles([angle], "cone", 1650.0, 1800.0, (3.5, 3.5))[0]
-        origin, direction = rays(view[None], (120, count))
-        image = integrals(view[:3].numpy(), (origin + direction * 100)[0].numpy())
-        paths.append(write_dx(folder / f"view{angle:g}.dcm", image, view, photons=None, **options))
-    return paths
-
-
 def test_two_dx_files_become_a_series_of_the_same_patient_and_study(folder: Path, tmp_path: Path) -> None:
     name = "Иванов^Иван=山田^太郎"
     sources = [pydicom.dcmread(path) for path in write_pair(tmp_path, patient_name=name)]
@@ -277,106 +239,6 @@ def test_the_verdict_is_recorded_and_ends_a_strict_command(
     said = any("do not fit each other" in warning for warning in record["warnings"])
     assert said == (verdict is not Verdict.PASS)
     assert verdict.value in (tmp_path / "a/report.html").read_text(encoding="utf-8")
-
-
-# --- what the detector did not see ---
-
-
-def masked(radiograph: Radiograph, columns: slice) -> Radiograph:
-    radiograph.exposed[:, columns] = False
-    radiograph.line_integrals[~radiograph.exposed] = 0.0
-    return radiograph
-
-
-def test_beside_a_blade_the_body_goes_on_and_ends_soon(folder: Path, case: dict[str, str]) -> None:
-    read = read_radiographs([case["image"]], case["geometry"])
-    width = read[0].line_integrals.shape[1]
-    whole = reconstruct(read, model=folder / "inr.pt")
-    assert not any("exposed" in warning for warning in whole.warnings)
-    middle = width // 2
-    masked(read[0], slice(middle, None))
-    found = reconstruct(read, model=folder / "inr.pt")
-    assert not found.exposed[0, :, middle:].any() and found.exposed[1].all()
-    # Pixels of 20 mm: 20 and 40 mm beside the edge of the exposed area, where 50 mm are the end.
-    fade = torch.tensor([0.6, 0.2]), torch.zeros(width - middle - 2)
-    expected = whole.image[0, :, middle - 1 : middle] * torch.cat(fade)
-    np.testing.assert_allclose(found.image[0, :, middle:], expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.image[0, :, :middle], whole.image[0, :, :middle], rtol=1e-5)
-    (warning,) = [w for w in found.warnings if "exposed" in w]
-    assert warning.startswith(f"{read[0].name}: the body reaches the edge of the exposed area")
-
-
-def test_below_the_plate_the_body_goes_on_as_it_is(folder: Path, case: dict[str, str]) -> None:
-    read = read_radiographs([case["image"]], case["geometry"])
-    middle = read[0].line_integrals.shape[0] // 2
-    whole = reconstruct(read, model=folder / "inr.pt")
-    read[0].exposed[middle:] = False
-    read[0].line_integrals[middle:] = 0
-    found = reconstruct(read, model=folder / "inr.pt")
-    for row in range(middle, found.image.shape[1]):
-        np.testing.assert_allclose(found.image[0, row], whole.image[0, middle - 1], rtol=1e-5)
-
-
-def test_a_blade_in_the_air_is_no_reason_to_warn(folder: Path, case: dict[str, str]) -> None:
-    read = read_radiographs([case["image"]], case["geometry"])
-    air = int((read[0].line_integrals.amax(0) > 0.01).nonzero()[0]) - 1
-    assert air > 0
-    masked(read[0], slice(0, air))
-    found = reconstruct(read, model=folder / "inr.pt")
-    assert not any("exposed" in warning for warning in found.warnings)
-
-
-@pytest.mark.parametrize("trained", [None, (8, 16), (16, 24), (64, 64)])
-def test_a_detector_is_not_larger_than_the_models(
-    folder: Path, case: dict[str, str], tmp_path: Path, trained: tuple[int, int] | None
-) -> None:
-    meta = {} if trained is None else {"detector_shape": list(trained)}
-    model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), meta))
-    read = read_radiographs([case["image"]], case["geometry"])
-    rows, columns = read[0].line_integrals.shape
-    for radiograph in read:
-        wide = torch.zeros(rows, columns + 400)
-        wide[:, 200:-200] = radiograph.line_integrals
-        radiograph.line_integrals, radiograph.exposed = wide, torch.ones_like(wide, dtype=torch.bool)
-    found = reconstruct(read, model=model)
-    # Untrained shapes are unknown: as wide as the cube's diagonal, 554 mm at 20 mm, in steps of 8.
-    wanted = trained or (32, 32)
-    assert found.image.shape[1:] == (min(wanted[0], rows), min(wanted[1], columns + 400))
-    middle = (columns + 400 - found.image.shape[2]) // 2
-    top = (rows - found.image.shape[1]) // 2
-    for image, radiograph in zip(found.image, read, strict=True):
-        expected = radiograph.line_integrals[top : rows - top, middle : columns + 400 - middle]
-        np.testing.assert_allclose(image, expected, rtol=1e-6)
-
-
-def test_a_smaller_plate_is_padded_to_the_larger_one_and_no_further(folder: Path, tmp_path: Path) -> None:
-    model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), {"detector_shape": [40, 48]}))
-    found = reconstruct(write_pair(tmp_path, columns=(140, 60)), model=model)
-    # 120 x 140 and 120 x 60 pixels of 3.5 mm, magnified by 1800 / 1650: 19.3 x 22.5 and 9.6 columns of 20 mm.
-    seen = [(int(one.any(1).sum()), int(one.any(0).sum())) for one in found.exposed]
-    assert found.image.shape[1:] == (16, 16) and seen == [(16, 16), (16, 10)]
-
-
-@pytest.mark.parametrize(
-    ("places", "expected"),
-    [
-        ([None, None], (0.0, 0.0, 0.0)),
-        ([(1.0, 2.0, 3.0)] * 2, (1.0, 2.0, 3.0)),
-        ([(1.0, 2.0, 3.0), None], None),
-        ([(1.0, 2.0, 3.0), (1.0, 2.0, 4.0)], None),
-    ],
-)
-def test_the_frame_is_the_cts_where_all_radiographs_agree(
-    folder: Path, case: dict[str, str], places: Sequence[Any], expected: Any
-) -> None:
-    read = read_radiographs([case["image"]], case["geometry"])
-    for radiograph, place in zip(read, places, strict=True):
-        known = radiograph.facts.pop("isocenter_mm")
-        if place is not None:
-            radiograph.facts["isocenter_mm"] = type(known)(place, known.source)
-    found = reconstruct(read, model=folder / "inr.pt")
-    assert found.isocenter_mm == (expected or (0.0, 0.0, 0.0))
-    assert any("do not agree where their isocentre lies" in w for w in found.warnings) == (expected is None)
 
 
 # --- what is refused, before long work ---

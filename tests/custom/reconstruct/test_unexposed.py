@@ -1,0 +1,115 @@
+"""What the detector did not see: blades, smaller plates, and where the frame lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from custom.checkpoints import save_checkpoint
+from custom.model_folder import load_model
+from custom.radiographs import Radiograph, read_radiographs
+from custom.reconstruct import reconstruct
+from tests.custom.reconstruct.dx_pair import write_pair
+from tests.custom.tiny_benchmark import tiny_network
+
+
+def masked(radiograph: Radiograph, columns: slice) -> Radiograph:
+    radiograph.exposed[:, columns] = False
+    radiograph.line_integrals[~radiograph.exposed] = 0.0
+    return radiograph
+
+
+def test_beside_a_blade_the_body_goes_on_and_ends_soon(folder: Path, case: dict[str, str]) -> None:
+    read = read_radiographs([case["image"]], case["geometry"])
+    width = read[0].line_integrals.shape[1]
+    whole = reconstruct(read, model=folder / "inr.pt")
+    assert not any("exposed" in warning for warning in whole.warnings)
+    middle = width // 2
+    masked(read[0], slice(middle, None))
+    found = reconstruct(read, model=folder / "inr.pt")
+    assert not found.exposed[0, :, middle:].any() and found.exposed[1].all()
+    # Pixels of 20 mm: 20 and 40 mm beside the edge of the exposed area, where 50 mm are the end.
+    fade = torch.tensor([0.6, 0.2]), torch.zeros(width - middle - 2)
+    expected = whole.image[0, :, middle - 1 : middle] * torch.cat(fade)
+    np.testing.assert_allclose(found.image[0, :, middle:], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.image[0, :, :middle], whole.image[0, :, :middle], rtol=1e-5)
+    (warning,) = [w for w in found.warnings if "exposed" in w]
+    assert warning.startswith(f"{read[0].name}: the body reaches the edge of the exposed area")
+
+
+def test_below_the_plate_the_body_goes_on_as_it_is(folder: Path, case: dict[str, str]) -> None:
+    read = read_radiographs([case["image"]], case["geometry"])
+    middle = read[0].line_integrals.shape[0] // 2
+    whole = reconstruct(read, model=folder / "inr.pt")
+    read[0].exposed[middle:] = False
+    read[0].line_integrals[middle:] = 0
+    found = reconstruct(read, model=folder / "inr.pt")
+    for row in range(middle, found.image.shape[1]):
+        np.testing.assert_allclose(found.image[0, row], whole.image[0, middle - 1], rtol=1e-5)
+
+
+def test_a_blade_in_the_air_is_no_reason_to_warn(folder: Path, case: dict[str, str]) -> None:
+    read = read_radiographs([case["image"]], case["geometry"])
+    air = int((read[0].line_integrals.amax(0) > 0.01).nonzero()[0]) - 1
+    assert air > 0
+    masked(read[0], slice(0, air))
+    found = reconstruct(read, model=folder / "inr.pt")
+    assert not any("exposed" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize("trained", [None, (8, 16), (16, 24), (64, 64)])
+def test_a_detector_is_not_larger_than_the_models(
+    folder: Path, case: dict[str, str], tmp_path: Path, trained: tuple[int, int] | None
+) -> None:
+    meta = {} if trained is None else {"detector_shape": list(trained)}
+    model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), meta))
+    read = read_radiographs([case["image"]], case["geometry"])
+    rows, columns = read[0].line_integrals.shape
+    for radiograph in read:
+        wide = torch.zeros(rows, columns + 400)
+        wide[:, 200:-200] = radiograph.line_integrals
+        radiograph.line_integrals, radiograph.exposed = wide, torch.ones_like(wide, dtype=torch.bool)
+    found = reconstruct(read, model=model)
+    # Untrained shapes are unknown: as wide as the cube's diagonal, 554 mm at 20 mm, in steps of 8.
+    wanted = trained or (32, 32)
+    assert found.image.shape[1:] == (min(wanted[0], rows), min(wanted[1], columns + 400))
+    middle = (columns + 400 - found.image.shape[2]) // 2
+    top = (rows - found.image.shape[1]) // 2
+    for image, radiograph in zip(found.image, read, strict=True):
+        expected = radiograph.line_integrals[top : rows - top, middle : columns + 400 - middle]
+        np.testing.assert_allclose(image, expected, rtol=1e-6)
+
+
+def test_a_smaller_plate_is_padded_to_the_larger_one_and_no_further(folder: Path, tmp_path: Path) -> None:
+    model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), {"detector_shape": [40, 48]}))
+    found = reconstruct(write_pair(tmp_path, columns=(140, 60)), model=model)
+    # 120 x 140 and 120 x 60 pixels of 3.5 mm, magnified by 1800 / 1650: 19.3 x 22.5 and 9.6 columns of 20 mm.
+    seen = [(int(one.any(1).sum()), int(one.any(0).sum())) for one in found.exposed]
+    assert found.image.shape[1:] == (16, 16) and seen == [(16, 16), (16, 10)]
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([None, None], (0.0, 0.0, 0.0)),
+        ([(1.0, 2.0, 3.0)] * 2, (1.0, 2.0, 3.0)),
+        ([(1.0, 2.0, 3.0), None], None),
+        ([(1.0, 2.0, 3.0), (1.0, 2.0, 4.0)], None),
+    ],
+)
+def test_the_frame_is_the_cts_where_all_radiographs_agree(
+    folder: Path, case: dict[str, str], places: Sequence[Any], expected: Any
+) -> None:
+    read = read_radiographs([case["image"]], case["geometry"])
+    for radiograph, place in zip(read, places, strict=True):
+        known = radiograph.facts.pop("isocenter_mm")
+        if place is not None:
+            radiograph.facts["isocenter_mm"] = type(known)(place, known.source)
+    found = reconstruct(read, model=folder / "inr.pt")
+    assert found.isocenter_mm == (expected or (0.0, 0.0, 0.0))
+    assert any("do not agree where their isocentre lies" in w for w in found.warnings) == (expected is None)
