@@ -5,7 +5,6 @@ An exported folder (`fewview-ct export`) has a model.json with the SHA-256 of ea
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 import custom
 from custom.checkpoints import sha256
+from custom.data.files import read_json_object
 
 __all__ = ["MODEL_NAMES", "ModelFiles", "find_model"]
 
@@ -132,7 +132,7 @@ def _of_checkpoint(path: Path) -> ModelFiles:
 
 
 def _exported(folder: Path) -> ModelFiles:
-    content = _read_json(folder / DESCRIPTION)
+    content = read_json_object(folder / DESCRIPTION)
     if content.get("format") != FORMAT or not isinstance(content.get("files"), dict):
         raise ValueError(f"{folder / DESCRIPTION}: format {content.get('format')!r}, expected {FORMAT!r}")
     for name, expected in content["files"].items():
@@ -166,7 +166,7 @@ def _exported(folder: Path) -> ModelFiles:
 
 def _bundle(folder: Path) -> ModelFiles:
     """A bundle: its own weights, and the parents and settings of sampling that its inference.json names."""
-    config = _read_json(folder / "configs" / "inference.json")
+    config = read_json_object(folder / "configs" / "inference.json")
     models = folder / "models"
 
     def parent(key: str) -> Path | None:
@@ -208,15 +208,3 @@ def _sampler_options(options: Any, path: Path) -> dict[str, Any]:
     if any(isinstance(value, str) and value[:1] in "$@%" for value in options.values()):
         raise ValueError(f"{path}: settings of sampling must be plain values; got {options!r}")
     return dict(options)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object")
-    return content

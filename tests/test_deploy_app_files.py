@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import inspect
 import re
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from custom import __version__
 from custom.reconstruct.command import command
+from tests.app_module import app_module
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "scripts" / "deploy_app"
@@ -22,12 +22,7 @@ APP = ROOT / "scripts" / "deploy_app"
 
 @pytest.fixture(scope="module")
 def settings() -> Any:
-    spec = importlib.util.spec_from_file_location("deploy_app_settings", APP / "settings.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return app_module("deploy_app_settings", APP / "settings.py")
 
 
 def requirements(lines: list[str]) -> dict[str, str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,22 +13,13 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from custom.radiographs import Gap, MissingFacts
+from tests.app_module import app_module
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "scripts/monailabel_app"
 
 
-def load() -> ModuleType:
-    """lib/request.py under a name of its own: `lib` may be another application's."""
-    specification = importlib.util.spec_from_file_location("label_app_request", APP / "lib/request.py")
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[module.__name__] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-request = load()
+request = app_module("label_app_request", APP / "lib/request.py")
 BASE = {"model": "inr_recon", "image": "frontal"}
 
 

@@ -21,6 +21,7 @@ from custom.benchmark.cohort import common_grid
 from custom.benchmark.methods import VIEW_SETS, Method, mean_training_ct, network_row, sirt_row
 from custom.checkpoints import load_checkpoint, sha256
 from custom.data.cohort import load_cases
+from custom.data.files import read_json_object
 from custom.geometry import VolumeGrid
 
 __all__ = ["SIMPLE_METHODS", "Entry", "Setting", "read_methods"]
@@ -196,13 +197,8 @@ def read_methods(path: str | os.PathLike[str]) -> tuple[list[Entry], dict[str, t
         ValueError: naming the entry and what is wrong with it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such methods file; docs/how-to/benchmark.md shows one")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("methods"), list) or not content["methods"]:
+    content = read_json_object(path, "no such methods file; docs/how-to/benchmark.md shows one")
+    if not isinstance(content.get("methods"), list) or not content["methods"]:
         raise ValueError(f'{path}: needs a list "methods" with at least one entry')
     surplus = [key for key in content if key not in ("methods", "view_sets") and not key.startswith("_")]
     if surplus:

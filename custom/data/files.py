@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -36,6 +37,28 @@ def write_bytes(path: Path, content: bytes) -> None:
             )
             raise OSError(error.errno, message) from error
         raise
+
+
+def read_json_object(path: Path, missing: str = "no such file") -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        path: of the file.
+        missing: what to say where it is not there.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: naming the file: no JSON, or no object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {missing}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object")
+    return content
 
 
 def write_json(path: Path, content: object) -> None:
