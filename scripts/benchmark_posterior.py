@@ -19,9 +19,9 @@ import fire
 from monai.bundle import ConfigWorkflow
 
 from custom.benchmark import VIEW_SETS, benchmark, mean_training_ct, network_row, sirt_row, write_tables
-from custom.checkpoints import load_checkpoint
-from custom.data.files import write_bytes
-from custom.report.tables import read_csv
+from custom.core.checkpoints import load_checkpoint
+from custom.core.files import write_bytes
+from custom.metrics.tables import read_csv
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "ldm_recon" / "configs"
 METRICS = ("psnr_range", "psnr_4095", "ssim")

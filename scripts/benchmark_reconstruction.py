@@ -26,7 +26,7 @@ from custom.benchmark import (
     write_tables,
 )
 from custom.geometry import VolumeGrid
-from custom.report.tables import read_csv
+from custom.metrics.tables import read_csv
 
 
 def main(

@@ -23,13 +23,13 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor
 
-from custom.data.cohort import load_cases
+from custom.core.hu_window import unit_to_hu
+from custom.data.datalist import load_cases
+from custom.data.transforms import LoadRadiographsd, SampleOnGridd
 from custom.geometry import views_from_angles
-from custom.inferers import PosteriorSampler, load_sampler
 from custom.metrics import evaluate_volume
-from custom.report.tables import write_csv
-from custom.transforms import LoadRadiographsd, SampleOnGridd
-from custom.values import unit_to_hu
+from custom.metrics.tables import write_csv
+from custom.sampling import PosteriorSampler, load_sampler
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE_STEPS = 1000

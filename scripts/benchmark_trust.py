@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from custom import __version__
-from custom.data.cohort import load_cases
-from custom.data.files import write_bytes, write_json
-from custom.data.workers import Workers
+from custom.core.files import write_bytes, write_json
+from custom.core.workers import Workers
+from custom.data.datalist import load_cases
 from custom.trust import Evidence, Thresholds, find_prior
 from custom.trust.calibrate import loaded_model, measured
-from custom.trust.statistics import STATISTICS
+from custom.trust.check_statistics import STATISTICS
 from custom.trust.trials import Trial, detector_of, load_ct, reconstructed
 
 LATERAL, FRONTAL = 0.0, 90.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fire
 
-from custom.data.cohort import write_fold_datalists
+from custom.data.datalist import write_fold_datalists
 
 
 def main(data_list_file: str, folds: int = 3) -> None:

@@ -17,12 +17,12 @@ import fire
 import torch
 from monai.transforms import Compose, LoadImaged
 
-from custom.checkpoints import load_checkpoint
-from custom.data.cohort import load_cases
-from custom.losses_segmentation import GuidedLoss
-from custom.networks.segmenter import load_segmenter
-from custom.transforms import LoadRadiographsd, SampleOnGridd
-from custom.values import hu_to_unit
+from custom.core.checkpoints import load_checkpoint
+from custom.core.hu_window import hu_to_unit
+from custom.data.datalist import load_cases
+from custom.data.transforms import LoadRadiographsd, SampleOnGridd
+from custom.networks.segmentation_unet import load_segmenter
+from custom.segmentation.segmentation_losses import GuidedLoss
 
 
 def main(

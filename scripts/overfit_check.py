@@ -20,12 +20,13 @@ from monai.bundle import ConfigParser
 from tqdm import trange
 
 from custom.benchmark import read_volume
-from custom.data.cohort import load_cases
+from custom.core.attenuation import hu_to_attenuation
+from custom.core.hu_window import hu_to_unit, unit_to_hu
+from custom.data.datalist import load_cases
 from custom.geometry import Geometry, VolumeGrid
 from custom.metrics import evaluate_volume
-from custom.projection import Projector, hu_to_attenuation
-from custom.training import warmup_cosine
-from custom.values import hu_to_unit, unit_to_hu
+from custom.projection import Projector
+from custom.training.learning_rates import warmup_cosine
 
 CONFIG = Path(__file__).parents[1] / "bundles/inr_recon/configs/train.json"
 

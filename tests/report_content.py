@@ -10,8 +10,9 @@ import pydicom
 import torch
 from torch import Tensor
 
+from custom.core.attenuation import hu_to_attenuation
 from custom.geometry import VolumeGrid, views_from_angles
-from custom.projection import Projector, hu_to_attenuation
+from custom.projection import Projector
 from custom.radiographs import Radiograph, Sourced
 from custom.report.reconstruction_page import ReportContent
 from custom.trust import CheckResult, Verdict

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from custom import __version__
-from custom.reconstruct.command import command
+from custom.cli.reconstruct_command import command
 from tests.app_module import app_module
 
 ROOT = Path(__file__).resolve().parents[1]

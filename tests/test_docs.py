@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from custom.checkpoints import sha256
 from custom.cli import VERBS
+from custom.core.checkpoints import sha256
 from tests.bundles.documented import assert_overrides_exist, commands
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,6 +1,6 @@
 """The table that every reconstruction is judged by: rows of methods, columns of view sets, real test patients."""
 
-from custom.benchmark.classical import fdk_row, tv_row
+from custom.benchmark.classical_methods import fdk_row, tv_row
 from custom.benchmark.methods import METRICS, VIEW_SETS, Method, mean_training_ct, network_row, read_volume, sirt_row
 from custom.benchmark.table import benchmark, same_operator_rows, write_tables
 

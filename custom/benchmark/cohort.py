@@ -17,10 +17,10 @@ from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from custom.benchmark.methods import VIEW_SETS, read_volume
-from custom.data.cohort import load_cases
+from custom.data.datalist import load_cases
+from custom.data.transforms import LoadRadiographsd, SampleOnGridd
 from custom.geometry import Geometry, VolumeGrid, is_cone
 from custom.metrics import SSIM_WINDOW
-from custom.transforms import LoadRadiographsd, SampleOnGridd
 
 __all__ = ["Case", "Cohort", "ViewSet", "comparison_grid", "load_cohort", "on_grid"]
 

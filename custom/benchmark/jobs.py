@@ -25,13 +25,13 @@ from custom.benchmark.cohort import Case, Cohort, ViewSet, on_grid, truth_of
 from custom.benchmark.methods import Method
 from custom.benchmark.methods_file import Entry, Setting
 from custom.benchmark.resources import Cost, held_mb, release_memory
-from custom.checkpoints import sha256
-from custom.data.files import write_bytes
+from custom.core.checkpoints import sha256
+from custom.core.files import write_bytes
+from custom.core.hu_window import hu_to_unit
 from custom.metrics import evaluate_volume
-from custom.reconstruct import save_volume
+from custom.metrics.tables import write_json
+from custom.models import save_volume
 from custom.report.figures import PLANES, plane
-from custom.report.tables import write_json
-from custom.values import hu_to_unit
 
 __all__ = ["DONE", "FAILED", "REFUSED", "Job", "Plan", "run_jobs"]
 

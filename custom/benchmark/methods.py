@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from nibabel import nifti1
 from torch import Tensor
 
-from custom.checkpoints import definition, load_checkpoint
-from custom.data.cohort import load_cases
-from custom.data.radiographs import match_detector
+from custom.core.attenuation import attenuation_to_hu, hu_to_attenuation
+from custom.core.checkpoints import definition, load_checkpoint
+from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
-from custom.projection import Projector, attenuation_to_hu, hu_to_attenuation, sirt
-from custom.reconstruct import reconstruct_volume
+from custom.geometry.detector import match_detector
+from custom.models import reconstruct_volume
+from custom.projection import Projector, sirt
 
 __all__ = ["METRICS", "VIEW_SETS", "Method", "mean_training_ct", "network_row", "read_volume", "sirt_row"]
 

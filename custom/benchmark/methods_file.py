@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom.benchmark.bundle import MODEL_KEY, bundle_parser, bundle_row
-from custom.benchmark.classical import fdk_row, tv_row
+from custom.benchmark.bundle_method import MODEL_KEY, bundle_parser, bundle_row
+from custom.benchmark.classical_methods import fdk_row, tv_row
 from custom.benchmark.cohort import common_grid
 from custom.benchmark.methods import VIEW_SETS, Method, mean_training_ct, network_row, sirt_row
-from custom.checkpoints import load_checkpoint, sha256
-from custom.data.cohort import load_cases
-from custom.data.files import read_json_object
+from custom.core.checkpoints import load_checkpoint, sha256
+from custom.core.files import read_json_object
+from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
 
 __all__ = ["SIMPLE_METHODS", "Entry", "Setting", "read_methods"]

@@ -11,7 +11,7 @@ from scipy import stats
 
 from custom.benchmark.jobs import DONE
 from custom.metrics import METRIC_NAMES, MIN_PATIENTS_FOR_INTERVAL, summarise_cohort
-from custom.report.tables import format_value, metric_label
+from custom.metrics.tables import format_value, metric_label
 
 __all__ = [
     "Cell",

@@ -1,6 +1,6 @@
 """The comparison in one process, from Python: rows of methods, columns of view sets, the test patients of a cohort.
 
-The command `fewview-ct benchmark` (`custom.benchmark.command`) does the same for methods that a file names, resumes,
+The command `fewview-ct benchmark` (`custom.benchmark.comparison`) does the same for methods that a file names, resumes,
 and writes a page; this is what scripts with methods of their own use.
 """
 
@@ -22,11 +22,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.benchmark.methods import METRICS, VIEW_SETS, Method, read_volume
-from custom.data.cohort import load_cases
+from custom.core.attenuation import hu_to_attenuation
+from custom.data.datalist import load_cases
+from custom.data.transforms import LoadRadiographsd
 from custom.geometry import Geometry, VolumeGrid
 from custom.metrics import evaluate_volume
-from custom.projection import Projector, hu_to_attenuation
-from custom.transforms import LoadRadiographsd
+from custom.projection import Projector
 
 __all__ = ["benchmark", "same_operator_rows", "write_tables"]
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from custom.data import dicom_series, labels
-from custom.data.files import sha256_file, sha256_files, write_json, write_nifti
+from custom.core.files import sha256_file, sha256_files, write_json, write_nifti
+from custom.core.rejection import Rejected
+from custom.data import label_maps
 from custom.data.preprocess import PreparedCase, prepare_volume
-from custom.data.rejection import Rejected
 from custom.data.scan import Candidate
-from custom.data.volumes import check_grid, check_hu, load_metaimage, load_nifti
+from custom.data.volume_files import check_grid, check_hu, load_metaimage, load_nifti
+from custom.dicom import ct_series
 
 RECIPE = 3
 """Raised when the code changes what comes out for the same input and options, so that old outputs are made anew."""
@@ -41,8 +42,8 @@ def load(candidate: Candidate) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
         Rejected: the files are damaged or no CT volume; the message names the file.
     """
     if candidate.kind == "dicom":
-        affine, _ = dicom_series.check_stack(candidate.slices)
-        return dicom_series.load_stack(candidate.slices), affine
+        affine, _ = ct_series.check_stack(candidate.slices)
+        return ct_series.load_stack(candidate.slices), affine
     return (load_nifti if candidate.kind == "nifti" else load_metaimage)(candidate.files[0])
 
 
@@ -52,16 +53,16 @@ def _segmentation(
     prepared: PreparedCase,
     shape: tuple[int, int, int],
     affine: npt.NDArray[np.float64],
-) -> tuple[labels.Labels, dict[int, str], list[Path]] | None:
+) -> tuple[label_maps.Labels, dict[int, str], list[Path]] | None:
     """Label map on the cube's grid, its names and its files: the scan's own RTSTRUCT before files beside it."""
     grid = (prepared.cube_affine, (prepared.cube.shape[0], prepared.cube.shape[1], prepared.cube.shape[2]))
     if candidate.structures:
         frame = str(candidate.facts.get("FrameOfReferenceUID", ""))
-        found = labels.load_rtstruct(candidate.structures, candidate.series_uid, frame, affine, shape, *grid)
+        found = label_maps.load_rtstruct(candidate.structures, candidate.series_uid, frame, affine, shape, *grid)
         if found is not None:
             return found
     if label_files:
-        return *labels.load_labels(label_files, *grid), list(label_files)
+        return *label_maps.load_labels(label_files, *grid), list(label_files)
     return None
 
 

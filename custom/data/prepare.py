@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from custom.data import rejection
+from custom.core import rejection
+from custom.core.files import remove_parts, sha256_file, write_bytes, write_json
+from custom.core.rejection import Rejected, Rejection
+from custom.core.workers import Workers
 from custom.data.case import CaseOptions, prepare_case
-from custom.data.files import remove_parts, sha256_file, write_bytes, write_json
-from custom.data.labels import label_files
+from custom.data.label_maps import label_files
 from custom.data.manifest import datalist, manifest
 from custom.data.preprocess import ANCHORS
-from custom.data.rejection import Rejected, Rejection
 from custom.data.scan import Candidate, safe_name, scan
 from custom.data.split import FLAG, PARTS, check_leaks, match_names, read_split, seeded_split
-from custom.data.workers import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from nibabel.processing import resample_to_output
 from scipy import ndimage
 
-from custom.data.body import body_mask, field_of_view, lateral_truncation
-from custom.data.rejection import Rejected
+from custom.core.rejection import Rejected
+from custom.data.couch_removal import body_mask, field_of_view, lateral_truncation
 
 AIR_HU = -1000
 _LOWEST_HU = -1024

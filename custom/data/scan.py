@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from custom.data import dicom_series
-from custom.data.dicom_series import Header, Slice
-from custom.data.rejection import Rejected, Rejection
+from custom.core.rejection import Rejected, Rejection
+from custom.dicom import ct_series
+from custom.dicom.ct_series import Header, Slice
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +126,10 @@ def scan(
     for path in files:
         if volume_suffix(path):
             volumes.append(path)
-        elif path.suffix.lower() not in _NO_IMAGE and dicom_series.looks_like_dicom(path):
+        elif path.suffix.lower() not in _NO_IMAGE and ct_series.looks_like_dicom(path):
             dicom.append(path)
     headers: list[Header] = []
-    for path, header in zip(dicom, map_headers(dicom_series.read_header, dicom), strict=True):
+    for path, header in zip(dicom, map_headers(ct_series.read_header, dicom), strict=True):
         if isinstance(header, str):
             rejected.append(Rejection(_relative(path, base), "file", header))
         else:
@@ -163,9 +163,9 @@ def _dicom_candidates(
     series: dict[tuple[str, str, str], list[Header]] = {}
     structures: dict[str, list[Path]] = {}
     for header in headers:
-        if header.sop_class == dicom_series.DIRECTORY_CLASS:
+        if header.sop_class == ct_series.DIRECTORY_CLASS:
             continue
-        if header.sop_class == dicom_series.RTSTRUCT_CLASS:
+        if header.sop_class == ct_series.RTSTRUCT_CLASS:
             structures.setdefault(header.patient_id, []).append(header.path)
             continue
         identities.setdefault(header.patient_id, set()).add(header.identity)
@@ -183,7 +183,7 @@ def _dicom_candidates(
         )  # fmt: skip
         try:
             for slices in _stacks(members):
-                _, geometry = dicom_series.check_stack(slices)
+                _, geometry = ct_series.check_stack(slices)
                 originals = tuple(sorted({s.path for s in slices}))
                 image_type = members[0].image_type
                 found.append(
@@ -198,7 +198,7 @@ def _dicom_candidates(
         except Rejected as error:
             rejected.append(replace(blank, files=tuple(paths)).rejection(str(error)))
     if any(h.compressed and h.slices for h in headers):
-        dicom_series.require_decoders()
+        ct_series.require_decoders()
     return _name_dicom(_pick_series(found, series_per_study)), rejected
 
 
@@ -219,7 +219,7 @@ def _patient(patient_id: str, identity: str, identities: set[str], study_uid: st
 def _stacks(members: Sequence[Header]) -> list[list[Slice]]:
     """The stacks of one series, or `Rejected` with the reason why there is none."""
     kinds = {h.modality or "unknown" for h in members}
-    if not any(h.sop_class in dicom_series.CT_CLASSES for h in members):
+    if not any(h.sop_class in ct_series.CT_CLASSES for h in members):
         reason = "a CT object that is no axial image" if kinds == {"CT"} else "not CT"
         raise Rejected(f"{reason}: modality {', '.join(sorted(kinds))}, SOP class {members[0].sop_class}")
     if kinds != {"CT"}:
@@ -230,7 +230,7 @@ def _stacks(members: Sequence[Header]) -> list[list[Slice]]:
     images = [s for h in members for s in h.slices]
     if not images:
         raise Rejected(f"localizer or projection, not a stack (Image Type {'/'.join(members[0].image_type)})")
-    return dicom_series.split_acquisitions(dicom_series.drop_copies(images))
+    return ct_series.split_acquisitions(ct_series.drop_copies(images))
 
 
 def _pick_series(found: Sequence[Candidate], series_per_study: str) -> list[Candidate]:

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from custom.data.cohort import FILE_KEYS, read_datalist
-from custom.data.files import sha256_file, write_json, write_nifti
-from custom.data.workers import Workers
+from custom.core.attenuation import water_attenuation_per_mm
+from custom.core.files import sha256_file, write_json, write_nifti
+from custom.core.workers import Workers
+from custom.data.datalist import FILE_KEYS, read_datalist
 from custom.dicom.write_dx import write_dx
 from custom.geometry import Geometry, VolumeGrid
-from custom.projection.attenuation import water_attenuation_per_mm
 from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter
 from custom.projection.simulation import SIMULATION_PRESETS, simulate_fine, simulate_paper
 

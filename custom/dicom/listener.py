@@ -16,7 +16,7 @@ from typing import Any
 
 import pydicom
 
-from custom.data.files import write_bytes
+from custom.core.files import write_bytes
 from custom.dicom.store import NetworkError, check_aet, quiet_libraries, require
 
 __all__ = ["STORED_CLASSES", "Listener"]

@@ -17,7 +17,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from custom.dicom.read import reason
+from custom.dicom.header import reason
 
 __all__ = ["dicom_files", "encode", "new_uid", "set_value", "strict_validation", "tag_text"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from custom.dicom.read import reason
+from custom.dicom.header import reason
 from custom.dicom.strict import encode, new_uid, set_value, tag_text
 
 __all__ = ["PATIENT_KEYS", "code", "common_text", "references", "source_name", "subject"]

@@ -18,10 +18,10 @@ from pydicom.valuerep import DSfloat
 from torch import Tensor
 
 from custom import __version__
-from custom.data import dicom_series
-from custom.data.files import write_bytes
-from custom.data.rejection import Rejected
-from custom.data.whole_folder import check_free, whole_folder
+from custom.core.atomic_directory import check_free, whole_folder
+from custom.core.files import write_bytes
+from custom.core.rejection import Rejected
+from custom.dicom import ct_series
 from custom.dicom.strict import dicom_files, encode, new_uid, set_value
 from custom.dicom.subject import code, common_text, references, subject
 
@@ -292,21 +292,21 @@ def read_ct_series(folder: str | os.PathLike[str]) -> tuple[npt.NDArray[np.int16
     """
     headers = []
     for path in dicom_files(Path(folder)):
-        header = dicom_series.read_header(path)
+        header = ct_series.read_header(path)
         if isinstance(header, str):
             raise ValueError(f"{path.name}: {header}")
-        if header.sop_class in dicom_series.CT_CLASSES:
+        if header.sop_class in ct_series.CT_CLASSES:
             if header.problem:
                 raise ValueError(f"{path.name}: {header.problem}")
             headers.append(header)
     series = {header.series_uid for header in headers}
     if len(series) != 1:
         raise ValueError(f"{folder} holds {len(series) or 'no'} CT series; one is wanted")
-    stacks = dicom_series.split_acquisitions(dicom_series.drop_copies([s for h in headers for s in h.slices]))
+    stacks = ct_series.split_acquisitions(ct_series.drop_copies([s for h in headers for s in h.slices]))
     if len(stacks) != 1:
         raise Rejected(f"{folder} holds {len(stacks)} acquisitions in one series; one is wanted")
-    affine, _ = dicom_series.check_stack(stacks[0])
-    image = nib.as_closest_canonical(nib.Nifti1Image(dicom_series.load_stack(stacks[0]), affine))
+    affine, _ = ct_series.check_stack(stacks[0])
+    image = nib.as_closest_canonical(nib.Nifti1Image(ct_series.load_stack(stacks[0]), affine))
     values = np.rint(np.asarray(image.dataobj))
     if values.min() < -32768 or values.max() > 32767:
         raise ValueError(f"{folder}: values from {values.min():g} to {values.max():g} do not fit 16 bits")

@@ -18,7 +18,7 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from custom.data.files import write_bytes
+from custom.core.files import write_bytes
 
 __all__ = ["LOG_SCALE", "write_dx"]
 

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from torch import Tensor
 
 from custom import __version__
-from custom.data.files import write_bytes
+from custom.core.files import write_bytes
 from custom.dicom.strict import dicom_files, encode, new_uid, set_value, strict_validation
 from custom.dicom.write_ct import CT_IMAGE_STORAGE, MANUFACTURER, SERIES_NUMBER, equipment_item
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from custom.networks.implicit import FourierFeatures
+from custom.networks.fourier_mlp import FourierFeatures
 
 __all__ = ["ENCODINGS", "AttenuationField", "HashEncoding"]
 

@@ -13,14 +13,14 @@ from monai.networks.nets import DiffusionModelUNet
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 
-from custom.checkpoints import describes_itself
+from custom.core.checkpoints import describes_itself
+from custom.core.precision import check_precision, uses_bf16
 from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
-from custom.networks.features import encode_views
+from custom.networks.feature_unet import encode_views
 from custom.networks.initialisation import initialise_he
 from custom.networks.inputs import check_radiographs
 from custom.schedulers import DPMSolverPPScheduler
-from custom.values import check_precision, uses_bf16
 
 __all__ = ["LatentDenoiser"]
 

@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
-from custom.values import check_precision, uses_bf16
+from custom.core.precision import check_precision, uses_bf16
 
 __all__ = ["Judgement", "VolumeSliceDiscriminator"]
 

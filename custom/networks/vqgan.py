@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 
-from custom.checkpoints import describes_itself
+from custom.core.checkpoints import describes_itself
+from custom.core.precision import check_precision, uses_bf16
 from custom.geometry import VolumeGrid
-from custom.networks.codebook import CodebookQuantiser
-from custom.values import check_precision, uses_bf16
+from custom.networks.codebook_quantiser import CodebookQuantiser
 
 __all__ = ["VQGAN", "CodedVolume"]
 

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
-from custom.checkpoints import describes_itself
+from custom.core.checkpoints import describes_itself
+from custom.core.precision import check_precision, uses_bf16
 from custom.geometry import VolumeGrid, views_from_angles
 from custom.networks.inputs import batched_views
-from custom.networks.planes import FRONTAL, LATERAL, PLANES, face_picture, ray_deviation_deg, swap_frame
-from custom.values import check_precision, uses_bf16
+from custom.networks.x2ct_planes import FRONTAL, LATERAL, PLANES, face_picture, ray_deviation_deg, swap_frame
 
 __all__ = ["X2CT", "X2CTDiscriminator"]
 

@@ -1,20 +1,14 @@
 """From a volume to its radiographs: line integrals, their exact adjoint, and what makes them look like X-rays."""
 
-from custom.projection.attenuation import (
-    ENERGY_PRESETS_KEV,
-    attenuation_to_hu,
-    hu_to_attenuation,
-    water_attenuation_per_mm,
-)
-from custom.projection.classical import fdk, total_variation, tv
 from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter, focal_spot_blur_mm
-from custom.projection.iterative import sirt
+from custom.projection.filtered_backprojection import fdk
 from custom.projection.operators import JosephOperator, LinearOperator, ParallelOperator, joseph, make_operator
 from custom.projection.projector import BoundProjector, Projector, ProjectorCache
 from custom.projection.simulation import SIMULATION_PRESETS, simulate_fine, simulate_paper
+from custom.projection.sirt_solver import sirt
+from custom.projection.tv_minimisation import total_variation, tv
 
 __all__ = [
-    "ENERGY_PRESETS_KEV",
     "SIMULATION_PRESETS",
     "BoundProjector",
     "DetectorBlur",
@@ -25,10 +19,8 @@ __all__ = [
     "ProjectorCache",
     "QuantumNoise",
     "Scatter",
-    "attenuation_to_hu",
     "fdk",
     "focal_spot_blur_mm",
-    "hu_to_attenuation",
     "joseph",
     "make_operator",
     "simulate_fine",
@@ -36,5 +28,4 @@ __all__ = [
     "sirt",
     "total_variation",
     "tv",
-    "water_attenuation_per_mm",
 ]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from custom.geometry import VolumeGrid, is_vertical_parallel
-from custom.projection.linear import LinearOperator
-from custom.projection.marching import JosephOperator, joseph
-from custom.projection.parallel import ParallelOperator
+from custom.projection.joseph_operator import JosephOperator, joseph
+from custom.projection.linear_operator import LinearOperator
+from custom.projection.parallel_operator import ParallelOperator
 
 __all__ = ["JosephOperator", "LinearOperator", "ParallelOperator", "joseph", "make_operator"]
 

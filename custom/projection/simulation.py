@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from custom.core.attenuation import hu_to_attenuation
 from custom.geometry import Geometry, VolumeGrid
-from custom.projection.attenuation import hu_to_attenuation
 from custom.projection.operators import make_operator
 
 __all__ = ["SIMULATION_PRESETS", "SimulationPreset", "grid_of_ct", "simulate_fine", "simulate_paper"]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from custom.geometry import Geometry, VolumeGrid
-from custom.geometry.tigre import TIGRE_INSTALL, image_from_tigre, tigre_parameters, volume_to_tigre
 from custom.projection import tigre_worker
+from custom.projection.tigre_geometry import TIGRE_INSTALL, image_from_tigre, tigre_parameters, volume_to_tigre
 
 __all__ = ["tigre_forward"]
 

@@ -4,10 +4,10 @@
 comes from; `assemble` brings them onto one detector. What files do not say is asked for, never assumed in silence.
 """
 
-from custom.radiographs.assemble import Assembled, assemble
-from custom.radiographs.facts import ACCEPT
+from custom.radiographs.acquisition_metadata import ACCEPT
+from custom.radiographs.common_detector import Assembled, assemble
 from custom.radiographs.load import read_radiographs
-from custom.radiographs.record import Gap, MissingFacts, Radiograph, Sourced
+from custom.radiographs.radiograph import Gap, MissingFacts, Radiograph, Sourced
 from custom.radiographs.sidecar import SIDECAR_FORMAT
 
 __all__ = [

@@ -13,18 +13,19 @@ import pydicom
 import torch
 from torch import Tensor
 
-from custom.data.files import sha256_file
-from custom.dicom import intensity, pose, pose_rt
-from custom.dicom import read as dicom_read
+from custom.core.files import sha256_file
+from custom.dicom import header as dicom_header
+from custom.dicom import pixels as dicom_pixels
 from custom.geometry import Geometry
-from custom.radiographs.attenuation import relate
-from custom.radiographs.facts import FactSheet, check_accept
-from custom.radiographs.files import find_radiographs
-from custom.radiographs.pictures import read_picture, read_stack
-from custom.radiographs.place import Turn
-from custom.radiographs.record import Gap, MissingFacts, Radiograph, Sourced
+from custom.radiographs import dicom_intensity, dicom_pose, rt_image_pose
+from custom.radiographs.acquisition_metadata import FactSheet, check_accept
+from custom.radiographs.discovery import find_radiographs
+from custom.radiographs.known_view import known_view
+from custom.radiographs.line_integrals import relate
+from custom.radiographs.picture_files import read_picture, read_stack
+from custom.radiographs.radiograph import Gap, MissingFacts, Radiograph, Sourced
 from custom.radiographs.sidecar import GeometryFile, Sidecar, find_sidecar, load_geometry_file, load_sidecar
-from custom.radiographs.whole_view import known_view
+from custom.radiographs.view_from_metadata import Turn
 
 __all__ = ["read_radiographs"]
 
@@ -40,7 +41,7 @@ class _Run:
     gaps: list[Gap] = field(default_factory=list)
     used_entries: set[str] = field(default_factory=set)
     used_views: int = 0
-    headers: dict[Path, dicom_read.Header] = field(default_factory=dict)
+    headers: dict[Path, dicom_header.Header] = field(default_factory=dict)
     names: dict[Path, str] = field(default_factory=dict)
 
     def describe(self, path: Path) -> tuple[FactSheet, Sidecar | None]:
@@ -138,7 +139,7 @@ def _select(files: list[tuple[Path, str, bool]], run: _Run) -> tuple[list[tuple[
     for path, kind, named in files:
         if kind == "DICOM":
             try:
-                run.headers[path] = dicom_read.read_header(path)
+                run.headers[path] = dicom_header.read_header(path)
             except ValueError as error:
                 if named or "not a radiograph" not in str(error):
                     raise
@@ -148,7 +149,7 @@ def _select(files: list[tuple[Path, str, bool]], run: _Run) -> tuple[list[tuple[
             skipped.append(f"{path.name} in the folder was left out: a picture without a sidecar")
             continue
         kept.append((path, kind))
-    uids = {dicom_read.text(h.dataset, "SOPInstanceUID"): p for p, h in run.headers.items()}
+    uids = {dicom_header.text(h.dataset, "SOPInstanceUID"): p for p, h in run.headers.items()}
     for path, header in run.headers.items():
         source = _source_uid(header.dataset)
         if _intent(header) == "presentation" and source in uids and uids[source] != path:
@@ -159,8 +160,8 @@ def _select(files: list[tuple[Path, str, bool]], run: _Run) -> tuple[list[tuple[
     return kept, skipped
 
 
-def _intent(header: dicom_read.Header) -> str:
-    return dicom_read.text(header.dataset, "PresentationIntentType").removeprefix("FOR ").lower()
+def _intent(header: dicom_header.Header) -> str:
+    return dicom_header.text(header.dataset, "PresentationIntentType").removeprefix("FOR ").lower()
 
 
 def _source_uid(dataset: pydicom.Dataset) -> str:
@@ -194,13 +195,13 @@ def _read_dicom(path: Path, digest: str, run: _Run) -> Radiograph | None:
     header = run.headers[path]
     sheet, given = run.describe(path)
     frame = None if sheet.get("frame") is None else int(sheet.get("frame"))
-    stored = dicom_read.read_pixels(header, frame)
+    stored = dicom_pixels.read_pixels(header, frame)
     shape = (stored.shape[0], stored.shape[1])
     if header.damaged:
         sheet.warn(f"the header is damaged; not read: {', '.join(header.damaged[:5])}")
     for sentence in header.warnings:
         sheet.warn(sentence)
-    locate = pose_rt.locate_rt if header.modality == "RTIMAGE" else pose.locate
+    locate = rt_image_pose.locate_rt if header.modality == "RTIMAGE" else dicom_pose.locate
     if given is not None:
         view, turn, found = known_view(sheet, given, shape, header, frame or 1)
         placed: tuple[Tensor, Turn] | None = (view, turn)
@@ -210,8 +211,8 @@ def _read_dicom(path: Path, digest: str, run: _Run) -> Radiograph | None:
         placed = found.place(sheet)
         # What a tag's gap explains is not asked for a second time in general words.
         sheet.gaps = sheet.gaps[:before] + [g for g in sheet.gaps[before:] if not _covered(g, sheet.gaps[:before])]
-    intensity.offer_intensity(header, sheet)
-    values = intensity.line_integrals(header, stored, found, sheet)
+    dicom_intensity.offer_intensity(header, sheet)
+    values = dicom_intensity.line_integrals(header, stored, found, sheet)
     return _finish(path, digest, sheet, run, placed, values, header.dataset, header.modality)
 
 
@@ -230,7 +231,7 @@ def _read_png(path: Path, kind: str, digest: str, run: _Run) -> Radiograph | Non
         placed: tuple[Tensor, Turn] | None = known_view(sheet, given, shape)[:2]
     else:
         sheet.default("beam", "cone", "default: a point source")
-        placed = pose.Pose().place(sheet)
+        placed = dicom_pose.Pose().place(sheet)
     sheet.offer("photometric", "MONOCHROME2", f"{kind}: higher values are brighter")
     if highest == 255:
         sheet.warn("only 8 bits of grey: 256 steps for all line integrals")
@@ -286,13 +287,13 @@ def _check_patient(radiographs: list[Radiograph], run: _Run) -> None:
         if radiograph.header is None:
             continue
         for keyword in ("PatientID", "PatientBirthDate", "PatientSex", "StudyDate"):
-            value = dicom_read.text(radiograph.header, keyword)
+            value = dicom_header.text(radiograph.header, keyword)
             if not value:
                 continue
             name, other = first.setdefault(keyword, (radiograph.name, value))
             if other == value:
                 continue
-            what = f"{keyword} {dicom_read.tag(keyword)}"
+            what = f"{keyword} {dicom_header.tag(keyword)}"
             if keyword == "StudyDate":
                 radiograph.warnings.append(f"{radiograph.name}: taken on another day than {name} by {what}")
             elif "several-patients" in run.accept:
@@ -312,7 +313,7 @@ def _check_identity(radiographs: list[Radiograph]) -> None:
         r.name
         for r in dicom
         if r.header is not None
-        and not any(dicom_read.text(r.header, k).strip("^ ") for k in ("PatientName", "PatientID"))
+        and not any(dicom_header.text(r.header, k).strip("^ ") for k in ("PatientName", "PatientID"))
     ]
     if nameless and len(dicom) > 1:
         dicom[0].warnings.append(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from custom.geometry import JSON_FORMAT, Geometry
-from custom.radiographs.facts import LIMITS
+from custom.radiographs.acquisition_metadata import LIMITS
 
 __all__ = ["SIDECAR_FORMAT", "GeometryFile", "Sidecar", "find_sidecar", "load_geometry_file"]
 

@@ -2,6 +2,5 @@
 
 from custom.reconstruct.pipeline import reconstruct
 from custom.reconstruct.result import Reconstruction, hu_sha256
-from custom.reconstruct.volume import reconstruct_volume, save_volume
 
-__all__ = ["Reconstruction", "hu_sha256", "reconstruct", "reconstruct_volume", "save_volume"]
+__all__ = ["Reconstruction", "hu_sha256", "reconstruct"]

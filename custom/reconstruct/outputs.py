@@ -22,14 +22,13 @@ import numpy as np
 import torch
 
 from custom import __version__
-from custom.checkpoints import sha256
-from custom.data.files import write_json
+from custom.core.checkpoints import sha256
+from custom.core.files import write_json
 from custom.dicom.write_ct import SyntheticCT, write_ct_series
 from custom.dicom.write_map import write_uncertainty_map
-from custom.model_folder import Model
+from custom.models import Model, save_volume
 from custom.radiographs import Radiograph
 from custom.reconstruct.result import Reconstruction
-from custom.reconstruct.volume import save_volume
 from custom.report.reconstruction_page import ReportContent, write_report
 
 __all__ = ["OUTPUTS", "RESULT", "rehearse", "series_sha256", "write_outputs"]

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.data.whole_folder import whole_folder
+from custom.core.atomic_directory import whole_folder
+from custom.core.attenuation import hu_to_attenuation
 from custom.geometry import is_cone
-from custom.model_files import find_model
-from custom.model_folder import Model, load_model
-from custom.projection import Projector, hu_to_attenuation
+from custom.metrics import SampleStatistics
+from custom.models import Model, find_model, load_model
+from custom.projection import Projector
 from custom.radiographs import Radiograph, read_radiographs
-from custom.reconstruct.detector import carried_on, on_detector
+from custom.reconstruct.model_detector import carried_on, on_detector
 from custom.reconstruct.outputs import OUTPUTS, RESULT, rehearse, write_outputs
 from custom.reconstruct.result import Reconstruction
 from custom.trust import CheckResult, Evidence, Thresholds, Verdict, find_prior, overall, run_checks
-from custom.uncertainty import SampleStatistics
 
 __all__ = ["reconstruct"]
 
@@ -53,7 +53,7 @@ def reconstruct(
     Args:
         radiographs: files or folders (`custom.radiographs.read_radiographs`), or radiographs that were read already.
         output: folder to make, see `custom.reconstruct.outputs`; None: the result is given back and not written.
-        model: name, folder or weights file (`custom.model_folder.load_model`), or a model that was loaded already.
+        model: name, folder or weights file (`custom.models.load_model`), or a model that was loaded already.
         samples: how many volumes to draw; their mean is the CT, their standard deviation its uncertainty. 0: the one
             volume that the model gives.
         geometry: JSON with what the radiographs do not say about themselves.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from custom import __version__
 from custom.geometry import VolumeGrid
-from custom.model_folder import Model
+from custom.models import Model
 from custom.radiographs import Radiograph, Sourced
 from custom.trust import CheckResult, Verdict
 

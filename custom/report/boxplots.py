@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from custom.metrics import MIN_PATIENTS_FOR_INTERVAL
+from custom.metrics.tables import metric_label
 from custom.report.figures import save_figure
-from custom.report.tables import metric_label
 
 __all__ = ["method_boxplots", "metric_boxplots"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from custom.data.files import write_bytes
+from custom.core.files import write_bytes
 
 __all__ = ["Document", "Markup", "escape", "image"]
 

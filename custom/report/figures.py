@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from custom.data.files import write_bytes
+from custom.core.files import write_bytes
 
 __all__ = ["plane", "reconstruction_figure", "save_figure"]
 

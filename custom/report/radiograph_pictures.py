@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from custom.projection import water_attenuation_per_mm
+from custom.core.attenuation import water_attenuation_per_mm
 from custom.report.figures import DIFFERENCE_COLOURS
 
 __all__ = ["Residual", "difference_picture", "grey_limits", "grey_picture", "residual", "side_letters"]

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
+from custom.metrics import SampleStatistics, Volume
+from custom.metrics.sample_statistics import one_volume
 from custom.report.boxplots import COLOURS
 from custom.report.figures import (
     DIFFERENCE_HU,
@@ -33,7 +35,6 @@ from custom.report.figures import (
     save_figure,
     scale_bar,
 )
-from custom.uncertainty import SampleStatistics, Volume, _one_volume
 
 __all__ = ["UncertaintyMaps", "calibration_figure", "uncertainty_figure"]
 
@@ -64,7 +65,7 @@ class UncertaintyMaps(NamedTuple):
         """Maps of statistics; truth and sample are clipped to the samples' window, as for the numbers."""
         known = {"truth_hu": truth_hu, "sample_hu": sample_hu}
         volumes = {
-            name: _one_volume(volume, name).float().clamp(*statistics.hu_window).numpy()
+            name: one_volume(volume, name).float().clamp(*statistics.hu_window).numpy()
             for name, volume in known.items()
             if volume is not None
         }
@@ -215,7 +216,7 @@ def calibration_figure(
 
     Args:
         convergence: rows of `SampleStatistics.convergence` by label, such as ``{"2 views": [...]}``.
-        coverage: rows of `custom.uncertainty.interval_coverage` by label; empty to leave that panel out.
+        coverage: rows of `custom.metrics.interval_coverage` by label; empty to leave that panel out.
         path: where the PNG goes.
 
     Returns:

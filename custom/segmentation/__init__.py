@@ -1,8 +1,7 @@
 """Organs: their names in label maps, weak labels from HU, what a segmenter learns, and how well it agrees."""
 
-from custom.segmentation.cases import check_taught, hold_out, load_labelled_cases
 from custom.segmentation.classes import CLASSES, UNKNOWN, class_masks, class_rules, known_classes, pack, unpack
-from custom.segmentation.metrics import (
+from custom.segmentation.dice import (
     ClassDice,
     SegmentationWriter,
     SegmenterDice,
@@ -11,8 +10,7 @@ from custom.segmentation.metrics import (
     compare_classes,
     dice_metric,
 )
-from custom.segmentation.quality import RandScanQualityd
-from custom.segmentation.transforms import (
+from custom.segmentation.label_transforms import (
     ClassMasksd,
     JitterHUd,
     LabelledVolumes,
@@ -20,7 +18,9 @@ from custom.segmentation.transforms import (
     UnpackClassesd,
     WriteClassNamesd,
 )
-from custom.segmentation.weak import WEAK_CLASSES, weak_masks
+from custom.segmentation.labelled_cases import check_taught, hold_out, load_labelled_cases
+from custom.segmentation.scan_quality import RandScanQualityd
+from custom.segmentation.weak_labels import WEAK_CLASSES, weak_masks
 
 __all__ = [
     "CLASSES",

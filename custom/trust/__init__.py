@@ -1,8 +1,8 @@
 """How far a reconstruction can be trusted: checks with thresholds that were measured, not chosen."""
 
+from custom.trust.check_results import CheckResult, Verdict, overall
 from custom.trust.checks import NAMES, run_checks
 from custom.trust.evidence import Evidence, find_prior
-from custom.trust.results import CheckResult, Verdict, overall
 from custom.trust.thresholds import Thresholds
 
 __all__ = ["NAMES", "CheckResult", "Evidence", "Thresholds", "Verdict", "find_prior", "overall", "run_checks"]

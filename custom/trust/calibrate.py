@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from custom import __version__
-from custom.data.acquisition import PAPER_ANGLES_DEG
-from custom.data.cohort import load_cases
-from custom.data.files import sha256_file, write_json
-from custom.data.workers import Workers
+from custom.core.files import sha256_file, write_json
+from custom.core.workers import Workers
+from custom.data.datalist import load_cases
 from custom.geometry import BEAMS
-from custom.model_folder import Model
+from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG
+from custom.models import Model
+from custom.trust.check_statistics import Meter, Quantiles
 from custom.trust.evidence import Evidence
-from custom.trust.picture import LEVELS, body_quantiles
-from custom.trust.statistics import Meter, Quantiles
+from custom.trust.picture_statistics import LEVELS, body_quantiles
 from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, fit_thresholds, group_name
 from custom.trust.trials import Trial, detector_of, load_ct, model_on, reconstructed
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from custom.geometry import is_cone
+from custom.trust.check_results import CheckResult, Verdict, overall
+from custom.trust.check_statistics import STATISTICS, Meter, Statistic
 from custom.trust.evidence import Evidence
-from custom.trust.results import CheckResult, Verdict, overall
-from custom.trust.statistics import STATISTICS, Meter, Statistic
 from custom.trust.thresholds import Threshold, Thresholds, TrainedRange
 
 __all__ = ["NAMES", "overall", "run_checks"]

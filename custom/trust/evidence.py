@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from custom.geometry import VIEW_SIZE, VolumeGrid, is_cone
-from custom.networks.prior import PopulationPrior
+from custom.networks.population_prior import PopulationPrior
 
 __all__ = ["Evidence", "find_prior"]
 

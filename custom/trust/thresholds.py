@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from custom.data.files import write_json
+from custom.core.files import write_json
 from custom.geometry import BEAMS
-from custom.trust.picture import LEVELS
-from custom.trust.statistics import STATISTICS, Quantiles
+from custom.trust.check_statistics import STATISTICS, Quantiles
+from custom.trust.picture_statistics import LEVELS
 
 __all__ = ["FORMAT", "Threshold", "Thresholds", "TrainedRange", "fit_thresholds", "group_name"]
 

@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom.augmentation import RandThoraxAugment
-from custom.checkpoints import definition, load_checkpoint
+from custom.core.checkpoints import definition, load_checkpoint
+from custom.data.augmentation import RandThoraxAugment
 from custom.data.simulate import Acquisition, simulate_case
-from custom.model_files import find_model
-from custom.model_folder import Model, load_model
+from custom.models import Model, find_model, load_model
 from custom.trust.evidence import Evidence, find_prior
 
 __all__ = ["KnownCT", "Trial", "detector_of", "load_ct", "model_on", "reconstructed"]
@@ -105,7 +104,7 @@ def load_ct(case: Mapping[str, Any], pixel_mm: float, warp: int = 0, trial: Tria
     """A case of a datalist, averaged to voxels of at most half a pixel, and deformed.
 
     Args:
-        case: with "case", "label" and "source" (see `custom.data.cohort.load_cases`).
+        case: with "case", "label" and "source" (see `custom.data.datalist.load_cases`).
         pixel_mm: of the radiographs that are wanted, at the isocentre.
         warp: number of the deformation; 0: as it is.
         trial: amplitudes and seed of the deformation.
@@ -140,7 +139,7 @@ def model_on(model: str | os.PathLike[str], size: int | None, device: str | None
     """A model, with a coarser cube if one is asked for.
 
     Args:
-        model: as for `custom.model_folder.load_model`.
+        model: as for `custom.models.load_model`.
         size: voxels along each side; None: its own grid.
         device: torch device.
 

@@ -15,7 +15,8 @@ from monai.deploy.operators.dicom_series_selector_operator import DICOMSeriesSel
 from operators import CompleteLoaderOperator, ReconstructionOperator, ResultWriterOperator
 from settings import Settings, choose_model
 
-from custom.cli import BAD_INPUT_ERRORS, ExitCode
+from custom.cli import ExitCode
+from custom.cli.command_line import BAD_INPUT_ERRORS
 from custom.trust import Verdict
 
 __all__ = ["ReconstructionApp", "main"]
@@ -64,7 +65,7 @@ def main() -> int:
     """Runs it; an error is one line, the last on standard error.
 
     Returns:
-        The exit code: `custom.cli.ExitCode`.
+        The exit code: `custom.cli.exit_codes.ExitCode`.
     """
     if "HOLOSCAN_LOG_LEVEL" not in os.environ:
         # Holoscan reports an operator's exception in ten lines of its own.

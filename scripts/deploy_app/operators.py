@@ -15,12 +15,12 @@ from monai.deploy.core.domain.dicom_study import DICOMStudy
 from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOperator
 from settings import Settings
 
-from custom.data.whole_folder import check_free, whole_folder
+from custom.core.atomic_directory import check_free, whole_folder
+from custom.dicom.header import RADIOGRAPH_CLASSES, read_header
 from custom.dicom.listener import is_uid
-from custom.dicom.read import RADIOGRAPH_CLASSES, read_header
-from custom.model_folder import Model, load_model
+from custom.models import Model, load_model
 from custom.radiographs import Radiograph, read_radiographs
-from custom.radiographs.files import kind_of
+from custom.radiographs.discovery import kind_of
 from custom.reconstruct import reconstruct
 from custom.reconstruct.outputs import OUTPUTS, RESULT, rehearse, write_outputs
 from custom.trust import Verdict
@@ -106,7 +106,7 @@ class ReconstructionOperator(Operator):
         Args:
             fragment: the application.
             args: conditions.
-            model: what `custom.model_folder.load_model` takes.
+            model: what `custom.models.load_model` takes.
             output_folder: that the results will be written to; looked at before long work.
             settings: of the run.
             kwargs: such as the operator's name.

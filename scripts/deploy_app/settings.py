@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from custom.model_files import DESCRIPTION
+from custom.models.model_files import DESCRIPTION
 
 __all__ = ["PREFIX", "Settings", "choose_model"]
 
@@ -44,7 +44,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Options of a run; all but `model` are those of `custom.reconstruct.command.command`, with its defaults.
+    """Options of a run; all but `model` are those of `custom.cli.reconstruct_command.command`, with its defaults.
 
     Attributes:
         model: name of the folder of the model, where the model path holds several.
@@ -102,7 +102,7 @@ def choose_model(path: Path, name: str | None = None) -> Path:
     """The model at a path, or in a folder of it, as an application package holds its models.
 
     Args:
-        path: an exported model, anything else that `custom.model_folder.load_model` takes, or a folder of exported
+        path: an exported model, anything else that `custom.models.load_model` takes, or a folder of exported
             models.
         name: of the folder to take, where there are several.
 

@@ -25,7 +25,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
 from custom import __version__
-from custom.model_folder import Model, load_model
+from custom.models import Model, load_model
 from custom.reconstruct.result import WARNING
 
 logger = logging.getLogger(__name__)

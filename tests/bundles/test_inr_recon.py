@@ -13,17 +13,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 
-from custom.checkpoints import definition, load_checkpoint
+from custom.core.checkpoints import definition, load_checkpoint
 from custom.geometry import Geometry
 from custom.reconstruct import reconstruct
 from tests.bundles.documented import unknown_overrides
-from tests.bundles.tiny_cohort import (
-    COARSE_OVERRIDES,
-    CUBE,
-    INFERENCE_OVERRIDES,
-    NETWORK_OVERRIDES,
-    TRAIN_OVERRIDES,
-)
+from tests.bundles.tiny_cohort import COARSE_OVERRIDES, CUBE, INFERENCE_OVERRIDES, NETWORK_OVERRIDES, TRAIN_OVERRIDES
 from tests.bundles.workflow import (
     ROOT,
     assert_overlay,

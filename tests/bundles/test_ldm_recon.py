@@ -16,7 +16,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from custom.checkpoints import load_checkpoint, save_checkpoint, sha256
+from custom.core.checkpoints import load_checkpoint, save_checkpoint, sha256
 from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
 from scripts import benchmark_posterior
@@ -163,7 +163,7 @@ def test_radiographs_get_the_pixels_of_the_training(
     trained: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     means = []
-    with caplog.at_level(logging.WARNING, "custom.checkpoints"):
+    with caplog.at_level(logging.WARNING, "custom.core.checkpoints"):
         for name, options in (("a", {}), ("b", {"pixel_at_isocenter_mm": VOXEL_MM})):
             inference(trained, tmp_path / name, **options)
             means.append((tmp_path / name / "e1/mean.nii.gz").read_bytes())

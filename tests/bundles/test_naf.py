@@ -14,8 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 
+from custom.core.nibabel_writer import AtomicNibabelWriter
 from custom.geometry import Geometry
-from custom.writers import AtomicNibabelWriter
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM
 from tests.bundles.workflow import ROOT, messages, run_workflow
 

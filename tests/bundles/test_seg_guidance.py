@@ -13,7 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 
-from custom.checkpoints import load_checkpoint
+from custom.core.checkpoints import load_checkpoint
 from custom.networks import SegmentationUNet
 from custom.segmentation import class_rules
 from tests.bundles.tiny_cohort import COARSE_OVERRIDES, CUBE, VOXEL_MM, make_cohort
@@ -251,7 +251,9 @@ def test_one_override_guides_inr_recon_and_one_judges_it(
 def test_guidance_at_random_points_is_refused_before_the_prior_is_fitted(
     paths: dict[str, Any], segmenter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("custom.training.fit_prior", lambda **_: pytest.fail("minutes of work for nothing"))
+    monkeypatch.setattr(
+        "custom.training.initial_weights.fit_prior", lambda **_: pytest.fail("minutes of work for nothing")
+    )
     options = {**INR_TRAIN, **INR_NETWORK, **paths, "bundle_root": str(tmp_path)}
     cases = {"random": (str(segmenter), "set sampling to 'patch' or 'grid'"), "grid": ("none.pt", "none.pt: no such")}
     for sampling, (guide, message) in cases.items():

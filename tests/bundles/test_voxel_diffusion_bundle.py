@@ -13,7 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from custom.checkpoints import load_checkpoint, save_checkpoint
+from custom.core.checkpoints import load_checkpoint, save_checkpoint
 from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FeatureUNet, LatentDenoiser
 from tests.bundles.samples import assert_samples_of_both_cases

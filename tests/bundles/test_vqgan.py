@@ -14,9 +14,9 @@ import torch
 from monai.bundle import ConfigParser, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from custom.checkpoints import load_checkpoint
+from custom.core.checkpoints import load_checkpoint
+from custom.core.hu_window import hu_to_unit
 from custom.networks import VQGAN
-from custom.values import hu_to_unit
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
 from tests.bundles.workflow import (
     ROOT,

@@ -14,10 +14,10 @@ from monai.bundle import ConfigParser, verify_net_in_out
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from custom.benchmark import network_row
-from custom.checkpoints import load_checkpoint
+from custom.core.checkpoints import load_checkpoint
+from custom.data.transforms import LoadRadiographsd
 from custom.networks import X2CT
 from custom.reconstruct import reconstruct
-from custom.transforms import LoadRadiographsd
 from tests.bundles.tiny_cohort import CUBE, VOXEL_MM
 from tests.bundles.workflow import (
     ROOT,

@@ -17,14 +17,14 @@ import numpy as np
 import pydicom
 import torch
 
-from custom import cli
-from custom.checkpoints import save_checkpoint, sha256
+from custom.cli import command_line
+from custom.core.checkpoints import save_checkpoint, sha256
 from custom.dicom.write_ct import read_ct_series
 from custom.radiographs import ACCEPT, MissingFacts, assemble, read_radiographs
 from custom.reconstruct import hu_sha256
 from custom.reconstruct.outputs import series_sha256
-from tests.custom.tiny_benchmark import GRID, tiny_network
-from tests.custom.tiny_diffusion import autoencoder, denoiser
+from tests.custom.benchmark.tiny_benchmark import GRID, tiny_network
+from tests.custom.networks.tiny_diffusion import autoencoder, denoiser
 from tests.integration.mutated_dicom import Case, Mutations
 from tests.integration.supervised import Failure, Outcome
 
@@ -187,7 +187,7 @@ def _command(case: Case, number: int, place: Path, models: dict[str, str], other
     try:
         with _caught(place / "said"):
             try:
-                cli.main(words)
+                command_line.main(words)
             except SystemExit as end:
                 code = end.code
     finally:

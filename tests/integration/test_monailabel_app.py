@@ -21,15 +21,15 @@ import numpy as np
 import pydicom
 import pytest
 
-from custom.checkpoints import save_checkpoint, sha256
-from custom.data.files import write_nifti
+from custom.core.checkpoints import save_checkpoint, sha256
+from custom.core.files import write_nifti
 from custom.data.sample import sample_ct
 from custom.data.simulate import Acquisition, simulate_case
 from custom.dicom.write_dx import LOG_SCALE, write_dx
-from custom.evaluate import load_hu
+from custom.evaluation.evaluate import load_hu
 from custom.reconstruct import hu_sha256
-from tests.custom.tiny_benchmark import tiny_network
-from tests.custom.tiny_diffusion import autoencoder, denoiser
+from tests.custom.benchmark.tiny_benchmark import tiny_network
+from tests.custom.networks.tiny_diffusion import autoencoder, denoiser
 from tests.integration.label_server import ROOT, LabelServer, serving, values
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from custom.data.simulate import Acquisition, simulate_case
 from custom.dicom.write_ct import SERIES_DESCRIPTION, read_ct_series
 from custom.dicom.write_dx import LOG_SCALE, write_dx
 from custom.dicom.write_map import MAP_DESCRIPTION, read_uncertainty_map
-from custom.evaluate import load_hu, resample_to
+from custom.evaluation.evaluate import load_hu, resample_to
 from custom.reconstruct import hu_sha256
 from tests.integration.orthanc_server import MAP, MARKS, Server, fetch, find_series, pixels, running
 

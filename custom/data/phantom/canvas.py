@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt, map_coordinates
 
-from custom.augmentation import random_diffeomorphism
+from custom.data.diffeomorphism import random_diffeomorphism
 
 COARSE_MM = 5.0
 FAR_MM = 60.0

@@ -9,15 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from custom.data.phantom.anatomy import LABELS, Person, Spine
-from custom.data.phantom.canvas import (
-    FAR_MM,
-    Array,
-    Canvas,
-    curve,
-    ellipsoid,
-    smooth_intersection,
-    smooth_union,
-)
+from custom.data.phantom.canvas import FAR_MM, Array, Canvas, curve, ellipsoid, smooth_intersection, smooth_union
 from custom.data.phantom.vessels import grow_tree, sample_pieces
 
 TREE_TARGETS = 700

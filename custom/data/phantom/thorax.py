@@ -10,13 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from custom.data.phantom.anatomy import CAGE, LABELS, Person, Spine, draw_person
 from custom.data.phantom.canvas import Array, Canvas
-from custom.data.phantom.chest import (
-    lung_fields,
-    paint_lungs,
-    paint_mediastinum,
-    paint_pulmonary_vessels,
-    plan_chest,
-)
+from custom.data.phantom.chest import lung_fields, paint_lungs, paint_mediastinum, paint_pulmonary_vessels, plan_chest
 from custom.data.phantom.skeleton import paint_skeleton
 from custom.data.phantom.soft import body_fields, cage_field, diaphragm_field, paint_abdomen, paint_wall
 

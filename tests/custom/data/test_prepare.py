@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from monai.data import load_decathlon_datalist
 
-from custom.data.files import sha256_file
+from custom.core.files import sha256_file
 from custom.data.prepare import prepare
 from tests.ct_samples import ROOT, SPACING, affine, chest, circle, write_nifti, write_rtstruct, write_series
 

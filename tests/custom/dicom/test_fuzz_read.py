@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import Dataset
 
-from custom.dicom.read import tag
+from custom.dicom.header import tag
 from custom.radiographs import ACCEPT, MissingFacts, read_radiographs
 
 #: 32 x 40 pixels are enough to go through every step, and quick.

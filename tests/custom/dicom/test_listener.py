@@ -110,7 +110,7 @@ def test_killed_in_the_middle_of_a_file_leaves_none(
         raise OSError(5, "Input/output error")
 
     with Listener(tmp_path / "in", port=0) as listener:
-        monkeypatch.setattr("custom.data.files.os.replace", fails)
+        monkeypatch.setattr("custom.core.files.os.replace", fails)
         with pytest.raises(NetworkError, match="sent 0 of 2"):
             send(pair, to=f"FEWVIEW@127.0.0.1:{listener.address[1]}", timeout_s=TIMEOUT_S)
     assert [p for p in (tmp_path / "in").rglob("*") if p.is_file()] == []

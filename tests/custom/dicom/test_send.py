@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
 from pynetdicom.acse import ACSE
 
-from custom.cli import VERBS, Verb, _parse
+from custom.cli import VERBS, Verb
+from custom.cli.command_line import _parse
 from custom.dicom.listener import Listener
 from custom.dicom.network import NetworkError, receive, send
 from custom.dicom.store import Address, parse_address, store_scu

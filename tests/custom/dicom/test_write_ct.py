@@ -213,7 +213,7 @@ def test_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytes
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr("custom.data.files.os.replace", fails_at_the_fourth)
+    monkeypatch.setattr("custom.core.files.os.replace", fails_at_the_fourth)
     with pytest.raises(OSError, match=r"no space left to write .*CT_0004.dcm"):
         write_ct_series(synthetic([]), tmp_path / "ct")
     assert len(calls) == 4 and not list(tmp_path.iterdir())

@@ -138,7 +138,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(source: Any, target: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("custom.data.files.os.replace", full)
+    monkeypatch.setattr("custom.core.files.os.replace", full)
     with pytest.raises(OSError, match="no space left to write"):
         write_map.write_uncertainty_map(STD, folder, tmp_path / "map.dcm", MODEL)
     assert set(tmp_path.iterdir()) == before

@@ -139,7 +139,7 @@ def test_pose_gradient_is_that_of_finite_differences(pose: str) -> None:
 def test_pose_gradient_does_not_depend_on_what_is_kept(pose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for keep in (2**28, 0):
-        monkeypatch.setattr("custom.projection.marching._KEEP_BYTES", keep)
+        monkeypatch.setattr("custom.projection.joseph_operator._KEEP_BYTES", keep)
         leaves = POSES[pose]().requires_grad_(True), random_volume(dtype=torch.float64).requires_grad_(True)
         loss = Projector(GRID, SHAPE)(leaves[1], leaves[0]).square().sum()
         found.append(torch.autograd.grad(loss, leaves))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from analytic import ellipsoid_integrals, ellipsoid_volume, relative_error
 
+from custom.core.attenuation import attenuation_to_hu, hu_to_attenuation
 from custom.geometry import Geometry, VolumeGrid
-from custom.projection import Projector, attenuation_to_hu, hu_to_attenuation, simulate_fine, simulate_paper
+from custom.projection import Projector, simulate_fine, simulate_paper
 from custom.projection.simulation import grid_of_ct
 
 ISOCENTER = (12.0, -180.0, 900.0)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from custom.geometry import Geometry, VolumeGrid, pixel_coordinates, views_from_angles
-from custom.geometry.tigre import (
+from custom.projection import Projector
+from custom.projection.tigre_geometry import (
     from_tigre,
     image_from_tigre,
     image_to_tigre,
@@ -27,7 +28,6 @@ from custom.geometry.tigre import (
     volume_from_tigre,
     volume_to_tigre,
 )
-from custom.projection import Projector
 
 GRID = VolumeGrid((14, 10, 12), (8.0, 9.0, 7.0), (5.0, -4.0, 3.0))
 SHAPE = (18, 24)

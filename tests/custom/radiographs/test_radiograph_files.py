@@ -12,7 +12,7 @@ import torch
 from hand_written_dicom import A, F, L, dx, intensity, picture, save
 from PIL import Image
 
-from custom.data.files import write_nifti
+from custom.core.files import write_nifti
 from custom.geometry import Geometry, VolumeGrid
 from custom.radiographs import ACCEPT, SIDECAR_FORMAT, MissingFacts, Sourced, read_radiographs
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from custom.checkpoints import save_checkpoint, sha256
-from custom.data.cohort import load_cases
-from tests.custom.tiny_benchmark import tiny_network, write_cohort
-from tests.custom.tiny_diffusion import autoencoder, denoiser
+from custom.core.checkpoints import save_checkpoint, sha256
+from custom.data.datalist import load_cases
+from tests.custom.benchmark.tiny_benchmark import tiny_network, write_cohort
+from tests.custom.networks.tiny_diffusion import autoencoder, denoiser
 
 
 @pytest.fixture(scope="module")

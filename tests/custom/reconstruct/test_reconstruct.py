@@ -16,16 +16,16 @@ import pydicom
 import pytest
 import torch
 
-from custom.checkpoints import sha256
 from custom.cli import ExitCode
+from custom.cli.reconstruct_command import command
+from custom.core.checkpoints import sha256
 from custom.dicom.write_ct import read_ct_series
-from custom.model_folder import Model, load_model
+from custom.models import Model, load_model, save_volume
 from custom.radiographs import read_radiographs
-from custom.reconstruct import hu_sha256, pipeline, reconstruct, save_volume
-from custom.reconstruct.command import command
+from custom.reconstruct import hu_sha256, pipeline, reconstruct
 from custom.trust import CheckResult, Verdict
+from tests.custom.benchmark.tiny_benchmark import GRID, ISOCENTER
 from tests.custom.reconstruct.dx_pair import write_pair
-from tests.custom.tiny_benchmark import GRID, ISOCENTER
 
 
 def the_only_check(monkeypatch: pytest.MonkeyPatch, check: CheckResult, tmp_path: Path) -> str:
@@ -171,7 +171,7 @@ def test_two_dx_files_become_a_series_of_the_same_patient_and_study(folder: Path
 def test_a_pair_without_distances_is_refused_before_anything_runs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from custom import cli
+    from custom.cli import command_line
 
     place = tmp_path / "in"
     place.mkdir()
@@ -180,14 +180,14 @@ def test_a_pair_without_distances_is_refused_before_anything_runs(
     refuse_to_run(monkeypatch)
     words = ["reconstruct", str(place), "--output", str(tmp_path / "out"), "--model", str(folder / "inr.pt")]
     with pytest.raises(SystemExit) as end:
-        cli.main(words)
+        command_line.main(words)
     error = capsys.readouterr().err
     assert end.value.code == ExitCode.BAD_INPUT and error.count("\n") == 1
     assert all(part in error for part in ("view0.dcm", "view270.dcm", "(0018,1110)", "--accept default-distances"))
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     monkeypatch.undo()
     with pytest.raises(SystemExit) as end:
-        cli.main([*words, "--accept", "default-distances", "--noreport"])
+        command_line.main([*words, "--accept", "default-distances", "--noreport"])
     assert end.value.code == ExitCode.DONE, capsys.readouterr().err
     record = json.loads((tmp_path / "out/result.json").read_text())
     assert record["settings"]["accept"] == ["default-distances"]
@@ -315,16 +315,16 @@ def test_the_arguments_of_the_first_version_are_explained(tmp_path: Path) -> Non
 def test_the_command_line_reads_files_and_options(
     folder: Path, case: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from custom import cli
+    from custom.cli import command_line
 
     words = ["reconstruct", case["image"], "--geometry", case["geometry"], "--output", str(tmp_path / "out")]
     words += ["--model", str(folder / "inr.pt"), "--angles_deg", "90", "--nodicom", "--report=False", "--strict"]
     with pytest.raises(SystemExit) as end:
-        cli.main(words)
+        command_line.main(words)
     assert end.value.code == ExitCode.TO_REVIEW, capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ct.nii.gz", "result.json"]
     with pytest.raises(SystemExit) as end:
-        cli.main([*words, "--checkpoint", "x.pt"])
+        command_line.main([*words, "--checkpoint", "x.pt"])
     assert end.value.code == ExitCode.BAD_INPUT
     assert "--checkpoint is no longer an option of reconstruct: it is --model" in capsys.readouterr().err
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from custom.checkpoints import save_checkpoint
-from custom.model_folder import load_model
+from custom.core.checkpoints import save_checkpoint
+from custom.models import load_model
 from custom.radiographs import Radiograph, read_radiographs
 from custom.reconstruct import reconstruct
+from tests.custom.benchmark.tiny_benchmark import tiny_network
 from tests.custom.reconstruct.dx_pair import write_pair
-from tests.custom.tiny_benchmark import tiny_network
 
 
 def masked(radiograph: Radiograph, columns: slice) -> Radiograph:

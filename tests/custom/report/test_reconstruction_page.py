@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_content import content, radiograph
 
+from custom.core.attenuation import water_attenuation_per_mm
 from custom.geometry import VolumeGrid, views_from_angles
-from custom.projection import water_attenuation_per_mm
 from custom.radiographs import Sourced
 from custom.report.document import Document, Markup, escape
 from custom.report.radiograph_pictures import difference_picture, grey_picture, residual, side_letters

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from custom.geometry import views_from_angles
-from custom.trust.agreement import disagreement, pair_profiles
-from custom.trust.pose import best_turn, turned
+from custom.trust.pose_consistency import best_turn, turned
+from custom.trust.view_agreement import disagreement, pair_profiles
 from tests.analytic import ellipsoid_integrals
 
 SHAPE = (60, 72)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from custom.checkpoints import save_checkpoint
-from custom.data.cohort import load_cases
+from custom.core.checkpoints import save_checkpoint
+from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 from custom.trust import Thresholds, run_checks

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from custom.core.attenuation import hu_to_attenuation
 from custom.geometry import VolumeGrid, views_from_angles
-from custom.projection import Projector, hu_to_attenuation
+from custom.projection import Projector
 from custom.trust import NAMES, CheckResult, Evidence, Thresholds, Verdict, overall, run_checks
-from custom.trust.picture import LEVELS, body_quantiles, cut_off, lateral_edges
-from custom.trust.pose import turned
-from custom.trust.statistics import STATISTICS, Meter, Quantiles, relative_residuals
+from custom.trust.check_statistics import STATISTICS, Meter, Quantiles, relative_residuals
+from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off, lateral_edges
+from custom.trust.pose_consistency import turned
 from custom.trust.thresholds import Threshold, TrainedRange
 
 GRID = VolumeGrid.cube(16, 320.0)

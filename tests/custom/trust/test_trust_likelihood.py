@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from custom.core.attenuation import water_attenuation_per_mm
 from custom.geometry import VolumeGrid, views_from_angles
 from custom.networks import PopulationPrior
-from custom.projection import Projector, water_attenuation_per_mm
+from custom.projection import Projector
 from custom.trust import Evidence, find_prior
-from custom.trust.likelihood import RadiographLikelihood
-from custom.trust.statistics import population_statistics
+from custom.trust.check_statistics import population_statistics
+from custom.trust.radiograph_likelihood import RadiographLikelihood
 
 GRID = VolumeGrid((12, 12, 10), (30.0,) * 3)
 SHAPE = (10, 18)
@@ -114,7 +115,7 @@ def test_what_no_body_shows_is_far_from_the_population(prior: PopulationPrior) -
 
 
 def test_projections_are_kept_and_the_oldest_go(prior: PopulationPrior, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("custom.trust.likelihood._KEPT_VIEWS", 2)
+    monkeypatch.setattr("custom.trust.radiograph_likelihood._KEPT_VIEWS", 2)
     likelihood = RadiographLikelihood(prior, 70.0)
     views = views_from_angles([0.0, 30.0, 60.0], "parallel", pixel_mm=30.0).float()
     first = likelihood.projected(views[0], SHAPE)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from custom.checkpoints import sha256
+from custom.core.checkpoints import sha256
 from custom.trust import Thresholds
-from custom.trust.picture import LEVELS
-from custom.trust.statistics import Quantiles
+from custom.trust.check_statistics import Quantiles
+from custom.trust.picture_statistics import LEVELS
 from custom.trust.thresholds import Threshold, TrainedRange, fit_thresholds
 
 TRAINED = TrainedRange((1, 2), ("parallel", "cone"), (700.0, 1700.0), (1000.0, 1900.0), 5.0, 0.5)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from custom.model_folder import Model
-from custom.reconstruct import Reconstruction, reconstruct, save_volume
+from custom.models import Model, save_volume
+from custom.reconstruct import Reconstruction, reconstruct
 from lib.request import VOLUMES, Request, parse
 
 __all__ = ["Reconstruct"]

@@ -1,0 +1,258 @@
+"""What a weights file holds, and how a network is built from it.
+
+A file is `{"model": weights, "meta": JSON string}` and loads with `weights_only=True`. The meta's `network_def` holds
+every argument of the network, so that whoever has the file can build it: no architecture is copied into a config.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from monai.bundle import ConfigParser
+from torch import nn
+
+from custom import __version__
+from custom.core.files import write_tensors
+
+__all__ = [
+    "ALLOWED_TARGETS",
+    "Checkpoint",
+    "build_network",
+    "definition",
+    "load_checkpoint",
+    "save_checkpoint",
+    "sha256",
+    "trained_setting",
+]
+
+FORMAT = "fewview-ct checkpoint 1"
+
+#: Classes that a checkpoint may name. A file from elsewhere must not run code of its choice.
+ALLOWED_TARGETS = frozenset(
+    {
+        "custom.geometry.VolumeGrid",
+        "custom.networks.FeatureUNet",
+        "custom.networks.FourierFeatures",
+        "custom.networks.ImplicitReconstructor",
+        "custom.networks.LatentDenoiser",
+        "custom.networks.PopulationPrior",
+        "custom.networks.SegmentationUNet",
+        "custom.networks.VQGAN",
+        "custom.networks.X2CT",
+    }
+)
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+def describes_itself(cls: type[T]) -> type[T]:
+    """Class decorator: instances remember the arguments they were made with, for `definition`."""
+    original = cls.__init__
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def remember(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        original(self, *args, **kwargs)
+        self.arguments = dict(list(bound.arguments.items())[1:])
+
+    cls.__init__ = remember  # type: ignore[method-assign]
+    return cls
+
+
+def definition(value: Any) -> Any:
+    """A network, grid or plain value as JSON: `{"_target_": class, argument: value, ...}`.
+
+    Raises:
+        TypeError: for an object that does not say how it was made.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): definition(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [definition(entry) for entry in value]
+    target = _public_name(type(value))
+    if is_dataclass(value):
+        return {"_target_": target} | {f.name: definition(getattr(value, f.name)) for f in fields(value)}
+    if hasattr(value, "arguments"):
+        return {"_target_": target} | {name: definition(entry) for name, entry in value.arguments.items()}
+    raise TypeError(f"{type(value).__name__} does not describe itself: decorate the class with describes_itself")
+
+
+def _public_name(cls: type) -> str:
+    package = ".".join(cls.__module__.split(".")[:2])
+    return f"{package}.{cls.__name__}"
+
+
+def build_network(network_def: Mapping[str, Any]) -> nn.Module:
+    """Build a network from the `network_def` of a checkpoint's meta.
+
+    Raises:
+        ValueError: if it names a class that is not in `ALLOWED_TARGETS`, or holds a config expression.
+    """
+    _check_definition(network_def)
+    parser = ConfigParser({"network": dict(network_def)})
+    try:
+        return parser.get_parsed_content("network")
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the checkpoint's network cannot be built by fewview-ct {__version__}: {error}") from error
+
+
+def _check_definition(value: Any) -> None:
+    if isinstance(value, Mapping):
+        target = value.get("_target_")
+        if target is not None and target not in ALLOWED_TARGETS:
+            raise ValueError(f"the checkpoint names {target!r}, which is not one of {sorted(ALLOWED_TARGETS)}")
+        for key, entry in value.items():
+            if str(key).startswith("_") and key != "_target_":
+                raise ValueError(f"the checkpoint's network definition holds {key!r}, which is not allowed")
+            _check_definition(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _check_definition(entry)
+    elif isinstance(value, str) and value[:1] in ("$", "@", "%"):
+        raise ValueError(f"the checkpoint's network definition holds the expression {value!r}, which is not allowed")
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str], network: nn.Module, meta: Mapping[str, Any] | None = None, half: bool = False
+) -> Path:
+    """Write weights and meta; never half-written.
+
+    Args:
+        path: target, usually `models/model.pt`.
+        network: whose state is written; it must describe itself.
+        meta: what else is worth knowing: geometry, hashes of the datalist and of parents, figures.
+        half: store floating point weights in half precision, for a small file.
+    """
+    path = Path(path)
+    state = {
+        k: v.detach().cpu().half() if half and v.is_floating_point() else v.detach().cpu()
+        for k, v in network.state_dict().items()
+    }
+    content = {
+        "format": FORMAT,
+        "software": f"fewview-ct {__version__}",
+        "network_def": definition(network),
+        **(meta or {}),
+    }
+    write_tensors(path, {"model": state, "meta": json.dumps(content, indent=1)})
+    return path
+
+
+class Checkpoint:
+    """A weights file that was read.
+
+    Attributes:
+        path: where from.
+        meta: its meta.
+        state: its weights, float32.
+        hash: SHA-256 of the file.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+        self.path, self.meta, self.state, self.hash = path, meta, state, sha256(path)
+
+    def network(self, **overrides: Any) -> nn.Module:
+        """The network with its weights, in evaluation mode. `overrides` replace arguments that hold no weights, such
+        as precision or points_per_chunk."""
+        network = build_network({**self.meta["network_def"], **overrides})
+        self.load_into(network)
+        return network.eval()
+
+    def load_into(self, network: nn.Module) -> None:
+        """Load the weights into a network that exists.
+
+        Raises:
+            ValueError: naming the first differences, if the architecture is another.
+        """
+        expected = network.state_dict()
+        missing = sorted(set(expected) - set(self.state))
+        surplus = sorted(set(self.state) - set(expected))
+        shapes = [k for k in expected if k in self.state and expected[k].shape != self.state[k].shape]
+        if missing or surplus or shapes:
+            raise ValueError(
+                f"{self.path}: the weights belong to another architecture: {len(missing)} missing {missing[:3]}, "
+                f"{len(surplus)} unknown {surplus[:3]}, {len(shapes)} of another shape {shapes[:3]}; build the network "
+                "from the checkpoint's own definition, or pass the checkpoint of this configuration"
+            )
+        network.load_state_dict(self.state)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a weights file.
+
+    Raises:
+        FileNotFoundError: if there is none, saying how to get one.
+        ValueError: if it is not a checkpoint of fewview-ct.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; train one with 'python -m monai.bundle run training', or pass the path of a "
+            "model.pt"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        meta = json.loads(content["meta"])
+        state = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        OSError,
+        EOFError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise ValueError(f"{path}: not a checkpoint of fewview-ct, or damaged: {error}") from error
+    if meta.get("format") != FORMAT or "network_def" not in meta:
+        raise ValueError(f"{path}: format {meta.get('format')!r}, expected {FORMAT!r}")
+    return Checkpoint(path, meta, state)
+
+
+def trained_setting(path: str | os.PathLike[str], name: str, value: Any = None) -> Any:
+    """A setting that a network was trained with, from its checkpoint's meta, unless another one is asked for.
+
+    Args:
+        path: model.pt.
+        name: of the meta's entry and of the config's key, such as "pixel_at_isocenter_mm".
+        value: asked for; None: as trained. Another than the training's is logged as a warning.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`, or where neither the meta nor `value` has it.
+    """
+    checkpoint = load_checkpoint(path)
+    trained = checkpoint.meta.get(name)
+    if value is None and trained is None:
+        raise ValueError(
+            f"{checkpoint.path}: the checkpoint does not say with which {name} it was trained (older ones do not): "
+            f"pass --{name}"
+        )
+    if value is not None and trained is not None and value != trained:
+        logger.warning("%s %s, but %s was trained with %s", name, value, checkpoint.path, trained)
+    return trained if value is None else value
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

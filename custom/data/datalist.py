@@ -1,0 +1,122 @@
+"""Reading the datalist of `prepare` and `simulate`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from custom.core.files import write_json
+
+__all__ = ["FILE_KEYS", "load_cases", "mixing_weights", "read_datalist", "write_fold_datalists"]
+
+#: Entries of a case that are files, relative to the datalist.
+FILE_KEYS = ("label", "source", "segmentation", "image", "geometry")
+
+
+def read_datalist(path: Path) -> dict[str, Any]:
+    """A datalist as it is written.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and what is wrong with it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such datalist; 'fewview-ct prepare INPUT OUTPUT' writes one")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a datalist: it holds a {type(content).__name__} instead of an object")
+    return content
+
+
+def load_cases(
+    data_list_file: str | os.PathLike[str] | None, part: str, shuffle_radiographs: bool = False, folds: int = 0
+) -> list[dict[str, Any]]:
+    """The cases of one part of a datalist, with absolute file names.
+
+    Args:
+        data_list_file: datalist.json; None, for a cohort that is optional, gives no cases.
+        part: "training", "validation", "test", ...
+        shuffle_radiographs: give every case the radiographs of the next one: the control that shows whether a
+            network looks at them.
+        folds: give every case the entry "fold", a number below this one, the same for all cases of a patient.
+
+    Raises:
+        FileNotFoundError: if the datalist or a file that it names is missing.
+        ValueError: if there is no such part, or it is empty.
+    """
+    if data_list_file is None:
+        return []
+    path = Path(data_list_file)
+    content = read_datalist(path)
+    if not content.get(part):
+        parts = [name for name, value in content.items() if isinstance(value, list) and value]
+        raise ValueError(f"{path}: no cases under {part!r}; it has {parts}")
+    cases = [dict(case) for case in content[part]]
+    for case in cases:
+        for key in FILE_KEYS:
+            if key in case:
+                case[key] = str(path.parent / case[key])
+                if not Path(case[key]).is_file():
+                    raise FileNotFoundError(
+                        f"{case[key]}: named by {path} as {key!r} of {case.get('case')}, but missing"
+                    )
+    if shuffle_radiographs:
+        pairs = [(case.get("image"), case.get("geometry")) for case in cases]
+        for case, (image, geometry) in zip(cases, pairs[1:] + pairs[:1], strict=True):
+            case["image"], case["geometry"] = image, geometry
+    if folds:
+        patients = {patient: n for n, patient in enumerate(dict.fromkeys(case["patient"] for case in cases))}
+        for case in cases:
+            case["fold"] = patients[case["patient"]] % folds
+    return cases
+
+
+def write_fold_datalists(data_list_file: str | os.PathLike[str], folds: int) -> list[Path]:
+    """For every fold a datalist whose training part lacks its patients, numbered as `load_cases` numbers them.
+
+    What is trained on list i has not seen fold i: so are networks made whose reconstructions of training patients are
+    as good, and as bad, as of new ones.
+
+    Args:
+        data_list_file: datalist.json; the new ones stand beside it, as datalist_without_fold0.json, ...
+        folds: number of parts, at least 2.
+
+    Returns:
+        The files, by fold.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_cases`, or if a fold would take all patients.
+    """
+    path = Path(data_list_file)
+    content, cases = read_datalist(path), load_cases(path, "training", folds=folds)
+    written = []
+    for fold in range(folds):
+        kept = [entry for entry, case in zip(content["training"], cases, strict=True) if case["fold"] != fold]
+        if not kept or len(kept) == len(cases):
+            raise ValueError(f"{path}: {folds} folds of {len(cases)} training cases: fold {fold} has none or all")
+        target = path.with_name(f"{path.stem}_without_fold{fold}.json")
+        write_json(target, {**content, "training": kept, "numTraining": len(kept)})
+        written.append(target)
+    return written
+
+
+def mixing_weights(patients: int, phantoms: int, phantom_share: float) -> list[float]:
+    """How often each case of a list of patients, then phantoms, is drawn, for a weighted random sampler.
+
+    Args:
+        patients: number of them.
+        phantoms: number of them.
+        phantom_share: of the draws that are phantoms, where there are any.
+
+    Raises:
+        ValueError: if the share is no share.
+    """
+    if not 0 <= phantom_share <= 1:
+        raise ValueError(f"phantom_share must lie between 0 and 1, got {phantom_share}")
+    if not phantoms:
+        return [1 / patients] * patients
+    return [(1 - phantom_share) / patients] * patients + [phantom_share / phantoms] * phantoms

@@ -1,0 +1,259 @@
+"""Segmentations beside a CT, NIfTI or RTSTRUCT, carried onto the grid of its cube."""
+
+import csv
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from matplotlib.path import Path as Polygon
+from scipy import ndimage
+
+from custom.core.rejection import Rejected
+from custom.data.scan import volume_suffix, walk
+from custom.data.volume_files import load_nifti
+
+logger = logging.getLogger(__name__)
+
+Labels = npt.NDArray[np.unsignedinteger[Any]]
+
+_CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
+
+
+def label_files(folder: Path, cases: Iterable[str]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """The label files of every case: named as the case, or the case and something after "_", "-" or ".".
+
+    Args:
+        folder: looked through with its subfolders, for .nii and .nii.gz.
+        cases: case names; the longest that fits a file takes it.
+
+    Returns:
+        Files by case, and the files that belong to none.
+    """
+    names = sorted(cases, key=lambda c: (-len(c), c))
+    found: dict[str, list[Path]] = {}
+    strays = []
+    for path in walk(folder):
+        if volume_suffix(path) not in (".nii", ".nii.gz"):
+            continue
+        stem = path.name[: -len(volume_suffix(path))]
+        owner = next((n for n in names if stem == n or (stem.startswith(n) and stem[len(n)] in "_-.")), None)
+        if owner is None:
+            strays.append(path)
+        else:
+            found.setdefault(owner, []).append(path)
+    return found, strays
+
+
+def _smallest(labels: npt.NDArray[Any]) -> Labels:
+    """uint8 where the numbers allow, else uint16."""
+    return labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
+
+
+def on_grid(
+    labels: npt.NDArray[Any],
+    affine: npt.NDArray[np.floating],
+    grid_affine: npt.NDArray[np.floating],
+    shape: tuple[int, int, int],
+) -> Labels:
+    """Nearest-neighbour resampling of a label map through world coordinates; 0 outside.
+
+    Args:
+        labels: (X, Y, Z) whole numbers.
+        affine: voxel to RAS+ mm of ``labels``.
+        grid_affine: voxel to RAS+ mm of the result.
+        shape: of the result.
+    """
+    to_label = np.linalg.inv(affine) @ grid_affine
+    return ndimage.affine_transform(
+        _smallest(labels), to_label[:3, :3], to_label[:3, 3], output_shape=shape, order=0, mode="constant", cval=0
+    )
+
+
+def names_beside(path: Path) -> dict[int, str]:
+    """Names of a map's labels out of a JSON ({"1": "liver"}) or CSV (columns id, structure or name) beside it."""
+    stem = path.with_name(path.name[: -len(volume_suffix(path))])
+    as_json, as_csv = (stem.with_name(stem.name + suffix) for suffix in (".json", ".csv"))
+    if as_json.is_file():
+        return {int(k): str(v) for k, v in json.loads(as_json.read_text()).items()}
+    if as_csv.is_file():
+        with open(as_csv, newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        key = next((k for k in ("structure", "name", "label") if rows and k in rows[0]), None)
+        if key is None or "id" not in rows[0]:
+            raise Rejected(f"{as_csv.name} has no columns 'id' and 'structure'")
+        return {int(row["id"]): row[key] for row in rows}
+    return {}
+
+
+def load_labels(
+    paths: Sequence[Path], grid_affine: npt.NDArray[np.floating], shape: tuple[int, int, int]
+) -> tuple[Labels, dict[int, str]]:
+    """One label map on the grid out of the label files of a case.
+
+    One file keeps its numbers. Of several, each gets numbers above those of the file before; where they overlap the
+    later one stands.
+
+    Returns:
+        The map, and the names of its numbers ("<file>" or "<file>:<number>" where no names lie beside the file); a
+        number that is named beside the file but has no voxel keeps its name.
+
+    Raises:
+        Rejected: damaged, not whole numbers, negative, or nothing of it inside the cube.
+    """
+    merged = np.zeros(shape, dtype=np.uint16)
+    names: dict[int, str] = {}
+    offset = 0
+    for path in paths:
+        values, affine = load_nifti(path)
+        if values.min() < 0 or values.max() > 60000 or not np.array_equal(values, np.rint(values)):
+            raise Rejected(f"{path.name} is no label map: values from {values.min():g} to {values.max():g}")
+        numbers = [int(n) for n in np.unique(values) if n]
+        carried = on_grid(values, affine, grid_affine, shape)
+        if numbers and not carried.any():
+            raise Rejected(f"{path.name}: nothing of it lies inside the cube; does it belong to this scan?")
+        own = names_beside(path)
+        stem = path.name[: -len(volume_suffix(path))]
+        for number in numbers:
+            names[number + offset] = stem if len(numbers) == 1 else f"{stem}:{number}"
+        # A structure that is named but has no voxel was looked for and is absent.
+        names |= {number + offset: name for number, name in own.items() if number > 0}
+        merged = np.where(carried > 0, carried.astype(np.uint16) + offset, merged)
+        offset = max(names, default=0)
+    return _smallest(merged), names
+
+
+def rasterise_contours(
+    contours: Sequence[npt.NDArray[np.floating]],
+    affine: npt.NDArray[np.floating],
+    shape: tuple[int, int, int],
+    grid_affine: npt.NDArray[np.floating],
+    grid_shape: tuple[int, int, int],
+) -> tuple[npt.NDArray[np.bool_], int]:
+    """Fill closed planar contours: a voxel of the grid is inside when its centre is, on the CT slice nearest to it.
+
+    Contours on one slice combine by exclusive or, so that a contour inside another is a hole. The grid is filled
+    directly: going through the CT's own pixels would shift contours drawn along pixel centres by half a pixel.
+
+    Args:
+        contours: each (N, 3) points in RAS+ mm.
+        affine: the CT's (column, row, slice) to RAS+ mm.
+        shape: the CT's.
+        grid_affine: voxel to RAS+ mm of the result.
+        grid_shape: of the result.
+
+    Returns:
+        Mask on the grid, and the number of contours that lie beyond the CT's slices.
+    """
+    inverse = np.linalg.inv(affine)
+    slices: dict[int, list[npt.NDArray[np.floating]]] = {}
+    outside = 0
+    for points in contours:
+        voxel = points @ inverse[:3, :3].T + inverse[:3, 3]
+        k = round(float(voxel[:, 2].mean()))
+        if not 0 <= k < shape[2]:
+            outside += 1
+        elif len(points) >= 3:
+            slices.setdefault(k, []).append(voxel[:, :2])
+    mask = np.zeros(grid_shape, dtype=bool)
+    to_native = inverse @ grid_affine
+    plane = np.indices(grid_shape[:2]).reshape(2, -1).T @ to_native[:3, :2].T + to_native[:3, 3]
+    for z in range(grid_shape[2]):
+        native = plane + z * to_native[:3, 2]
+        nearest = np.rint(native[:, 2]).astype(int)
+        flat = np.zeros(len(native), dtype=bool)
+        for k in range(nearest.min(), nearest.max() + 1):
+            for polygon in slices.get(k, []):
+                low, high = polygon.min(axis=0), polygon.max(axis=0)
+                near = (nearest == k) & ((native[:, :2] >= low) & (native[:, :2] <= high)).all(axis=1)
+                if near.any():
+                    flat[near] ^= Polygon(polygon).contains_points(native[near, :2])
+        mask[:, :, z] = flat.reshape(grid_shape[:2])
+    return mask, outside
+
+
+def _refers_to(dataset: pydicom.Dataset, series_uid: str, frame_of_reference: str) -> bool:
+    """Whether an RTSTRUCT refers to the series (3006,0010 ...), or names no series and shares its frame."""
+    series = []
+    frames = []
+    for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
+        frames.append(str(frame.get("FrameOfReferenceUID", "")))
+        for study in frame.get("RTReferencedStudySequence") or []:
+            series += [str(s.get("SeriesInstanceUID")) for s in study.get("RTReferencedSeriesSequence") or []]
+    return series_uid in series if series else bool(frame_of_reference) and frame_of_reference in frames
+
+
+def load_rtstruct(
+    paths: Sequence[Path],
+    series_uid: str,
+    frame_of_reference: str,
+    affine: npt.NDArray[np.floating],
+    shape: tuple[int, int, int],
+    grid_affine: npt.NDArray[np.floating],
+    grid_shape: tuple[int, int, int],
+) -> tuple[Labels, dict[int, str], list[Path]] | None:
+    """The structures that belong to a series, as a label map on a grid.
+
+    Numbers follow the ROIs' order in the file (3006,0020). Where ROIs overlap the smaller one stands, so that a
+    tumour is not lost in the organ around it.
+
+    Args:
+        paths: RTSTRUCT files of the patient.
+        series_uid: SeriesInstanceUID of the CT.
+        frame_of_reference: FrameOfReferenceUID of the CT.
+        affine: the CT's (column, row, slice) to RAS+ mm.
+        shape: the CT's.
+        grid_affine: voxel to RAS+ mm of the result.
+        grid_shape: of the result.
+
+    Returns:
+        Label map, names of its numbers, the files used; None where no file refers to the series.
+
+    Raises:
+        Rejected: damaged, or no ROI has a closed contour inside the grid.
+    """
+    masks: list[tuple[int, str, npt.NDArray[np.bool_]]] = []
+    used = []
+    number = 0
+    for path in paths:
+        try:
+            dataset = pydicom.dcmread(path, force=True)
+            if not _refers_to(dataset, series_uid, frame_of_reference):
+                continue
+            contours = {int(r.ReferencedROINumber): r for r in dataset.get("ROIContourSequence") or []}
+            rois = [(int(r.ROINumber), str(r.get("ROIName", ""))) for r in dataset.StructureSetROISequence]
+            polygons = {n: _closed(contours[n]) for n, _ in rois if n in contours}
+        except (AttributeError, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+            raise Rejected(f"{path.name} is a damaged RTSTRUCT ({type(error).__name__}: {error})") from error
+        used.append(path)
+        for roi, name in rois:
+            number += 1
+            mask, outside = rasterise_contours(polygons.get(roi, []), affine, shape, grid_affine, grid_shape)
+            if outside:
+                logger.warning("%s: %d contours of %r lie beyond the CT's slices", path.name, outside, name)
+            if mask.any():
+                masks.append((number, name or f"ROI {roi}", mask))
+            else:
+                logger.warning("%s: %r has no closed contour inside the cube and is left out", path.name, name)
+    if not used:
+        return None
+    if not masks:
+        raise Rejected(f"{', '.join(p.name for p in used)}: no ROI has a closed contour inside the cube")
+    labels = np.zeros(grid_shape, dtype=np.uint16)
+    for roi_number, _, mask in sorted(masks, key=lambda m: -int(m[2].sum())):
+        labels[mask] = roi_number
+    return _smallest(labels), {n: name for n, name, _ in masks}, used
+
+
+def _closed(roi: pydicom.Dataset) -> list[npt.NDArray[np.float64]]:
+    """Closed contours (3006,0040) of one ROI as (N, 3) points in RAS+ mm."""
+    flip = np.array([-1.0, -1.0, 1.0])
+    return [
+        np.asarray([float(v) for v in item.ContourData]).reshape(-1, 3) * flip
+        for item in roi.get("ContourSequence") or []
+        if str(item.get("ContourGeometricType", "")) in _CLOSED
+    ]

@@ -1,0 +1,232 @@
+"""MONAI transforms for volumes on a geometry's grid and for stored radiographs."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
+from nibabel import nifti1
+from nibabel.filebasedimages import ImageFileError
+from torch import Tensor
+
+from custom.core.attenuation import LARGEST_LINE_INTEGRAL
+from custom.core.hu_window import unit_to_hu
+from custom.geometry import Geometry, VolumeGrid
+from custom.geometry.detector import match_detector
+
+__all__ = ["LoadRadiographsd", "PlaceVolumed", "RepeatRandom", "SampleOnGridd"]
+
+AIR_HU = -1000.0
+
+
+class SampleOnGridd(MapTransform):
+    """CT volumes sampled on a grid around another volume's centre, averaged where the grid is coarser.
+
+    Args:
+        keys: MetaTensors (1, X, Y, Z) in HU with axis-aligned RAS+ affines.
+        reference_key: the MetaTensor whose centre is the isocentre, the prepared cube.
+        grid: voxels around the isocentre. What lies outside the CT is air.
+        dtype: of the result; int16 keeps a cache small.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reference_key: str,
+        grid: VolumeGrid,
+        dtype: torch.dtype = torch.int16,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.reference_key, self.grid, self.dtype = reference_key, grid, dtype
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Plain tensors (1, *grid.shape) instead of the MetaTensors."""
+        out = dict(data)
+        reference = data[self.reference_key]
+        middle = torch.tensor([(n - 1) / 2 for n in reference.shape[1:]] + [1.0], dtype=torch.float64)
+        isocenter = (torch.as_tensor(reference.affine).double() @ middle)[:3]
+        for key in self.key_iterator(out):
+            out[key] = self._sample(out[key], isocenter)
+        return out
+
+    def _sample(self, volume: Any, isocenter: torch.Tensor) -> torch.Tensor:
+        affine = torch.as_tensor(volume.affine).double()
+        spacing = affine[:3, :3].diagonal()
+        if (affine[:3, :3] - torch.diag(spacing)).abs().max() > 1e-4 or (spacing <= 0).any():
+            name = volume.meta.get("filename_or_obj", "volume")
+            raise ValueError(f"{name}: the affine must be axis-aligned RAS+ (fewview-ct prepare writes such files)")
+        values = torch.as_tensor(np.asarray(volume), dtype=torch.float32)[None]
+        widths = [max(1, round(g / float(s))) for g, s in zip(self.grid.spacing_mm, spacing, strict=True)]
+        first = affine[:3, 3].clone()
+        if max(widths) > 1:
+            for width, axis in zip(widths, range(3), strict=True):  # one axis after the other is several times faster
+                values = F.avg_pool3d(values, [width if i == axis else 1 for i in range(3)], stride=1)
+            first = first + spacing * (torch.tensor(widths, dtype=torch.float64) - 1) / 2
+        positions = []
+        for axis in range(3):
+            n = values.shape[2 + axis]
+            index = (self.grid.axis_mm(axis, dtype=torch.float64) + isocenter[axis] - first[axis]) / spacing[axis]
+            positions.append(((index + 0.5) / n * 2 - 1).float())
+        grid = torch.stack(torch.meshgrid(*positions, indexing="ij")[::-1], -1)[None]
+        sampled = F.grid_sample(values - AIR_HU, grid, padding_mode="zeros", align_corners=False)[0] + AIR_HU
+        return sampled.round().to(self.dtype) if not self.dtype.is_floating_point else sampled.to(self.dtype)
+
+
+class RepeatRandom(RandomizableTransform):
+    """Serves each result of a costly random transform several times in a row.
+
+    Radiographs are drawn anew at every training step, so one warped volume teaches more than once.
+
+    Args:
+        transform: the random transform.
+        repeats: how often each of its results is served; the items asked for in between are skipped.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any], repeats: int = 1) -> None:
+        super().__init__()
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}")
+        self.transform, self.repeats = transform, repeats
+        self._served, self._result = 0, None
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RepeatRandom:
+        """Seeds the transform: MONAI's `Compose` hands its seed to what is `Randomizable` alone."""
+        super().set_random_state(seed, state)
+        if isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed, state)
+        return self
+
+    def __call__(self, data: Any) -> Any:
+        if self._served % self.repeats == 0:
+            self._result = self.transform(data)
+        self._served += 1
+        return self._result
+
+
+class LoadRadiographsd(Transform):
+    """Loads a stack of radiographs with its geometry and, if asked, keeps some of the views.
+
+    Args:
+        image_key: NIfTI file (U, V, K) of line integrals; becomes a float32 tensor (K, V, U).
+        geometry_key: geometry file (`Geometry.save`); becomes "views" (K, 13) and "view_mask" (K,).
+        angles_deg: views to keep, by angle; None for all, in the file's order.
+        pixel_at_isocenter_mm: resample to this pixel size, demagnified to the isocentre (`match_detector`); None
+            leaves the pixels alone.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file: counts differ, an angle is missing, NaN, values that are no line
+            integrals.
+    """
+
+    def __init__(
+        self,
+        image_key: str = "image",
+        geometry_key: str = "geometry",
+        angles_deg: Sequence[float] | None = None,
+        pixel_at_isocenter_mm: float | None = None,
+    ) -> None:
+        self.image_key, self.geometry_key, self.pixel_mm = image_key, geometry_key, pixel_at_isocenter_mm
+        self.angles_deg = None if angles_deg is None else [float(a) for a in angles_deg]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        path = out[self.image_key]
+        geometry = Geometry.load(out[self.geometry_key])
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"{path}: no such file of radiographs")
+        try:
+            image = np.asarray(nifti1.load(path).dataobj, dtype=np.float32)
+        except (ImageFileError, EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path}: not a readable NIfTI file: {error}") from error
+        image = image[..., None] if image.ndim == 2 else image
+        if image.ndim != 3:
+            raise ValueError(f"{path}: radiographs must be a stack (U, V, K), got shape {image.shape}")
+        stack = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 1, 0)))
+        if len(stack) != len(geometry):
+            raise ValueError(
+                f"{path}: {len(stack)} radiographs, but {out[self.geometry_key]} has {len(geometry)} views"
+            )
+        if tuple(stack.shape[1:]) != geometry.detector_shape:
+            raise ValueError(
+                f"{path}: radiographs of {tuple(stack.shape[1:])} pixels, but {out[self.geometry_key]} says "
+                f"{geometry.detector_shape}"
+            )
+        if not torch.isfinite(stack).all():
+            raise ValueError(f"{path}: radiographs contain NaN or infinite values")
+        if self.angles_deg is not None:
+            chosen = [_index_of(angle, geometry.angles_deg, out[self.geometry_key]) for angle in self.angles_deg]
+            stack, geometry = stack[chosen], geometry.select(chosen)
+        _check_line_integrals(path, stack)
+        views = geometry.tensor()
+        if self.pixel_mm is not None:
+            stack, views = match_detector(stack, views, self.pixel_mm)
+        out[self.image_key] = stack
+        out["views"] = views
+        out["view_mask"] = torch.ones(len(geometry), dtype=torch.bool)
+        out["isocenter_mm"] = torch.tensor(geometry.isocenter_mm or (0.0, 0.0, 0.0), dtype=torch.float64)
+        out["name"] = Path(path).name.split(".")[0]
+        return out
+
+
+def _check_line_integrals(path: str, stack: Tensor) -> None:
+    """Detector values are the commonest mistake, and a network answers them with confidence."""
+    largest = float(stack.amax(dim=(1, 2)).amin()), float(stack.max())
+    if largest[0] <= 0:
+        raise ValueError(f"{path}: a radiograph without any attenuation: empty, or not line integrals -log(I / I0)")
+    if largest[1] > LARGEST_LINE_INTEGRAL:
+        raise ValueError(
+            f"{path}: values up to {largest[1]:.4g} are no line integrals -log(I / I0), which reach about 10 behind a "
+            "chest: convert the detector's values first"
+        )
+
+
+class PlaceVolumed(MapTransform):
+    """A network's volume back into HU and into the CT's frame.
+
+    The affine is the reconstruction grid's, moved by the isocentre of the acquisition ("isocenter_mm", as
+    `LoadRadiographsd` reads it); it is never inherited from the radiographs.
+
+    Args:
+        keys: volumes (1, X, Y, Z), `hu_window` as [-1, 1].
+        grid: the reconstruction grid.
+        hu_window: CT values of -1 and 1.
+        name_key: entry that names the output file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        grid: VolumeGrid,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        name_key: str = "name",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.grid, self.hu_window, self.name_key = grid, tuple(hu_window), name_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """MetaTensors (1, X, Y, Z) of rounded HU, float32."""
+        out = dict(data)
+        affine = self.grid.affine(torch.as_tensor(out["isocenter_mm"]).tolist())
+        for key in self.key_iterator(out):
+            hu = unit_to_hu(torch.as_tensor(out[key]), self.hu_window).round()
+            meta = {"filename_or_obj": f"{out.get(self.name_key, 'reconstruction')}.nii.gz"}
+            out[key] = MetaTensor(hu, affine=torch.as_tensor(affine), meta=meta)
+        return out
+
+
+def _index_of(angle: float, angles: Sequence[float], path: Any) -> int:
+    for index, candidate in enumerate(angles):
+        if abs((candidate - angle + 180) % 360 - 180) < 0.01:
+            return index
+    raise ValueError(f"{path}: no view at {angle:g} degrees; it has {[round(a, 2) for a in angles]}")

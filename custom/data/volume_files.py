@@ -1,0 +1,147 @@
+"""Volumes out of NIfTI and MetaImage files, and the checks which every CT passes."""
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+
+from custom.core.rejection import Rejected
+
+_MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+
+
+def _check_affine(affine: npt.NDArray[np.float64], path: Path) -> None:
+    if not np.isfinite(affine).all() or abs(float(np.linalg.det(affine[:3, :3]))) < 1e-9:
+        raise Rejected(f"{path.name}: its affine is singular or not finite")
+
+
+def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """Values (X, Y, Z) and affine (voxel to RAS+ mm) of a NIfTI file.
+
+    Raises:
+        Rejected: damaged, not three-dimensional, colours, without orientation, NaN or infinite values.
+    """
+    try:
+        image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
+            raise Rejected(f"{path.name} is not a NIfTI image but {type(image).__name__}")
+        header = image.header
+        values = np.squeeze(np.asarray(image.dataobj))
+    except (ImageFileError, HeaderDataError, EOFError, OSError, ValueError) as error:
+        if isinstance(error, Rejected):
+            raise
+        raise Rejected(f"{path.name} is truncated or damaged ({type(error).__name__}: {error})") from error
+    if values.dtype.fields is not None or values.ndim != 3:
+        raise Rejected(f"{path.name} is not one volume: shape {values.shape}, type {values.dtype}")
+    if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
+        raise Rejected(f"{path.name} has no orientation (sform and qform codes are 0): left and right are unknown")
+    affine = np.array(image.affine, dtype=np.float64)
+    affine[:3] *= _MM_PER_UNIT[header.get_xyzt_units()[0]]
+    _check_affine(affine, path)
+    if not np.issubdtype(values.dtype, np.integer):
+        bad = int((~np.isfinite(values)).sum())
+        if bad:
+            raise Rejected(f"{path.name} has {bad} voxels that are NaN or infinite")
+    return values, affine
+
+
+def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """Values (X, Y, Z) and affine (voxel to RAS+ mm) of a MetaImage file (.mhd with .raw or .zraw, .mha).
+
+    Raises:
+        ModuleNotFoundError: SimpleITK is not installed.
+        Rejected: damaged, its data file missing, not three-dimensional, NaN or infinite values.
+    """
+    try:
+        import SimpleITK as sitk
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"reading {path.name} needs SimpleITK: pip install 'fewview-ct[metaimage]'"
+        ) from error
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1][:200]
+        raise Rejected(f"{path.name} or its data file is missing, truncated or damaged ({reason})") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise Rejected(f"{path.name} is not one volume: size {image.GetSize()}")
+    values = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    lps = np.eye(4)
+    lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    lps[:3, 3] = image.GetOrigin()
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    _check_affine(affine, path)
+    if not np.isfinite(values).all():
+        raise Rejected(f"{path.name} has {int((~np.isfinite(values)).sum())} voxels that are NaN or infinite")
+    return values, affine
+
+
+def check_hu(volume: npt.NDArray[np.generic]) -> dict[str, float]:
+    """Whether the values are Hounsfield units: air near -1000, soft tissue near 0.
+
+    Args:
+        volume: (X, Y, Z); below -1500 is padding.
+
+    Returns:
+        ``air_hu``, the commonest value of air (absent where there is hardly any), and ``tissue_hu``, the median of
+        what is denser than -300 HU.
+
+    Raises:
+        Rejected: the values cannot be HU; the message says what they are.
+    """
+    sample = np.asarray(volume[::2, ::2, ::2], dtype=np.float32).ravel()
+    inside = sample[sample > -1500]
+    span = f"values run from {sample.min():g} to {sample.max():g}"
+    if inside.size < 0.1 * sample.size:
+        raise Rejected(f"not a CT in HU: hardly any value above -1500 ({span})")
+    if float(((inside > -1150) & (inside < -600)).mean()) < 0.01:
+        raise Rejected(f"HU calibration: no air and no lung between -1150 and -600 HU ({span}); rescale missing?")
+    tissue = inside[inside > -300]
+    if tissue.size < 0.02 * inside.size:
+        raise Rejected(f"HU calibration: no soft tissue above -300 HU ({span})")
+    facts = {"tissue_hu": round(float(np.median(tissue)), 1)}
+    if not -150.0 <= facts["tissue_hu"] <= 120.0:
+        raise Rejected(f"HU calibration: soft tissue measures {facts['tissue_hu']:g} HU, expected -150 to 120 ({span})")
+    # The scan's own lowest value is padding or clipped air: a mode there would say nothing.
+    air = inside[(inside < -930) & (inside > max(-1150.0, float(inside.min()) + 0.5))]
+    if air.size > 0.02 * inside.size:
+        counts, edges = np.histogram(air, bins=55, range=(-1150, -930))
+        facts["air_hu"] = round(float(edges[int(np.argmax(counts))] + 2.0), 1)
+        if abs(facts["air_hu"] + 1000.0) > 60.0:
+            raise Rejected(f"HU calibration: air measures {facts['air_hu']:g} HU, expected -1000 +- 60")
+    return facts
+
+
+def check_grid(
+    shape: tuple[int, ...], affine: npt.NDArray[np.floating], max_slice_mm: float, min_coverage_mm: float
+) -> dict[str, Any]:
+    """Whether slices are thin enough and the scan long enough.
+
+    Args:
+        shape: (X, Y, Z) in any axis order.
+        affine: voxel to RAS+ mm; the axis closest to superior is the slice axis.
+        max_slice_mm: largest slice spacing.
+        min_coverage_mm: smallest length along the slice axis.
+
+    Returns:
+        ``native_spacing_mm``, ``native_shape`` and ``coverage_mm``.
+
+    Raises:
+        Rejected: too coarse or too short.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axis = int(np.argmax(np.abs(affine[2, :3]) / spacing))
+    length = float(spacing[axis] * shape[axis])
+    if spacing[axis] > max_slice_mm * 1.001:
+        raise Rejected(f"slices are {spacing[axis]:g} mm apart, max_slice_mm is {max_slice_mm:g}")
+    if length < min_coverage_mm:
+        raise Rejected(f"the scan covers {length:g} mm only, min_coverage_mm is {min_coverage_mm:g}")
+    return {
+        "native_spacing_mm": [round(float(s), 5) for s in spacing],
+        "native_shape": [int(n) for n in shape],
+        "coverage_mm": round(length, 2),
+    }

@@ -1,0 +1,319 @@
+"""CT series in DICOM: headers of files, the stack they form, and its voxels in HU."""
+
+import importlib.util
+import itertools
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from custom.core.rejection import Rejected
+
+CT_CLASSES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
+        "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT
+        "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT
+    }
+)
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+NOT_A_STACK = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "MIP", "MINIP", "PROJECTION IMAGE", "SCREEN SAVE"})
+PADDING_HU = -2000.0
+"""What pixels outside the reconstruction circle (Pixel Padding Value, 0028,0120) are set to."""
+
+_NATIVE_SYNTAXES = frozenset(
+    {
+        "1.2.840.10008.1.2",
+        "1.2.840.10008.1.2.1",
+        "1.2.840.10008.1.2.1.99",
+        "1.2.840.10008.1.2.2",
+        "1.2.840.10008.1.2.5",  # RLE, decoded by pydicom itself
+    }
+)
+_HEADER_ERRORS = (
+    InvalidDicomError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError,
+    struct.error,
+)  # fmt: skip
+FACT_TAGS = (
+    "Modality", "SeriesDescription", "SeriesNumber", "Manufacturer", "ConvolutionKernel", "KVP", "PatientPosition",
+    "FrameOfReferenceUID", "SliceThickness",
+)  # fmt: skip
+"""Attributes that go into the manifest as text."""
+
+_TAGS = [
+    *FACT_TAGS,
+    "SOPClassUID", "SOPInstanceUID", "ImageType", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName",
+    "PatientBirthDate", "PatientSex", "AcquisitionNumber", "TemporalPositionIdentifier", "ImagePositionPatient",
+    "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames", "RescaleSlope",
+    "RescaleIntercept", "RescaleType", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One axial image: a file, or one frame of a multi-frame file. Positions in DICOM's LPS millimetres."""
+
+    path: Path
+    frame: int | None
+    sop_uid: str
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    pixel_spacing: tuple[float, ...]
+    shape: tuple[int, int]
+    rescale: tuple[float, float] | None
+    rescale_type: str
+    acquisition: tuple[str, str]
+
+    @property
+    def normal(self) -> npt.NDArray[np.float64]:
+        """Unit vector across the slice."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
+
+    @property
+    def depth(self) -> float:
+        """Distance of the slice from the origin along its normal, mm, growing towards the head."""
+        normal = self.normal
+        return float(np.dot(self.position, normal if normal[2] > 0 else -normal))
+
+
+@dataclass(frozen=True)
+class Header:
+    """What `read_header` finds in one DICOM file."""
+
+    path: Path
+    sop_class: str
+    modality: str
+    series_uid: str
+    study_uid: str
+    patient_id: str
+    identity: str
+    image_type: tuple[str, ...]
+    compressed: bool
+    slices: tuple[Slice, ...]
+    problem: str
+    facts: dict[str, str]
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether the file has DICOM's preamble, or a name that promises a DICOM file without one."""
+    with open(path, "rb") as stream:
+        start = stream.read(132)
+    return start[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".ima", ".dicom")
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(float(v) for v in value)
+
+
+def _slice(path: Path, frame: int | None, dataset: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> Slice:
+    """Build a `Slice` from the first of ``groups`` (functional groups, then the file) that has each attribute."""
+
+    def find(sequence: str, keyword: str) -> Any:
+        for group in groups:
+            if sequence in group and keyword in group[sequence].value[0]:
+                return group[sequence].value[0].get(keyword)
+        return dataset.get(keyword)
+
+    slope, intercept = (find("PixelValueTransformationSequence", f"Rescale{k}") for k in ("Slope", "Intercept"))
+    return Slice(
+        path=path,
+        frame=frame,
+        sop_uid=f"{dataset.SOPInstanceUID}" + ("" if frame is None else f"#{frame}"),
+        position=_numbers(find("PlanePositionSequence", "ImagePositionPatient")),
+        orientation=_numbers(find("PlaneOrientationSequence", "ImageOrientationPatient")),
+        pixel_spacing=_numbers(find("PixelMeasuresSequence", "PixelSpacing")),
+        shape=(int(dataset.Rows), int(dataset.Columns)),
+        rescale=None if slope is None or intercept is None else (float(slope), float(intercept)),
+        rescale_type=str(find("PixelValueTransformationSequence", "RescaleType") or ""),
+        acquisition=(str(dataset.get("AcquisitionNumber", "")), str(dataset.get("TemporalPositionIdentifier", ""))),
+    )
+
+
+def _slices(path: Path, dataset: pydicom.Dataset) -> tuple[Slice, ...]:
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    if per_frame is None:
+        return (_slice(path, None, dataset, ()),)
+    shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
+    return tuple(_slice(path, k, dataset, [group, *shared]) for k, group in enumerate(per_frame))
+
+
+def read_header(path: Path) -> Header | str:
+    """The header of one DICOM file, without its pixels.
+
+    Returns:
+        The header, or in words what is wrong with the file as a whole (damaged, not DICOM). A CT image whose
+        geometry is incomplete comes back as a header with its ``problem``.
+    """
+    if path.stat().st_size == 0:
+        return "empty file"
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+        sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", ""))
+        syntax = str(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
+        image_type = tuple(str(v).upper() for v in dataset.get("ImageType") or ())
+        identity = "|".join(str(dataset.get(k, "")) for k in ("PatientName", "PatientBirthDate", "PatientSex"))
+        facts = {keyword: str(dataset.get(keyword, "") or "") for keyword in FACT_TAGS}
+        uid, study, patient = (
+            str(dataset.get(k, "") or "").strip() for k in ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")
+        )
+    except _HEADER_ERRORS as error:
+        return f"damaged or not a DICOM file ({type(error).__name__}: {error})"
+    if not sop_class:
+        return "damaged or not a DICOM file (no SOP class in its header)"
+    if sop_class != DIRECTORY_CLASS and not uid:
+        return "damaged header (no SeriesInstanceUID: is the file truncated?)"
+    slices: tuple[Slice, ...] = ()
+    problem = ""
+    if sop_class in CT_CLASSES and not NOT_A_STACK & set(image_type):
+        try:
+            slices = _slices(path, dataset)
+        except _HEADER_ERRORS:
+            problem = "its header lacks position, orientation, pixel spacing or size (truncated?)"
+    return Header(
+        path=path, sop_class=sop_class, modality=facts["Modality"], series_uid=uid, study_uid=study,
+        patient_id=patient, identity=identity, image_type=image_type, compressed=syntax not in _NATIVE_SYNTAXES,
+        slices=slices, problem=problem, facts=facts,
+    )  # fmt: skip
+
+
+def require_decoders() -> None:
+    """Raise ModuleNotFoundError, naming the extra, where compressed pixels could not be decoded."""
+    if all(importlib.util.find_spec(m) is None for m in ("pylibjpeg", "gdcm")):
+        raise ModuleNotFoundError(
+            "the input holds compressed DICOM files; decoding them needs pylibjpeg: pip install 'fewview-ct[dicom]'"
+        )
+
+
+def drop_copies(slices: Sequence[Slice]) -> list[Slice]:
+    """The slices without second copies (same SOPInstanceUID), sorted from feet to head."""
+    unique = {s.sop_uid: s for s in sorted(slices, key=lambda s: str(s.path), reverse=True)}
+    return sorted(unique.values(), key=lambda s: (s.depth, s.sop_uid))
+
+
+def split_acquisitions(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Stacks with one slice at a position: the series itself, or its acquisitions (0020,0012; 0020,0100).
+
+    Raises:
+        Rejected: two different images stand at one position and no acquisition number tells them apart.
+    """
+
+    def clash(stack: Sequence[Slice]) -> tuple[Slice, Slice] | None:
+        pairs = itertools.pairwise(stack)
+        return next((pair for pair in pairs if abs(pair[1].depth - pair[0].depth) < 0.01), None)
+
+    if clash(slices) is None:
+        return [list(slices)]
+    stacks: dict[tuple[str, str], list[Slice]] = {}
+    for item in slices:
+        stacks.setdefault(item.acquisition, []).append(item)
+    for stack in stacks.values():
+        pair = clash(stack)
+        if pair:
+            raise Rejected(
+                f"two different images at one position (z = {pair[0].position[2]:g} mm): {pair[0].path.name} and "
+                f"{pair[1].path.name}; separate the acquisitions into series"
+            )
+    return [stacks[key] for key in sorted(stacks)]
+
+
+def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
+    """Affine and facts of a sorted stack of slices.
+
+    Returns:
+        The affine from (column, row, slice) to RAS+ mm, and facts for the manifest (native spacing, slices).
+
+    Raises:
+        Rejected: not axial, slices that differ in size or direction, missing or uneven slices, no rescale.
+    """
+    first = slices[0]
+    if len(slices) < 2:
+        raise Rejected(f"a single image, not a stack: {first.path.name}")
+    for item in slices:
+        if item.rescale is None:
+            raise Rejected(
+                f"no Rescale Slope and Intercept in {item.path.name}: stored values cannot be turned into HU"
+            )
+        if item.rescale_type not in ("", "HU"):
+            raise Rejected(f"Rescale Type is {item.rescale_type!r}, not HU, in {item.path.name}")
+        if item.shape != first.shape or not np.allclose(item.pixel_spacing, first.pixel_spacing, rtol=1e-3):
+            raise Rejected(
+                f"slices differ in size or pixel spacing: {item.shape} at {item.pixel_spacing} mm in {item.path.name}, "
+                f"{first.shape} at {first.pixel_spacing} mm in {first.path.name}"
+            )
+        if not np.allclose(item.orientation, first.orientation, atol=1e-3):
+            raise Rejected(f"slices differ in orientation: {first.path.name} and {item.path.name}")
+    if abs(first.normal[2]) < 0.9:
+        raise Rejected(f"not axial: the slices' normal is {np.round(first.normal, 2).tolist()} (LPS)")
+    depths = np.array([s.depth for s in slices])
+    gaps = np.diff(depths)
+    spacing = float(np.median(gaps))
+    widest = int(np.argmax(gaps))
+    if gaps[widest] > 1.5 * spacing:
+        raise Rejected(
+            f"missing slices: {gaps[widest]:g} mm between {slices[widest].path.name} (z = "
+            f"{slices[widest].position[2]:g}) and {slices[widest + 1].path.name} (z = "
+            f"{slices[widest + 1].position[2]:g}), {spacing:g} mm elsewhere; {int((gaps > 1.5 * spacing).sum())} gap(s)"
+        )
+    if float(np.abs(gaps - spacing).max()) > 0.05 * spacing + 0.01:
+        raise Rejected(f"slice spacing is not uniform: {gaps.min():g} to {gaps.max():g} mm")
+    positions = np.array([s.position for s in slices])
+    step = (positions[-1] - positions[0]) / (len(slices) - 1)
+    line = positions[0] + np.arange(len(slices))[:, None] * step
+    if float(np.abs(positions - line).max()) > max(0.5, 0.25 * spacing):
+        raise Rejected("the slices' positions do not lie on one line: the table or the gantry moved between them")
+    rows, columns = first.pixel_spacing[0], first.pixel_spacing[1]
+    lps = np.eye(4)
+    lps[:3, 0] = np.array(first.orientation[:3]) * columns
+    lps[:3, 1] = np.array(first.orientation[3:]) * rows
+    lps[:3, 2] = step
+    lps[:3, 3] = positions[0]
+    facts = {
+        "native_spacing_mm": [round(columns, 5), round(rows, 5), round(spacing, 5)],
+        "native_shape": [first.shape[1], first.shape[0], len(slices)],
+    }
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps, facts
+
+
+def _pixels(path: Path) -> tuple[npt.NDArray[Any], Any]:
+    """Decoded stored values of a file and its padding value (None where it has none)."""
+    try:
+        dataset = pydicom.dcmread(path, force=True)
+        if "PixelData" not in dataset:
+            raise Rejected(f"{path.name} holds no pixel data (truncated?)")
+        pixels = np.asarray(dataset.pixel_array)
+    except (*_HEADER_ERRORS, RuntimeError) as error:
+        if isinstance(error, Rejected):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise Rejected(f"{path.name} cannot be decoded, it is truncated or damaged ({reason})") from error
+    return pixels, dataset.get("PixelPaddingValue")
+
+
+def load_stack(slices: Sequence[Slice]) -> npt.NDArray[np.float32]:
+    """HU volume (columns, rows, slices) of a sorted stack; padding outside the reconstruction circle is -2000.
+
+    Raises:
+        Rejected: a file whose pixels are truncated or damaged, named in the message.
+    """
+    rows, columns = slices[0].shape
+    volume = np.empty((columns, rows, len(slices)), dtype=np.float32)
+    opened: tuple[Path, npt.NDArray[Any], Any] | None = None
+    for k, item in enumerate(slices):
+        if opened is None or opened[0] != item.path:
+            opened = (item.path, *_pixels(item.path))
+        stored = opened[1] if item.frame is None or opened[1].ndim == 2 else opened[1][item.frame]
+        if stored.shape != item.shape:
+            raise Rejected(f"{item.path.name} decodes to {stored.shape} pixels, its header says {item.shape}")
+        assert item.rescale is not None
+        values = stored.astype(np.float32) * item.rescale[0] + item.rescale[1]
+        if opened[2] is not None:
+            values[stored == opened[2]] = PADDING_HU
+        volume[:, :, k] = values.T
+    return volume

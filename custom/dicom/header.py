@@ -1,0 +1,240 @@
+"""The header of a DICOM radiograph, made safe to look at.
+
+Whatever a damaged or hostile file holds, the functions here and in `pixels` return or raise a ValueError of one line:
+pydicom and its decoders raise many other types, which are turned into one at this border.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+from pydicom.datadict import keyword_for_tag, tag_for_keyword
+
+__all__ = [
+    "LARGEST_PIXELS",
+    "RADIOGRAPH_CLASSES",
+    "Header",
+    "numbers",
+    "one_line",
+    "quiet_pydicom",
+    "read_dataset",
+    "read_header",
+    "reason",
+    "tag",
+    "text",
+]
+
+#: Storage SOP classes that are read, and the modality that each stands for.
+RADIOGRAPH_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.1": "CR",
+    "1.2.840.10008.5.1.4.1.1.1.1": "DX",  # for presentation
+    "1.2.840.10008.5.1.4.1.1.1.1.1": "DX",  # for processing
+    "1.2.840.10008.5.1.4.1.1.12.1": "XA",
+    "1.2.840.10008.5.1.4.1.1.12.2": "RF",
+    "1.2.840.10008.5.1.4.1.1.481.1": "RTIMAGE",
+}
+PROCESSING_CLASS = "1.2.840.10008.5.1.4.1.1.1.1.1"
+PRESENTATION_CLASS = "1.2.840.10008.5.1.4.1.1.1.1"
+
+#: Bounds of what is read: pixels of a picture, pixels of all frames, bytes of a file.
+LARGEST_PIXELS, LARGEST_FRAMES, LARGEST_FILE = 50_000_000, 300_000_000, 2**30
+_SMALLEST_SIDE = 8
+_LONGEST_TEXT = 512
+
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+
+
+@dataclass
+class Header:
+    """What `read_header` finds.
+
+    Args:
+        path: the file.
+        dataset: all elements but the pixel data; elements that cannot be decoded are taken out.
+        modality: by SOP class.
+        damaged: attributes that were taken out, as "Name (gggg,eeee)".
+        warnings: about the pixels, of `read_pixels`.
+    """
+
+    path: Path
+    dataset: pydicom.Dataset
+    modality: str
+    damaged: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Without pydicom's own warnings and log lines about damaged values, which come by the dozen."""
+    log = logging.getLogger("pydicom")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def reason(error: BaseException, longest: int = 200) -> str:
+    """What an exception says, as one short line that a terminal can show."""
+    # pydicom puts the traceback of an error within a sequence or element into the message.
+    said = str(error).split("Traceback (most recent call last)")[0]
+    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:longest]
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and what it says as one short line."""
+    return f"{type(error).__name__}: {reason(error, 160)}".rstrip(": ")
+
+
+def tag(keyword: str) -> str:
+    """An attribute as provenance names it: "(0018,1110)"."""
+    number = tag_for_keyword(keyword) or 0
+    return f"({number >> 16:04X},{number & 0xFFFF:04X})"
+
+
+def text(dataset: pydicom.Dataset, keyword: str) -> str:
+    """An attribute as one line of text in capitals; "" where it is absent, empty or not decodable."""
+    try:
+        value = dataset.get(keyword)
+        if value is None or isinstance(value, pydicom.Sequence):
+            return ""
+        if not isinstance(value, str | bytes) and hasattr(value, "__iter__"):
+            value = "\\".join(str(v) for v in value)
+        printable = "".join(c if c.isprintable() else " " for c in str(value)[:_LONGEST_TEXT])
+        return " ".join(printable.split()).upper()
+    except Exception:  # a damaged element raises anything
+        return ""
+
+
+def numbers(dataset: pydicom.Dataset, keyword: str, count: int | None = 1) -> tuple[float, ...] | None:
+    """An attribute as finite numbers; None where it is absent, empty (type 2), not numbers, or of another count."""
+    try:
+        value = dataset.get(keyword)
+        if value is None or isinstance(value, str | bytes | pydicom.Sequence):
+            value = value.split("\\") if isinstance(value, str) and value.strip() else None
+        if value is None:
+            return None
+        values = tuple(float(v) for v in (value if hasattr(value, "__iter__") else [value]))
+    except Exception:  # a damaged element raises anything
+        return None
+    if not values or not all(map(math.isfinite, values)) or (count is not None and len(values) != count):
+        return None
+    return values
+
+
+def _clean(dataset: pydicom.Dataset, damaged: list[str], depth: int = 0) -> None:
+    """Decode every element now, so that nobody meets a damaged one later; those that fail are taken out."""
+    for key in list(dataset.keys()):
+        try:
+            element = dataset[key]
+            if element.VR == "SQ":
+                if depth >= 8:
+                    raise ValueError("nested too deeply")
+                for item in element.value:
+                    _clean(item, damaged, depth + 1)
+            else:
+                str(element.value)
+        except Exception:  # whatever pydicom raises for a damaged element
+            name = keyword_for_tag(key) or "element"
+            damaged.append(f"{name} ({key >> 16:04X},{key & 0xFFFF:04X})")
+            del dataset[key]
+
+
+class _Bounded(io.BufferedReader):
+    """A file that reserves no more memory than it has bytes, whatever length an element claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
+def read_dataset(path: Path, pixels: bool) -> pydicom.FileDataset:
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"{path}: an empty file")
+    if size > LARGEST_FILE:
+        raise ValueError(f"{path}: {size / 2**30:.1f} GB are more than a radiograph has")
+    with quiet_pydicom():
+        try:
+            with _Bounded(open(path, "rb", buffering=0)) as stream:
+                # Inflating is not bounded by the file's size.
+                if _has_preamble(path) and _syntax(stream) == _DEFLATED:
+                    raise ValueError("deflated transfer syntax; convert it, e.g. dcmconv +te in.dcm out.dcm")
+                return pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True)
+        except Exception as error:  # whatever pydicom raises for a damaged file
+            raise ValueError(f"{path}: damaged or not a DICOM file ({one_line(error)})") from error
+
+
+def _syntax(stream: _Bounded) -> str:
+    """Transfer Syntax UID (0002,0010) of a file with a preamble; the stream stands at its beginning again."""
+    stream.seek(132)
+    meta = pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda number, *_: number >> 16 != 2)
+    stream.seek(0)
+    return str(meta.get("TransferSyntaxUID", ""))
+
+
+def _has_preamble(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+
+
+def read_header(path: Path) -> Header:
+    """The header of one radiograph.
+
+    Args:
+        path: DICOM file.
+
+    Raises:
+        ValueError: not DICOM, damaged, another kind of object, colour, or impossible in size.
+    """
+    dataset = read_dataset(path, pixels=False)
+    damaged: list[str] = []
+    with quiet_pydicom():
+        try:
+            _clean(dataset, damaged)
+            _clean(dataset.file_meta, damaged)
+        except Exception as error:  # a data set whose keys cannot be listed
+            raise ValueError(f"{path}: damaged DICOM header ({one_line(error)})") from error
+    sop_class = text(dataset, "SOPClassUID") or text(getattr(dataset, "file_meta", None) or pydicom.Dataset(),
+                                                     "MediaStorageSOPClassUID")  # fmt: skip
+    if not sop_class:
+        raise ValueError(f"{path}: damaged or not a DICOM file (no SOP class in its header)")
+    if sop_class not in RADIOGRAPH_CLASSES:
+        raise ValueError(
+            f"{path}: a DICOM {_class_name(sop_class)}, not a radiograph: DX, CR, XA, RF and RTIMAGE single frames "
+            "are read (others: export as 16-bit PNG with a sidecar)"
+        )
+    header = Header(path, dataset, RADIOGRAPH_CLASSES[sop_class], damaged)
+    samples, photometric = numbers(dataset, "SamplesPerPixel"), text(dataset, "PhotometricInterpretation")
+    if not photometric:
+        raise ValueError(f"{path}: no Photometric Interpretation (0028,0004); is the file truncated or damaged?")
+    if (samples is not None and samples[0] != 1) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ValueError(
+            f"{path}: Photometric Interpretation (0028,0004) is {photometric[:40]}; only MONOCHROME1 and MONOCHROME2 "
+            "with one sample per pixel are radiographs, colour images are not read"
+        )
+    rows, columns = (numbers(dataset, key) for key in ("Rows", "Columns"))
+    if rows is None or columns is None:
+        raise ValueError(f"{path}: no Rows (0028,0010) or Columns (0028,0011)")
+    if min(rows[0], columns[0]) < _SMALLEST_SIDE or rows[0] * columns[0] > LARGEST_PIXELS:
+        raise ValueError(f"{path}: {columns[0]:g} x {rows[0]:g} pixels are not the size of a radiograph")
+    return header
+
+
+def _class_name(sop_class: str) -> str:
+    with quiet_pydicom():
+        name = pydicom.uid.UID(sop_class).name
+    return " ".join(str(name).split())[:80]

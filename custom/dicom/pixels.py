@@ -1,0 +1,175 @@
+"""Stored values of a DICOM radiograph."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+
+from custom.dicom.header import LARGEST_FRAMES, Header, numbers, one_line, quiet_pydicom, read_dataset
+
+__all__ = ["frame_count", "read_pixels"]
+
+_NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+
+
+def frame_count(header: Header) -> int:
+    """Number of Frames (0028,0008), 1 where it is absent or empty.
+
+    Raises:
+        ValueError: for a number that is not positive, or more than is read.
+    """
+    found = numbers(header.dataset, "NumberOfFrames")
+    count = 1 if found is None else int(found[0])
+    size = int(numbers(header.dataset, "Rows")[0]) * int(numbers(header.dataset, "Columns")[0])  # type: ignore[index]
+    if count < 1 or count * size > LARGEST_FRAMES:
+        raise ValueError(f"{header.path}: Number of Frames (0028,0008) is {count}, which cannot be read")
+    return count
+
+
+def read_pixels(header: Header, frame: int | None = None) -> npt.NDArray[np.int32]:
+    """Stored values (V, U) of the file as int32, unused bits removed; a warning in the header where those held values.
+
+    Args:
+        header: of `read_header`.
+        frame: number of the frame from 1; needed where there are several.
+
+    Raises:
+        ValueError: several frames and none chosen, no or damaged pixel data, a size that is not the header's.
+        ModuleNotFoundError: naming the extra, where compressed pixels could not be decoded.
+    """
+    path, count = header.path, frame_count(header)
+    if count > 1 and frame is None:
+        raise ValueError(
+            f'{path}: {count} frames; choose one: write "frame": 1 (to {count}) into {path.stem}.json beside it'
+        )
+    if frame is not None and not 1 <= frame <= count:
+        raise ValueError(f"{path}: frame {frame} is asked for, there are {count}")
+    shape = tuple(int(numbers(header.dataset, key)[0]) for key in ("Rows", "Columns"))  # type: ignore[index]
+    dataset = read_dataset(path, pixels=True)
+    syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2"))
+    if "PixelData" not in dataset:
+        raise ValueError(f"{path}: holds no Pixel Data (7FE0,0010); is the file truncated?")
+    with quiet_pydicom():
+        try:
+            if syntax in _NATIVE:
+                pixels = _native(dataset, shape, (frame or 1) - 1, syntax == _BIG_ENDIAN)
+            else:
+                _check_compressed(dataset, shape)
+                pixels = np.asarray(dataset.pixel_array)
+                pixels = pixels[(frame or 1) - 1] if count > 1 and pixels.ndim == 3 else pixels
+        except Exception as error:  # whatever pydicom and its decoders raise for damaged pixels
+            if syntax not in _NATIVE and all(importlib.util.find_spec(m) is None for m in ("pylibjpeg", "gdcm")):
+                raise ModuleNotFoundError(
+                    f"{path} is compressed; decoding it needs pylibjpeg: pip install 'fewview-ct[dicom]'"
+                ) from error
+            raise ValueError(
+                f"{path}: its pixels cannot be decoded, truncated or damaged ({one_line(error)})"
+            ) from error
+    if pixels.shape != shape or pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 4:
+        raise ValueError(
+            f"{path}: pixels of shape {pixels.shape} and type {pixels.dtype}, but its header says {shape}; 8 or 16 "
+            "bits are read"
+        )
+    return _used_bits(header, pixels)
+
+
+def _native(dataset: pydicom.Dataset, shape: tuple[int, ...], frame: int, big_endian: bool) -> npt.NDArray[Any]:
+    """One frame of uncompressed pixels. pydicom would drop bits above Bits Stored, wherever High Bit is."""
+    allocated, signed = numbers(dataset, "BitsAllocated"), numbers(dataset, "PixelRepresentation")
+    if allocated is None or allocated[0] not in (8, 16):
+        raise ValueError("Bits Allocated (0028,0100) must be 8 or 16")
+    kind = np.dtype(f"{'>' if big_endian else '<'}{'i' if signed is not None and signed[0] == 1 else 'u'}"
+                    f"{int(allocated[0]) // 8}")  # fmt: skip
+    size = shape[0] * shape[1]
+    data = bytes(dataset.PixelData)
+    if len(data) < (frame + 1) * size * kind.itemsize:
+        raise ValueError(f"{len(data)} bytes of pixel data, {(frame + 1) * size * kind.itemsize} are needed")
+    return np.frombuffer(data, kind, size, frame * size * kind.itemsize).reshape(shape)
+
+
+def _used_bits(header: Header, pixels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Values without what other bits than Bits Stored (0028,0101) up to High Bit (0028,0102) hold, as overlays did."""
+    stored, high, signed = (numbers(header.dataset, k) for k in ("BitsStored", "HighBit", "PixelRepresentation"))
+    bits = 16 if stored is None else int(stored[0])
+    shift = 0 if high is None else int(high[0]) + 1 - bits
+    if not 1 <= bits <= 16 or not 0 <= shift <= 16 - bits:
+        raise ValueError(f"{header.path}: Bits Stored (0028,0101) {bits} and High Bit (0028,0102) do not fit together")
+    values = pixels.astype(np.int32)
+    share = _share_above(values, shift + bits, _overlay_bits(header.dataset))
+    if share:
+        header.warnings.append(
+            f"{100 * share:.2g} % of the pixels have bits above High Bit (0028,0102), which are not used: their values "
+            f"are above what Bits Stored (0028,0101) {bits} allows; is that right?"
+        )
+    values = (values >> shift) & ((1 << bits) - 1)
+    if signed is not None and signed[0] == 1:
+        values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values).astype(np.int32)
+    return values
+
+
+def _share_above(values: npt.NDArray[np.int32], first: int, overlays: list[int]) -> float:
+    """Share of the pixels with bits from `first` on, other than overlays and the sign of a negative value."""
+    above = values >> first
+    # Signed pixels come with their sign continued.
+    above = np.where((above == -1) & ((values >> (first - 1)) & 1 == 1), 0, above)
+    for bit in overlays:
+        if bit >= first:
+            above &= ~(1 << (bit - first))
+    return float((above != 0).mean())
+
+
+def _overlay_bits(dataset: pydicom.Dataset) -> list[int]:
+    """Overlay Bit Position (60xx,0102) of overlays that are held in unused bits of the pixels."""
+    bits = []
+    for group in range(0x6000, 0x6020, 2):
+        try:
+            bits.append(int(dataset[group, 0x0102].value))
+        except Exception:  # absent, empty or damaged
+            continue
+    return [bit for bit in bits if 0 < bit < 16]
+
+
+def _check_compressed(dataset: pydicom.Dataset, shape: tuple[int, ...]) -> None:
+    """Refuse code streams that announce another size than the header: decoders would allocate it."""
+    data = dataset.PixelData
+    for start in _code_streams(data):
+        size = _stream_size(data, start)
+        if size is not None and size != shape:
+            raise ValueError(f"a code stream of {size[1]} x {size[0]} pixels, the header says {shape[1]} x {shape[0]}")
+    if len(data) == 0:
+        raise ValueError("no compressed data")
+
+
+def _code_streams(data: bytes) -> list[int]:
+    """Offsets of JPEG (FFD8FF) and JPEG 2000 (FF4FFF51) code streams, at most 64."""
+    starts: list[int] = []
+    for marker in (b"\xff\xd8\xff", b"\xff\x4f\xff\x51"):
+        position = data.find(marker)
+        while position >= 0 and len(starts) < 64:
+            starts.append(position)
+            position = data.find(marker, position + 4)
+    return starts
+
+
+def _stream_size(data: bytes, start: int) -> tuple[int, int] | None:
+    """Rows and columns that a code stream announces; None where no frame header follows."""
+    if data[start + 1] == 0x4F:  # SIZ: length, capabilities, then width, height, and their offsets, 4 bytes each
+        field_bytes = data[start + 8 : start + 24]
+        x, y, x0, y0 = (int.from_bytes(field_bytes[i : i + 4], "big") for i in (0, 4, 8, 12))
+        return y - y0, x - x0
+    position = start + 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7):
+            return int.from_bytes(data[position + 5 : position + 7], "big"), int.from_bytes(
+                data[position + 7 : position + 9], "big"
+            )
+        if marker == 0xDA or length < 2:
+            return None
+        position += 2 + length
+    return None

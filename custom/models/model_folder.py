@@ -1,0 +1,279 @@
+"""Models as a clinic loads them: a published name, a bundle, an exported folder or a weights file.
+
+`export` packs a bundle's weights, those of its parents, thresholds of the trust checks and the card into one folder;
+`load_model` makes a `Model` of it, whatever it was given.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom import __version__
+from custom.core.atomic_directory import whole_folder
+from custom.core.checkpoints import Checkpoint, load_checkpoint, sha256
+from custom.core.files import write_json
+from custom.core.hu_window import unit_to_hu
+from custom.core.precision import check_precision
+from custom.geometry import VolumeGrid
+from custom.models.model_files import (
+    AUTOENCODER,
+    CARD,
+    DESCRIPTION,
+    FORMAT,
+    LICENSE,
+    MEAN,
+    MODEL_NAMES,
+    SAMPLER_OPTIONS,
+    THRESHOLDS,
+    WEIGHTS,
+    ModelFiles,
+    find_model,
+)
+from custom.networks.denoiser import LatentDenoiser
+from custom.sampling import PosteriorSampler, load_sampler
+
+__all__ = ["Model", "export", "load_model"]
+
+
+class Model:
+    """A network that turns radiographs into a CT, ready to run.
+
+    Attributes:
+        name: as in `MODEL_NAMES`, or what its folder or file is called.
+        sha256: of model.pt, which names the hashes of its parents.
+        parents: SHA-256 of "autoencoder" and "mean", where it has them.
+        meta: of its checkpoint (`custom.core.checkpoints`).
+        grid: voxels of its volumes, in the isocentre frame.
+        hu_window: lowest and highest HU that it gives.
+        energy_kev: of the line integrals that it reads.
+        pixel_at_isocenter_mm: of the radiographs that it reads.
+        detector_shape: rows and columns (V, U) that it was trained with; None: its checkpoint does not say. It reads
+            others too.
+        can_sample: whether `samples` works.
+        thresholds: file of thresholds for the trust checks; None: none came with it.
+        card: the model card (Markdown); None: none came with it.
+        network: the network itself, or its `PosteriorSampler`.
+        device: that it runs on.
+        precision: "auto", "bf16" or "fp32", as it was asked for.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        checkpoint: Checkpoint,
+        network: Any,
+        device: torch.device,
+        precision: str,
+        parents: Mapping[str, str],
+    ) -> None:
+        self.name, self.sha256, self.meta = files.name, checkpoint.hash, checkpoint.meta
+        self.network, self.device, self.precision, self.parents = network, device, precision, dict(parents)
+        self.can_sample = isinstance(network, PosteriorSampler)
+        source = network.denoiser if self.can_sample else network
+        self.grid: VolumeGrid = network.grid
+        self.hu_window: tuple[float, float] = tuple(network.hu_window)
+        self.energy_kev = float(source.energy_kev)
+        self.pixel_at_isocenter_mm = float(self.meta.get("pixel_at_isocenter_mm") or self.grid.spacing_mm[0])
+        shape = self.meta.get("detector_shape")
+        self.detector_shape: tuple[int, int] | None = None if shape is None else (int(shape[0]), int(shape[1]))
+        self.thresholds = files.thresholds
+        self.card = None if files.card is None else files.card.read_text(encoding="utf-8")
+
+    @torch.inference_mode()
+    def mean(self, image: Tensor, views: Tensor) -> Tensor:
+        """The one volume that the model gives: of a denoiser, what its mean network makes of the radiographs.
+
+        Args:
+            image: line integrals (K, V, U).
+            views: (K, 13).
+
+        Returns:
+            HU (X, Y, Z) on `grid`, float32, clipped to `hu_window`.
+
+        Raises:
+            ValueError: the model only draws samples, or is not made for these views.
+        """
+        self.require(samples=0)
+        network = self.network.mean.networks[0] if self.can_sample else self.network
+        pred = network(image[None].float().to(self.device), views[None].float().to(self.device))
+        return unit_to_hu(pred[0, 0], self.hu_window).cpu()
+
+    def samples(self, image: Tensor, views: Tensor, count: int, seed: int = 0) -> Iterator[Tensor]:
+        """Volumes that the radiographs and the training patients allow, one after the other.
+
+        Args:
+            image: line integrals (K, V, U).
+            views: (K, 13).
+            count: how many.
+            seed: of the noise; sample i of a seed is the same whatever `count` is.
+
+        Yields:
+            HU (X, Y, Z) on `grid`, float32, clipped to `hu_window`.
+
+        Raises:
+            ValueError: the model draws no samples, or is not made for these views.
+        """
+        self.require(samples=count)
+        for _, batch in self.network.samples(image.float(), views.float(), count, seed):
+            yield from batch[:, 0].float().cpu()
+
+    def require(self, samples: int) -> None:
+        """Raises ValueError unless the model can give that many samples; 0: the one volume of `mean`."""
+        if samples and not self.can_sample:
+            others = " or ".join(f"--model {name}" for name, draws in MODEL_NAMES.items() if draws)
+            raise ValueError(
+                f"the model {self.name} gives one volume and draws no samples: take {others} for --samples"
+            )
+        if not samples and self.can_sample and self.network.mean is None:
+            raise ValueError(f"the model {self.name} only draws samples: pass --samples N, such as --samples 4")
+
+
+def load_model(
+    model: str | os.PathLike[str] = "inr_recon",
+    device: str | torch.device | None = None,
+    precision: str = "auto",
+    **sampler: Any,
+) -> Model:
+    """Load a model for use.
+
+    Args:
+        model: one of `MODEL_NAMES`, a folder that `export` made, a bundle's folder, or a model.pt.
+        device: torch device; None: a GPU where there is one, else the CPU.
+        precision: "auto" (bf16 where the device is fast at it), "bf16" or "fp32".
+        sampler: options of `custom.sampling.load_sampler` instead of the model's own, such as steps.
+
+    Raises:
+        FileNotFoundError: nothing there, saying where to get it.
+        ValueError: a file that does not have the hash that model.json gives, that is no checkpoint, or whose network
+            does not reconstruct volumes; an unknown device or option.
+    """
+    check_precision(precision)
+    chosen = _device(device)
+    files = find_model(model)
+    checkpoint = load_checkpoint(files.model)
+    target = _target(checkpoint)
+    if target == LatentDenoiser.__name__:
+        unknown = sorted(set(sampler) - {*SAMPLER_OPTIONS, "batch_size"})
+        if unknown:
+            raise ValueError(f"{files.model}: no options of the sampler: {', '.join(unknown)}")
+        files = _with_parents_used(files, checkpoint)
+        parents = {"autoencoder": files.autoencoder, "mean": files.mean}
+        options = {**files.sampler, **sampler}
+        network: Any = load_sampler(files.model, files.autoencoder, files.mean, chosen, precision, **options)
+        hashes = {key: sha256(path) for key, path in parents.items() if path is not None}
+        return Model(files, checkpoint, network.eval(), chosen, precision, hashes)
+    if sampler:
+        raise ValueError(f"{files.model}: a {target} draws no samples and has no options such as {sorted(sampler)[0]}")
+    try:
+        network = checkpoint.network(precision=precision).to(chosen)
+    except ValueError as error:
+        raise ValueError(f"{files.model}: {error}") from error
+    missing = [name for name in ("grid", "hu_window", "energy_kev") if not hasattr(network, name)]
+    if missing:
+        raise ValueError(
+            f"{files.model}: a {target} does not turn radiographs into a CT; pass {', '.join(MODEL_NAMES)} or a model "
+            "that was trained as one of them"
+        )
+    return Model(files, checkpoint, network, chosen, precision, {})
+
+
+def _target(checkpoint: Checkpoint) -> str:
+    """Name of the network's class."""
+    return str(checkpoint.meta["network_def"].get("_target_")).rsplit(".", 1)[-1]
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros((), device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return chosen
+
+
+def _with_parents_used(files: ModelFiles, checkpoint: Checkpoint) -> ModelFiles:
+    """The files without parents that this denoiser has no use for; says which it lacks, before anything is built."""
+    expected = checkpoint.meta.get("parents", {})
+    lacking = [role for role in ("autoencoder", "mean") if expected.get(role) and getattr(files, role) is None]
+    if lacking:
+        options = " ".join(f"--{role}_checkpoint FILE" for role in lacking)
+        raise ValueError(
+            f"{files.model}: needs the weights of its {' and '.join(lacking)}, which are not beside it: pack them "
+            f"together with 'fewview-ct export {files.model} OUTPUT {options}', and pass that folder"
+        )
+    if not checkpoint.meta["network_def"].get("known_channels"):
+        files = replace(files, mean=None)
+    return files
+
+
+def export(
+    bundle: str,
+    output: str,
+    thresholds: str | None = None,
+    autoencoder_checkpoint: str | None = None,
+    mean_checkpoint: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Pack a model with all that it needs into one folder.
+
+    The folder holds model.pt, autoencoder.pt and mean.pt (where the model has such parents), thresholds.json of the
+    trust checks, the card (README.md), LICENSE, and model.json with the SHA-256 of each. `fewview-ct reconstruct`, the
+    Deploy application and the Label task load it. It appears whole or not at all.
+
+    Args:
+        bundle: folder of a bundle, such as bundles/ldm_recon, a published name, or a model.pt.
+        output: folder to make.
+        thresholds: file that `fewview-ct calibrate` made; by default that of the bundle, if it has one.
+        autoencoder_checkpoint: of the model, where it is not the one that the bundle names.
+        mean_checkpoint: of the model, where it is not the one that the bundle names.
+        overwrite: replace an exported folder that is there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: for a missing bundle, or missing weights.
+        FileExistsError: the output exists.
+        ValueError: the model cannot be loaded, such as one whose parents are others.
+    """
+    found = find_model(bundle)
+    replaced = {"autoencoder": autoencoder_checkpoint, "mean": mean_checkpoint, "thresholds": thresholds}
+    for role, path in replaced.items():
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file for the {role}")
+    given = {role: Path(path) for role, path in replaced.items() if path is not None}
+    checkpoint = load_checkpoint(found.model)
+    is_denoiser = _target(checkpoint) == LatentDenoiser.__name__
+    used = replace(
+        found,
+        autoencoder=given.get("autoencoder", found.autoencoder),
+        mean=given.get("mean", found.mean),
+        thresholds=given.get("thresholds", found.thresholds),
+    )
+    used = _with_parents_used(used, checkpoint) if is_denoiser else replace(used, autoencoder=None, mean=None)
+    paths = {
+        WEIGHTS: used.model,
+        AUTOENCODER: used.autoencoder,
+        MEAN: used.mean,
+        THRESHOLDS: used.thresholds,
+        CARD: used.card,
+        LICENSE: used.license,
+    }
+    with whole_folder(output, DESCRIPTION, overwrite, [*paths, DESCRIPTION]) as folder:
+        there = {name: source for name, source in paths.items() if source is not None}
+        for name, source in there.items():
+            shutil.copyfile(source, folder / name)
+        files = {name: sha256(folder / name) for name in there}
+        content = {"format": FORMAT, "name": found.name, "software": f"fewview-ct {__version__}", "files": files}
+        content |= {"kind": "sampler", "sampler": dict(found.sampler)} if is_denoiser else {"kind": "mean"}
+        write_json(folder / DESCRIPTION, content)
+        load_model(folder, "cpu")  # what cannot be loaded is not handed on
+    return Path(output)

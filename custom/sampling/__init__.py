@@ -1,0 +1,13 @@
+"""Sampling of the posterior: the diffusion's ODE from noise to volumes that the radiographs allow."""
+
+from custom.sampling.encoded_mean import EncodedMean
+from custom.sampling.posterior_sampler import PosteriorSampler
+from custom.sampling.sample_collection import collect_samples
+from custom.sampling.sampler_loading import load_sampler
+
+__all__ = [
+    "EncodedMean",
+    "PosteriorSampler",
+    "collect_samples",
+    "load_sampler",
+]

@@ -1,0 +1,220 @@
+"""Plausible CTs from radiographs: the sampler of `ldm_recon` and `voxel_diffusion`."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from custom.core.hu_window import unit_to_hu
+from custom.networks.denoiser import LatentDenoiser
+from custom.networks.inputs import check_radiographs
+from custom.schedulers import DPMSolverPPScheduler
+
+__all__ = [
+    "PosteriorSampler",
+]
+
+
+class PosteriorSampler(nn.Module):
+    """Solves the diffusion ODE from noise to latents, and decodes them.
+
+    Sample i of a seed is the same CT whatever batch it is drawn in (up to the rounding of the device's kernels): its
+    noise comes from a generator of its own.
+
+    Args:
+        denoiser: in evaluation mode.
+        autoencoder: decodes latents to volumes, `hu_window` as [-1, 1]; see `VQGAN`.
+        scheduler: solver with the noise schedule and prediction type of the training: `denoiser.scheduler()`.
+        steps: evaluations of the denoiser for a sample.
+        guidance_scale: s in e = e_u + s (e_c - e_u) (Ho and Salimans 2022; DIFR3CT, equation 8). 1 samples what was
+            learnt; more narrows the samples, so that their variance means nothing; 0 samples without the condition.
+        batch_size: samples at a time: memory against speed.
+        quantise: decode the nearest codes instead of the continuous latents.
+        mean: gives the denoiser's `known` from (image, views, view_mask): the encoded reconstruction (B, C, X, Y, Z).
+        consistency: moves predicted volumes to the radiographs, from (volume (B, 1, X, Y, Z) in [-1, 1], image, views,
+            view_mask) to a volume; None leaves them alone.
+        consistency_weight: how much of that movement a predicted latent makes at the last step; at others it is
+            multiplied by alpha-bar, because early predictions are blurred. 0: none, nothing is decoded on the way.
+        final_consistency: like `consistency`, applied once to the decoded sample; None: none.
+
+    Raises:
+        ValueError: for numbers that make no sense, or a mean that is missing or superfluous.
+    """
+
+    def __init__(
+        self,
+        denoiser: LatentDenoiser,
+        autoencoder: Any,
+        scheduler: DPMSolverPPScheduler,
+        steps: int = 20,
+        guidance_scale: float = 1.0,
+        batch_size: int = 1,
+        quantise: bool = False,
+        mean: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
+        consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
+        consistency_weight: float = 0.0,
+        final_consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if steps < 1 or batch_size < 1:
+            raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+            raise ValueError(f"guidance_scale must not be negative (1: as learnt), got {guidance_scale}")
+        if not 0 <= consistency_weight <= 1 or (consistency_weight and consistency is None):
+            raise ValueError(f"consistency_weight must lie in [0, 1] and needs a consistency, got {consistency_weight}")
+        if (mean is None) != (denoiser.known_channels == 0):
+            raise ValueError(
+                "this denoiser needs the reconstruction of a mean network: pass its checkpoint"
+                if mean is None
+                else "this denoiser was trained without the reconstruction of a mean network"
+            )
+        expected = (denoiser.latent_channels, denoiser.grid, tuple(denoiser.hu_window))
+        found = (autoencoder.embedding_dim, autoencoder.latent_grid, tuple(autoencoder.hu_window))
+        if expected != found:
+            raise ValueError(
+                f"the denoiser's latents (channels, grid, HU window) {expected} are not the autoencoder's, {found}: it "
+                "belongs to another vqgan"
+            )
+        self.denoiser, self.autoencoder, self.scheduler = denoiser, autoencoder, scheduler
+        self.steps, self.guidance_scale, self.batch_size = steps, guidance_scale, batch_size
+        self.quantise, self.mean = quantise, mean
+        self.consistency, self.consistency_weight = consistency, consistency_weight
+        self.final_consistency = final_consistency
+        self.grid, self.hu_window = autoencoder.grid, denoiser.hu_window
+
+    @torch.no_grad()
+    def forward(
+        self, image: Tensor, views: Tensor, view_mask: Tensor | None = None, seed: int = 0, first: int = 0
+    ) -> Tensor:
+        """One sample for each case.
+
+        Args:
+            image: line integrals (B, K, V, U).
+            views: (B, K, 13).
+            view_mask: bool (B, K).
+            seed: of the noise.
+            first: which sample of this seed.
+
+        Returns:
+            (B, 1, X, Y, Z), `hu_window` as [-1, 1], clipped.
+
+        Raises:
+            ValueError: for no view, radiographs that do not match the views, or NaN in them.
+        """
+        noise = self.noise(seed, first).expand(len(image), -1, -1, -1, -1)
+        unit = self._decode(self.sample_latents(image, views, view_mask, noise.to(image.device)))
+        return self._finished(unit, (image, views, view_mask))
+
+    def noise(self, seed: int, index: int) -> Tensor:
+        """The noise (1, C, x, y, z) that sample `index` of a seed begins with."""
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
+        return torch.randn(1, self.denoiser.latent_channels, *self.denoiser.grid.shape, generator=generator)
+
+    @torch.no_grad()
+    def samples(
+        self,
+        image: Tensor,
+        views: Tensor,
+        count: int,
+        seed: int = 0,
+        first: int = 0,
+        on_decoded: Callable[[int, Tensor], None] | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Samples of one case, batch by batch.
+
+        Args:
+            image: line integrals (K, V, U).
+            views: (K, 13).
+            count: N, how many samples the seed shall have in all.
+            seed: of the noise.
+            first: the sample to begin with, when others are there already.
+            on_decoded: called with what is yielded later, as it was before `final_consistency`.
+
+        Yields:
+            The index of the batch's first sample, and HU (B, 1, X, Y, Z) on `grid`, clipped to `hu_window`.
+
+        Raises:
+            ValueError: for fewer than one sample, no view, radiographs that do not match the views, or NaN in them.
+        """
+        if count < 1:
+            raise ValueError(f"the number of samples must be at least 1, got {count}")
+        device = next(self.denoiser.parameters()).device
+        image, views = image[None].to(device), views[None].to(device)
+        condition, known = self._given(image, views, None)
+        for start in range(first, count, self.batch_size):
+            indices = range(start, min(start + self.batch_size, count))
+            noise = torch.cat([self.noise(seed, index) for index in indices]).to(device)
+            wide = [None if x is None else x.expand(len(noise), -1, -1, -1, -1) for x in (condition, known)]
+            pictures = (image.expand(len(noise), -1, -1, -1), views.expand(len(noise), -1, -1), None)
+            unit = self._decode(self._solve(noise, wide[0], wide[1], pictures))  # type: ignore[arg-type]
+            if on_decoded is not None:
+                on_decoded(start, unit_to_hu(unit, self.hu_window))
+            yield start, unit_to_hu(self._finished(unit, pictures), self.hu_window)
+
+    @torch.no_grad()
+    def sample_latents(self, image: Tensor, views: Tensor, view_mask: Tensor | None, noise: Tensor) -> Tensor:
+        """Latents of the autoencoder (B, C, x, y, z) from noise of that shape, for B cases."""
+        condition, known = self._given(image, views, view_mask)
+        return self._solve(noise, condition, known, (image, views, view_mask))
+
+    def _given(self, image: Tensor, views: Tensor, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The condition, and the encoded mean in it. What is wrong is said before a network runs."""
+        check_radiographs(image, views, view_mask)
+        if view_mask is not None and not view_mask.any(1).all():
+            raise ValueError("a case has no view: view_mask leaves none of its radiographs")
+        known = None
+        if self.mean is not None:
+            known = self.denoiser.normalise(self.mean(image, views, view_mask))
+        return self.denoiser.condition(image, views, view_mask, known), known
+
+    def _solve(
+        self,
+        noise: Tensor,
+        condition: Tensor,
+        known: Tensor | None,
+        radiographs: tuple[Tensor, Tensor, Tensor | None],
+    ) -> Tensor:
+        scheduler = copy.copy(self.scheduler)  # its history belongs to one run
+        scheduler.set_timesteps(self.steps, device=noise.device)
+        x = noise
+        for t in scheduler.timesteps:
+            original = scheduler.predict_original(self._guided(x, t.expand(len(x)), condition), t, x)
+            if self.consistency_weight:
+                weight = self.consistency_weight * scheduler.alpha_sigma(t)[0] ** 2
+                original = self._towards_radiographs(original, known, radiographs, weight)
+            x, _ = scheduler.step_from_original(original, t, x)
+        return self.denoiser.denormalise(self.denoiser.undiffused(x, known))
+
+    def _guided(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        scale = self.guidance_scale
+        if scale == 1:
+            return self.denoiser.denoise(x, time, condition)
+        both = torch.cat([condition, torch.zeros_like(condition)])
+        with_views, without = self.denoiser.denoise(torch.cat([x, x]), torch.cat([time, time]), both).chunk(2)
+        return without + scale * (with_views - without)
+
+    def _towards_radiographs(
+        self, original: Tensor, known: Tensor | None, radiographs: tuple[Tensor, Tensor, Tensor | None], weight: float
+    ) -> Tensor:
+        """A predicted latent moved as decoding, correcting and encoding it says.
+
+        What the autoencoder alone loses on the way there and back cancels out.
+        """
+        assert self.consistency is not None
+        latent = self.denoiser.denormalise(self.denoiser.undiffused(original, known))
+        volume = self.autoencoder.decode(latent)
+        corrected = self.autoencoder.encode(self.consistency(volume, *radiographs))
+        moved = latent + weight * (corrected - self.autoencoder.encode(volume))
+        return self.denoiser.diffused(self.denoiser.normalise(moved), known)
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return self.autoencoder.decode(latent, quantise=self.quantise).clamp(-1, 1)
+
+    def _finished(self, unit: Tensor, radiographs: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """A decoded sample, corrected where that is wanted."""
+        return unit if self.final_consistency is None else self.final_consistency(unit, *radiographs).clamp(-1, 1)

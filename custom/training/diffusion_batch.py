@@ -1,0 +1,200 @@
+"""A training step of latent diffusion: noise on the latents, radiographs beside them, what the network shall say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch
+from monai.inferers import Inferer
+from monai.networks.schedulers import Scheduler
+from torch import Tensor, nn
+
+from custom.networks.denoiser import LatentDenoiser
+from custom.training.latent_dataset import LatentDataset
+from custom.training.voxel_dataset import VoxelDataset
+
+__all__ = ["NoisyLatents", "WeightedInferer", "diffusion_target", "fit_normalisation", "loss_weight"]
+
+logger = logging.getLogger(__name__)
+
+
+def diffusion_target(scheduler: Scheduler, prediction_type: str, latent: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """What a network of this prediction type shall say of `scheduler.add_noise(latent, noise, time)`.
+
+    Args:
+        scheduler: of the training.
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        latent: (B, C, X, Y, Z), normalised.
+        noise: like it.
+        time: timesteps (B,).
+    """
+    if prediction_type == "epsilon":
+        return noise
+    return latent if prediction_type == "sample" else scheduler.get_velocity(latent, noise, time)
+
+
+def loss_weight(alphas_cumprod: Tensor, prediction_type: str, time: Tensor, gamma: float | None) -> Tensor:
+    """Weight (B,) of the squared error at each timestep.
+
+    With `gamma`, min-SNR-gamma: min(SNR, gamma) on the error of the clean latent, whatever the network predicts (Hang
+    et al. 2023, arXiv 2303.09556, section 3.4; it steadies training, because neither end of the times outweighs the
+    other). None: 1, the plain loss of each prediction type.
+
+    Args:
+        alphas_cumprod: alpha-bar of the T timesteps.
+        prediction_type: "epsilon", "sample" or "v_prediction".
+        time: timesteps (B,).
+        gamma: largest signal-to-noise ratio that counts; 5 in the source.
+    """
+    if gamma is None:
+        return torch.ones_like(time, dtype=torch.float32)
+    alpha_bar = alphas_cumprod.to(time.device)[time].double()
+    ratio = alpha_bar / (1 - alpha_bar).clamp(min=1e-12)
+    weight = ratio.clamp(max=gamma)
+    if prediction_type == "epsilon":
+        weight = weight / ratio.clamp(min=1e-12)
+    elif prediction_type == "v_prediction":
+        weight = weight / (ratio + 1)
+    return weight.float()
+
+
+def fit_normalisation(
+    network: LatentDenoiser | nn.Module,
+    dataset: LatentDataset | VoxelDataset,
+    radiographs: PrepareBatch | None = None,
+    mean: Callable[..., Tensor] | None = None,
+    cases: int = 64,
+) -> None:
+    """Give a denoiser the mean and deviation of the training latents, and that of their residuals if it needs it.
+
+    Args:
+        network: whose buffers are set; they are kept in its checkpoint.
+        dataset: the latents, or volumes in their place.
+        radiographs, mean: see `NoisyLatents`.
+        cases: entries whose residuals are computed.
+
+    Raises:
+        ValueError: if the denoiser's and the latents' channels differ, or a mean is missing or superfluous.
+    """
+    network = getattr(network, "module", network)
+    assert isinstance(network, LatentDenoiser)
+    if len(dataset.latent_mean) != network.latent_channels:
+        raise ValueError(
+            f"the latents have {len(dataset.latent_mean)} channels, latent_channels is {network.latent_channels}"
+        )
+    if (mean is None) != (network.known_channels == 0):
+        raise ValueError("known_channels and fold_mean_checkpoints belong together: set both, or neither")
+    networks = len(getattr(mean, "networks", ()))
+    if networks and networks != dataset.folds:
+        raise ValueError(
+            f"{networks} fold_mean_checkpoints for latents of {dataset.folds} folds of the patients: a mean would have "
+            "seen the patients that it serves; write the latents with as many folds"
+        )
+    network.latent_mean.copy_(dataset.latent_mean)
+    network.latent_std.copy_(dataset.latent_std.clamp(min=1e-6))
+    if not network.residual or mean is None or radiographs is None:
+        return
+    device = network.latent_mean.device
+    squares = torch.zeros(network.latent_channels, device=device)
+    count = min(cases, len(dataset))
+    for index in torch.linspace(0, len(dataset) - 1, count).long().tolist():
+        batch = {key: value[None].to(device) for key, value in dataset[index].items()}
+        image, _, _, views = radiographs(batch, device)
+        with torch.no_grad():
+            known = mean(image, views["views"], views["view_mask"], batch)
+        difference = network.normalise(batch["latent"]) - network.normalise(known)
+        squares += difference.square().mean((0, 2, 3, 4)) / count
+    network.residual_std.copy_(squares.sqrt().clamp(min=1e-6))
+    logger.info("residuals are %.3f of the latents' deviation", float(squares.mean().sqrt()))
+
+
+class NoisyLatents(PrepareBatch):
+    """Turns cached latents and the CTs that they came from into a step of training.
+
+    Args:
+        network: the denoiser that is trained: it normalises latents, and says what it predicts in which diffusion.
+        radiographs: computes radiographs of the CTs, at views drawn for this step, and returns (image, label, (),
+            keywords) as `custom.training.prepare_batch.SimulatedRadiographs` does.
+        mean: gives the denoiser's `known`, from (image, views, view_mask, batch) to the encoded reconstruction
+            (B, C, X, Y, Z) of a network that has not seen the patient; None where the denoiser knows none.
+        drop_share: how often a case loses its condition, for guidance (0.1 where the literature says anything).
+        min_snr_gamma: see `loss_weight`.
+        noises_per_case: R, noisy latents of every case in a step. Its radiographs, features and mean are computed once
+            for all of them.
+        latent_key: batch entry (B, C, X, Y, Z), not normalised.
+
+    Raises:
+        ValueError: if drop_share is no share, or noises_per_case less than 1.
+    """
+
+    def __init__(
+        self,
+        network: LatentDenoiser | nn.Module,
+        radiographs: PrepareBatch,
+        mean: Callable[[Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor] | None = None,
+        drop_share: float = 0.1,
+        min_snr_gamma: float | None = None,
+        noises_per_case: int = 1,
+        latent_key: str = "latent",
+    ) -> None:
+        if not 0 <= drop_share < 1:
+            raise ValueError(f"drop_share must lie in [0, 1), got {drop_share}")
+        if noises_per_case < 1:
+            raise ValueError(f"noises_per_case must be at least 1, got {noises_per_case}")
+        self.network: Any = getattr(network, "module", network)
+        self.scheduler, self.radiographs, self.mean = self.network.scheduler(), radiographs, mean
+        self.drop_share, self.min_snr_gamma = drop_share, min_snr_gamma
+        self.noises_per_case, self.latent_key = noises_per_case, latent_key
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor, tuple, dict[str, Any]]:
+        """Noisy latents (B * R, C, X, Y, Z), what the network shall say of them, and keywords for `WeightedInferer`.
+
+        Both the target and (by the inferer) the network's answer are multiplied by the root of the loss's weight, so
+        that a plain mean squared error is the weighted loss.
+        """
+        image, _, _, views = self.radiographs(dict(batchdata), device, non_blocking)
+        latent = torch.as_tensor(batchdata[self.latent_key]).to(device, torch.float32, non_blocking=non_blocking)
+        keywords: dict[str, Any] = {"image": image, "views": views["views"], "view_mask": views["view_mask"]}
+        if self.mean is not None:
+            with torch.no_grad():
+                encoded = self.mean(image, views["views"], views["view_mask"], batchdata)
+            keywords["known"] = self.network.normalise(encoded)
+        target = self.network.diffused(self.network.normalise(latent), keywords.get("known"))
+        target = target.repeat_interleave(self.noises_per_case, 0)
+        time = _stratified_times(len(target), self.scheduler.num_train_timesteps, latent.device)
+        noise = torch.randn_like(target)
+        prediction_type = self.network.prediction_type
+        weight = loss_weight(self.scheduler.alphas_cumprod, prediction_type, time, self.min_snr_gamma)
+        root = weight.sqrt()[:, None, None, None, None]
+        keywords |= {
+            "timesteps": time,
+            "keep": torch.rand(len(target), device=latent.device) >= self.drop_share,
+            "root_weight": root,
+        }
+        wanted = diffusion_target(self.scheduler, prediction_type, target, noise, time)
+        return self.scheduler.add_noise(target, noise, time), wanted * root, (), keywords
+
+
+def _stratified_times(count: int, steps: int, device: torch.device) -> Tensor:
+    """Uniform timesteps (count,), one of each of `count` equal stretches: the loss is less noisy than of free ones."""
+    stretch = torch.randperm(count, device=device) + torch.rand(count, device=device)
+    return (stretch * (steps / count)).long().clamp(max=steps - 1)
+
+
+class WeightedInferer(Inferer):
+    """Calls the network and multiplies its answer by the root of the loss's weight, see `NoisyLatents`."""
+
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, root_weight: Tensor, **kwargs: Any
+    ) -> Tensor:
+        """Noisy latents (B, C, X, Y, Z) to the weighted prediction."""
+        return network(inputs, *args, **kwargs) * root_weight

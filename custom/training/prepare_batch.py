@@ -1,0 +1,143 @@
+"""From a batch of the data loader to what trainer and evaluator hand to the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.engines import PrepareBatch
+from torch import Tensor
+
+from custom.core.attenuation import hu_to_attenuation
+from custom.core.hu_window import hu_to_unit
+from custom.geometry import VolumeGrid
+from custom.networks.population_prior import OutOfFoldPriors
+from custom.projection import Projector
+
+__all__ = ["SimulatedRadiographs", "StoredRadiographs"]
+
+AIR_HU = -1000.0
+
+
+class SimulatedRadiographs(PrepareBatch):
+    """Computes the radiographs of a training step from CT volumes, at views drawn for this step.
+
+    The volumes may reach beyond the reconstructed grid: tissue outside casts shadows, as at the clinic.
+
+    Args:
+        acquisition: gives views (K, 13) at every call (`custom.geometry.acquisition_sampler.AcquisitionSampler`).
+        grid: the grid that is reconstructed; its voxels are the label.
+        source_grid: grid of the volumes in the batch, same spacing and centre, `grid` or larger.
+        detector_shape: rows and columns (V, U).
+        energy_kev: of the line integrals.
+        hu_window: CT values that become -1 and 1 in the label.
+        sampling: "random" points of the grid, one "patch" of it, the whole "grid", or "coarse": the whole
+            `coarse_grid`, for a network's volume network alone.
+        points: number of random points.
+        patch: voxels along each side of the patch.
+        degradation: applied to the line integrals (B, K, V, U), such as quantum noise; None for none.
+        volume_key: batch entry (B, 1, X, Y, Z) in HU.
+        cube_share: probability that a step sees only what lies in `grid`, as where the papers project the cube itself.
+        coarse_grid: for `sampling` "coarse"; of the spacing and centre of `source_grid`, and not larger.
+        priors: chosen by the batch entry "fold" and handed to the network; None, or none in it: its own.
+
+    Raises:
+        ValueError: if the grids do not fit each other.
+    """
+
+    def __init__(
+        self,
+        acquisition: Callable[[], Tensor],
+        grid: VolumeGrid,
+        source_grid: VolumeGrid,
+        detector_shape: Sequence[int],
+        energy_kev: float = 70.0,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        sampling: str = "random",
+        points: int = 32768,
+        patch: int = 48,
+        degradation: Callable[[Tensor], Tensor] | None = None,
+        volume_key: str = "source",
+        cube_share: float = 0.0,
+        coarse_grid: VolumeGrid | None = None,
+        priors: OutOfFoldPriors | None = None,
+    ) -> None:
+        if sampling not in ("random", "patch", "grid", "coarse"):
+            raise ValueError(f"sampling must be 'random', 'patch', 'grid' or 'coarse', got {sampling!r}")
+        if sampling == "coarse" and coarse_grid is None:
+            raise ValueError("sampling 'coarse' needs a coarse_grid")
+        target = coarse_grid if sampling == "coarse" and coarse_grid is not None else grid
+        self.cube, self.region = ((..., *part.middle_of(source_grid)) for part in (grid, target))
+        if sampling == "patch" and patch > min(grid.shape):
+            raise ValueError(f"patch must not exceed the grid {grid.shape}, got {patch}")
+        self.acquisition, self.grid, self.source_grid = acquisition, target, source_grid
+        self.projector = Projector(source_grid, detector_shape)
+        self.energy_kev, self.hu_window = energy_kev, tuple(hu_window)
+        self.sampling, self.points, self.patch = sampling, points, patch
+        self.degradation, self.volume_key, self.cube_share = degradation, volume_key, cube_share
+        self.priors = priors
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor, tuple, dict[str, Any]]:
+        """Radiographs (B, K, V, U), label (B, 1, *spatial), and the keywords of the network's forward."""
+        volume = torch.as_tensor(batchdata[self.volume_key]).to(device, torch.float32, non_blocking=non_blocking)
+        if self.cube_share and float(torch.rand(())) < self.cube_share:
+            whole, volume = volume, torch.full_like(volume, AIR_HU)
+            volume[self.cube] = whole[self.cube]
+        views = self.acquisition().to(volume.device).expand(len(volume), -1, -1)
+        with torch.no_grad():
+            image = self.projector(hu_to_attenuation(volume, self.energy_kev), views[0])
+            if self.degradation is not None:
+                image = self.degradation(image)
+        label = hu_to_unit(volume[self.region], self.hu_window)
+        keywords: dict[str, Any] = {
+            "views": views,
+            "view_mask": torch.ones(views.shape[:2], dtype=torch.bool, device=volume.device),
+        }
+        if self.priors:
+            keywords["priors"] = self.priors.of(batchdata["fold"])
+        if self.sampling == "coarse":
+            return image, label, (), {**keywords, "coarse": True}
+        if self.sampling == "grid":
+            return image, label, (), keywords
+        points = self.grid.points(volume.device)
+        if self.sampling == "patch":
+            corner = [int(torch.randint(n - self.patch + 1, (1,))) for n in self.grid.shape]
+            x, y, z = (slice(c, c + self.patch) for c in corner)
+            keywords["points"] = points[x, y, z].expand(len(volume), -1, -1, -1, -1)
+            return image, label[..., x, y, z], (), keywords
+        chosen = torch.randint(points[..., 0].numel(), (self.points,), device=volume.device)
+        keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(volume), -1, -1)
+        return image, label.flatten(2)[..., chosen], (), keywords
+
+
+class StoredRadiographs(PrepareBatch):
+    """Radiographs, views and (where there is one) the CT of a stored case, as `LoadRadiographsd` reads them.
+
+    Args:
+        hu_window: CT values that become -1 and 1 in the label.
+    """
+
+    def __init__(self, hu_window: Sequence[float] = (-1000.0, 1000.0)) -> None:
+        self.hu_window = tuple(hu_window)
+
+    def __call__(
+        self,
+        batchdata: Mapping[str, Any],
+        device: str | torch.device | None = None,
+        non_blocking: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, tuple, dict[str, Tensor]]:
+        """Radiographs (B, K, V, U), label (B, 1, X, Y, Z) or None, and the keywords of the network's forward."""
+
+        def move(key: str) -> Tensor:
+            return torch.as_tensor(batchdata[key]).to(device, non_blocking=non_blocking)
+
+        label = hu_to_unit(move("label"), self.hu_window) if "label" in batchdata else None
+        return move("image").float(), label, (), {"views": move("views").float(), "view_mask": move("view_mask")}

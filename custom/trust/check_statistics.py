@@ -1,0 +1,236 @@
+"""The numbers behind the checks: each larger for what is less trustworthy, none with a threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from custom.core.attenuation import hu_to_attenuation
+from custom.projection import ProjectorCache
+from custom.trust.evidence import Evidence
+from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off
+from custom.trust.pose_consistency import best_turn
+from custom.trust.radiograph_likelihood import RadiographLikelihood, ViewTerm
+from custom.trust.view_agreement import disagreement
+
+__all__ = ["STATISTICS", "Meter", "Quantiles", "Statistic"]
+
+#: What is measured, in the order of a report.
+STATISTICS = (
+    "reprojection",
+    "agreement",
+    "orientation",
+    "angles",
+    "population",
+    "intensities",
+    "truncation",
+    "samples",
+)
+
+#: Ways a picture may be stored wrongly, and the dimensions (of V, U) that they turn round.
+_FLIPS = {"mirrored left to right": (-1,), "upside down": (-2,), "turned by 180 degrees": (-2, -1)}
+#: Shifts that are tried, in pixels of a prior's voxel.
+_SHIFTS = tuple(range(-4, 5))
+_BODY_HU = -500.0
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A number, larger is worse.
+
+    Attributes:
+        value: None where it could not be measured.
+        detail: what it says of this case, or why there is none; plain language.
+    """
+
+    value: float | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """How line integrals behind the body are usually distributed: of each of `LEVELS` centre and spread."""
+
+    center: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    @classmethod
+    def of(cls, pictures: Tensor) -> Quantiles:
+        """From the quantiles of many pictures (N, len(LEVELS)): medians, and half the range of the middle 90%."""
+        low, middle, high = pictures.double().quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64), dim=0)
+        return cls(tuple(middle.tolist()), tuple(((high - low) / 2).clamp(min=1e-3).tolist()))
+
+    def distance(self, picture: Tensor) -> float:
+        """The largest deviation of one picture's quantiles, in spreads."""
+        center, spread = (torch.tensor(v, dtype=torch.float64) for v in (self.center, self.spread))
+        return float(((picture.double() - center) / spread).abs().max())
+
+
+class Meter:
+    """Measures; keeps projections of a prior's components between cases that share their views.
+
+    Args:
+        quantiles: of the training's line integrals; None: the statistic "intensities" is not measured.
+    """
+
+    def __init__(self, quantiles: Quantiles | None = None) -> None:
+        self.quantiles = quantiles
+        self._projector = ProjectorCache(2)
+        self._likelihood: RadiographLikelihood | None = None
+
+    @torch.no_grad()
+    def measure(self, evidence: Evidence) -> dict[str, Statistic]:
+        """All of `STATISTICS`."""
+        plain = replace(evidence, image=evidence.image.float(), views=evidence.views.float())
+        found = {"reprojection": self._reprojection(plain), "agreement": _agreement(plain), "angles": _angles(plain)}
+        found |= self._population(plain)
+        found["intensities"] = self._intensities(plain)
+        share, index = cut_off(plain.image, plain.exposed)
+        where = f"of {plain.name(index)}"
+        found["truncation"] = Statistic(
+            share, f"at a lateral border {where} the body attenuates by {share:.1%} of the picture's largest value"
+        )
+        found["samples"] = _samples(plain)
+        return {name: found[name] for name in STATISTICS}
+
+    def _reprojection(self, evidence: Evidence) -> Statistic:
+        if evidence.hu is None:
+            return Statistic(None, "nothing was reconstructed")
+        shape = evidence.image.shape[1:]
+        projected = self._projector(evidence.grid, shape)(
+            hu_to_attenuation(evidence.hu.float(), evidence.energy_kev)[None, None], evidence.views
+        )[0]
+        values = relative_residuals(evidence.image, projected, evidence.exposed)
+        worst = max(range(len(values)), key=values.__getitem__)
+        return Statistic(
+            values[worst],
+            f"seen along {evidence.name(worst)}, the reconstruction attenuates by up to {values[worst]:.1%} (root mean "
+            "square) more than the radiograph",
+        )
+
+    def _population(self, evidence: Evidence) -> dict[str, Statistic]:
+        names = ("orientation", "population")
+        if evidence.prior is None:
+            return {name: Statistic(None, "the model has no population to compare with") for name in names}
+        if self._likelihood is None or self._likelihood.prior is not evidence.prior:
+            self._likelihood = RadiographLikelihood(evidence.prior, evidence.energy_kev)
+        return population_statistics(evidence, self._likelihood)
+
+    def _intensities(self, evidence: Evidence) -> Statistic:
+        if self.quantiles is None:
+            return Statistic(None, "there is no reference of intensities")
+        pictures = body_quantiles(evidence.image, evidence.exposed)
+        distances = [self.quantiles.distance(picture) for picture in pictures]
+        worst = max(range(len(distances)), key=distances.__getitem__)
+        middle = float(pictures[worst, len(LEVELS) // 2])
+        return Statistic(
+            distances[worst],
+            f"the distribution of line integrals of {evidence.name(worst)} (median {middle:.2f}) is "
+            f"{distances[worst]:.1f} usual deviations from that of the reference",
+        )
+
+
+def relative_residuals(image: Tensor, projected: Tensor, exposed: Tensor) -> list[float]:
+    """For every view how much more the reconstruction attenuates than the radiograph shows, relative to it.
+
+    What is missing in the reconstruction does not count: tissue outside its cube (arms, shoulders) attenuates too.
+
+    Args:
+        image, projected: line integrals (K, V, U).
+        exposed: bool (K, V, U).
+    """
+    surplus = torch.where(exposed, (projected - image).clamp(min=0), 0.0).square().mean((1, 2)).sqrt()
+    size = torch.where(exposed, image, 0.0).square().mean((1, 2)).sqrt().clamp(min=1e-6)
+    return (surplus / size).tolist()
+
+
+def population_statistics(evidence: Evidence, likelihood: RadiographLikelihood) -> dict[str, Statistic]:
+    """What needs the population: orientation, and likeness to it."""
+    path, seen, moved = likelihood.prepare(evidence.image, evidence.exposed, evidence.views)
+    shown = [likelihood.projected(view, path.shape[1:]) for view in moved]
+    terms = [likelihood.term(path[k], seen[k], shown[k]) for k in range(len(path))]
+    pixels = sum(t.pixels for t in terms)
+    if not pixels:
+        nothing = Statistic(None, "no pixel of the radiographs is exposed")
+        return {"orientation": nothing, "population": nothing}
+    flips = []
+    for k in range(len(path)):
+        rest = terms[:k] + terms[k + 1 :]
+        stated = _nearest(likelihood, rest, path[k], seen[k], shown[k], terms[k])
+        for name, dims in _FLIPS.items():
+            other = _nearest(likelihood, rest, path[k].flip(dims), seen[k].flip(dims), shown[k], terms[k])
+            flips.append((math.log(max(stated, 1e-9) / max(other, 1e-9)), k, name))
+    gain, k, name = max(flips)
+    distance = likelihood.distance(terms)
+    return {
+        "orientation": Statistic(
+            gain,
+            f"the radiographs would be {'more' if gain > 0 else 'less'} like the training's if {evidence.name(k)} were "
+            f"{name} (ratio of squared distances {math.exp(gain):.2f})",
+        ),
+        "population": Statistic(
+            math.log(max(distance, 1e-9) / pixels),
+            f"the radiographs are {distance / pixels:.2f} from the population that the model knows (mean squared "
+            "distance of a pixel)",
+        ),
+    }
+
+
+def _nearest(
+    likelihood: RadiographLikelihood,
+    rest: Sequence[ViewTerm],
+    path: Tensor,
+    seen: Tensor,
+    projected: Tensor,
+    unmoved: ViewTerm,
+) -> float:
+    """Squared distance of a set with one picture (V', U') wherever from left to right it fits best.
+
+    A patient who does not stand in the middle must not look mirrored.
+    """
+    distances = []
+    columns = torch.arange(path.shape[1])
+    for shift in _SHIFTS:
+        source = (columns + shift).clamp(0, path.shape[1] - 1)
+        term = likelihood.term(path[:, source], seen[:, source], projected, unmoved if bool(seen.all()) else None)
+        distances.append(likelihood.distance([*rest, term]))
+    return min(distances)
+
+
+def _agreement(evidence: Evidence) -> Statistic:
+    if len(evidence.image) < 2:
+        return Statistic(None, "there is a single view")
+    pairs = disagreement(evidence.image, evidence.views, evidence.exposed)
+    if not pairs:
+        return Statistic(
+            None, "no two views share planes whose integrals can be compared (cut-off body, opposite views)"
+        )
+    (i, j), worst = max(pairs.items(), key=lambda item: item[1])
+    what = "derivatives of integrals over shared planes" if evidence.beam == "cone" else "integrals over shared planes"
+    return Statistic(worst, f"{evidence.name(i)} and {evidence.name(j)}: {what} differ by {worst:.1%}")
+
+
+def _angles(evidence: Evidence) -> Statistic:
+    turn = best_turn(evidence.image, evidence.views, evidence.exposed)
+    if turn is None:
+        return Statistic(None, "angles cannot be seen from these views alone (parallel beam: from three views on)")
+    if turn.gain <= 0:
+        return Statistic(turn.gain, "the views agree best at the angles that are stated")
+    return Statistic(
+        turn.gain,
+        f"the views would agree {math.exp(turn.gain):.1f} times as well if {evidence.name(turn.view)} stood "
+        f"{turn.degrees:+.1f} degrees further",
+    )
+
+
+def _samples(evidence: Evidence) -> Statistic:
+    if evidence.samples_std is None or evidence.hu is None:
+        return Statistic(None, "no samples were drawn")
+    body = evidence.hu > _BODY_HU
+    spread = evidence.samples_std[body] if bool(body.any()) else evidence.samples_std
+    value = float(spread.square().mean().sqrt())
+    return Statistic(value, f"samples differ from their mean by {value:.0f} HU (root mean square in the body)")

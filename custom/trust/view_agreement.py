@@ -1,0 +1,197 @@
+"""Whether radiographs can be of one body, without any model of what bodies look like.
+
+Two views of a body share integrals over planes. Parallel beam: every plane that holds both ray directions is an axial
+slice (for views around the superior axis), and its integral is a sum along a row: equal in both, at every height.
+Cone beam: every plane through both sources; each view knows the derivative of its integral when the plane moves along
+its normal (Grangeat 1991), which is the epipolar consistency condition (Aichert et al., IEEE TMI 34(11), 2015). Planes
+whose line leaves the picture inside the body are left out.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from custom.geometry import is_cone, pixel_coordinates
+from custom.geometry.detector import isocenter_pixel_mm
+from custom.trust.picture_statistics import AIR_SHARE
+
+__all__ = ["disagreement", "disagreement_of", "pair_profiles"]
+
+_UP = (0.0, 0.0, 1.0)
+#: Fewest planes that say something of a pair, and their least share: where most cut the body off, the rest says little.
+_FEWEST_PLANES, _LEAST_SHARE = 8, 0.5
+#: Of the longest line: what runs across the picture.
+_ACROSS = 0.8
+#: Sources closer to a line through the isocentre than this [mm] share planes that all look alike.
+_LEAST_BASELINE_MM = 100.0
+
+
+def disagreement(image: Tensor, views: Tensor, exposed: Tensor) -> dict[tuple[int, int], float]:
+    """Relative difference of the shared plane integrals, for every pair of views that can be compared.
+
+    Args:
+        image: line integrals (K, V, U).
+        views: (K, 13).
+        exposed: bool (K, V, U).
+
+    Returns:
+        Pair to root mean square of the difference over that of the mean, 0 for radiographs of one body. Pairs of
+        opposite views (cone beam) and pairs without enough planes are missing.
+    """
+    found = {}
+    for i, j in combinations(range(len(image)), 2):
+        pair = torch.tensor([i, j])
+        value = disagreement_of(*pair_profiles(image[pair], views[pair], exposed[pair]))
+        if value is not None:
+            found[i, j] = value
+    return found
+
+
+def disagreement_of(first: Tensor, second: Tensor, whole: Tensor) -> float | None:
+    """What `pair_profiles` found as one number, as in `disagreement`; None for too few planes."""
+    if int(whole.sum()) < max(_FEWEST_PLANES, _LEAST_SHARE * len(whole)):
+        return None
+    first, second = first[whole], second[whole]
+    size = ((first + second) / 2).square().mean().sqrt()
+    return float((first - second).square().mean().sqrt() / size.clamp(min=1e-9))
+
+
+@torch.no_grad()
+def pair_profiles(image: Tensor, views: Tensor, exposed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Integrals over the planes that two views share.
+
+    Args:
+        image: line integrals (2, V, U).
+        views: (2, 13).
+        exposed: bool (2, V, U).
+
+    Returns:
+        For every plane what the first and the second view say: the plane's integral [mm] if both are parallel beam,
+        else its derivative along the normal; and bool: the plane's lines lie in both pictures as far as the body does.
+        Empty where the two share no family of planes that moves through the body.
+    """
+    views = views.double()
+    cone = is_cone(views)
+    pixel = float(isocenter_pixel_mm(views).mean())
+    step = max(pixel, 5.0)
+    reach = pixel * image.shape[1] / 2
+    offsets = torch.arange(-reach + step / 2, reach, step, dtype=torch.float64)
+    normals = _normals(views, cone, offsets)
+    if normals is None:
+        empty = torch.zeros(0, dtype=torch.float64)
+        return empty, empty, torch.zeros(0, dtype=torch.bool)
+    profiles, whole = [], torch.ones(len(offsets), dtype=torch.bool)
+    for k in range(2):
+        shown = torch.where(exposed[k], image[k], torch.zeros_like(image[k])).double()
+        view = views[k : k + 1]
+        if bool(cone[k]):
+            values, kept = _cone_profile(shown, exposed[k], view, normals, step)
+        elif bool(cone.any()):
+            above, kept_above = _parallel_profile(shown, exposed[k], view, normals, offsets + step / 2, step)
+            below, kept_below = _parallel_profile(shown, exposed[k], view, normals, offsets - step / 2, step)
+            values, kept = (above - below) / step, kept_above & kept_below
+        else:
+            # Without the air, a wrong intensity without a patient weighs less.
+            shown = torch.where(shown > AIR_SHARE * shown.max(), shown, 0.0)
+            values, kept = _parallel_profile(shown, exposed[k], view, normals, offsets, step)
+        profiles.append(values)
+        whole &= kept
+    return profiles[0], profiles[1], whole
+
+
+def _normals(views: Tensor, cone: Tensor, offsets: Tensor) -> Tensor | None:
+    """Unit normals (N, 3) of the shared planes at these distances from the isocentre."""
+    heads, up = views[:, :3], views.new_tensor(_UP)
+    if not bool(cone.any()):
+        axis = torch.linalg.cross(heads[0], heads[1])
+        if float(axis.norm()) < 0.05:  # the same or opposite views: any plane along the rays will do
+            axis = up - (up @ heads[0]) * heads[0]
+        normal = F.normalize(axis, dim=0)
+        return (normal if float(normal @ up) >= 0 else -normal).expand(len(offsets), 3)
+    if bool(cone.all()):
+        axis, source = F.normalize(heads[1] - heads[0], dim=0), heads[0]
+    else:
+        axis, source = heads[~cone][0], heads[cone][0]
+    first = up - (up @ axis) * axis
+    if float(first.norm()) < 0.05:
+        return None
+    first = F.normalize(first, dim=0)
+    second = torch.linalg.cross(axis, first)
+    a, b = float(first @ source), float(second @ source)
+    radius = math.hypot(a, b)
+    if radius < _LEAST_BASELINE_MM or radius <= float(offsets.abs().max()):
+        return None
+    # A plane at angle k has the distance a cos k + b sin k; of the two solutions the one next to `first`.
+    turn = math.atan2(a, b)
+    angle = torch.asin(offsets / radius)
+    normals = []
+    for solution in (angle - turn, math.pi - angle - turn):
+        normals.append(solution.cos()[:, None] * first + solution.sin()[:, None] * second)
+    return torch.where((normals[0] @ first >= normals[1] @ first)[:, None], normals[0], normals[1])
+
+
+def _parallel_profile(
+    image: Tensor, exposed: Tensor, view: Tensor, normals: Tensor, offsets: Tensor, step: float
+) -> tuple[Tensor, Tensor]:
+    along = torch.linalg.cross(normals[0], view[0, :3])
+    width = image.shape[1] * float(view[0, 6:9].norm()) + image.shape[0] * float(view[0, 9:12].norm())
+    middle = float(view[0, 3:6] @ along)
+    t = torch.arange(middle - width / 2, middle + width / 2, step, dtype=torch.float64)
+    points = offsets[:, None, None] * normals[:, None] + t[:, None] * along
+    values, seen = _sample(image, exposed, view, points)
+    return values.sum(1) * step, _whole(values, seen, image)
+
+
+def _cone_profile(image: Tensor, exposed: Tensor, view: Tensor, normals: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    source = view[0, :3]
+    distance = float(source.norm())
+    central = (view[0, 3:6] - source).expand_as(normals)
+    central = F.normalize(central - (central * normals).sum(-1, keepdim=True) * normals, dim=-1)
+    along = torch.linalg.cross(normals, central)
+    length = float((view[0, 3:6] - source).norm())
+    width, height = image.shape[1] * float(view[0, 6:9].norm()), image.shape[0] * float(view[0, 9:12].norm())
+    half = math.atan(0.75 * math.hypot(width, height) / length)
+    turn = step / distance
+    theta = torch.arange(-half, half, turn, dtype=torch.float64)
+    fan = theta.cos()[:, None] * central[:, None] + theta.sin()[:, None] * along[:, None]
+    tilt = turn / 2
+    above = source + length * (math.cos(tilt) * fan + math.sin(tilt) * normals[:, None])
+    below = source + length * (math.cos(tilt) * fan - math.sin(tilt) * normals[:, None])
+    (high, seen_high), (low, seen_low) = (_sample(image, exposed, view, points) for points in (above, below))
+    both = seen_high & seen_low  # a picture's border is no edge of the body
+    derivative = torch.where(both, high - low, 0.0).sum(1) * turn / (2 * tilt)
+    return derivative, _whole((high + low) / 2, both, image)
+
+
+def _sample(image: Tensor, exposed: Tensor, view: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (N, T) of the picture where points (N, T, 3) are seen, 0 elsewhere; and whether they are seen."""
+    indices, inside = pixel_coordinates(points.flatten(0, 1), view, image.shape)
+    size = image.new_tensor([image.shape[1], image.shape[0]])
+    grid = ((indices[0] + 0.5) / size * 2 - 1)[None, None]
+    both = torch.stack([image, exposed.double()])[None]
+    values, shown = F.grid_sample(both, grid, padding_mode="border", align_corners=False)[0, :, 0]
+    seen = inside[0] & (shown > 0.5)
+    return torch.where(seen, values, 0.0).reshape(points.shape[:2]), seen.reshape(points.shape[:2])
+
+
+def _whole(values: Tensor, seen: Tensor, image: Tensor) -> Tensor:
+    """Bool (N,): a plane's line enters and leaves the picture in air, on both sides of the body.
+
+    A line that crosses a corner of the picture sees air alone, and the body may lie above: where it meets no body, it
+    has to run across most of the picture.
+    """
+    count = seen.shape[1]
+    position = torch.arange(count)
+    first = torch.where(seen, position, count).amin(1)
+    last = torch.where(seen, position, -1).amax(1)
+    there = last > first
+    ends = torch.stack([first.clamp(max=count - 1), last.clamp(min=0)], 1)
+    gaps = seen.sum(1) < last - first + 1  # behind a collimator blade or an annotation
+    air = AIR_SHARE * image.max()
+    meets = ((values > air) & seen).any(1) | (last - first >= _ACROSS * (last - first).max())
+    return there & ~gaps & meets & (values.gather(1, ends).amax(1) <= air)

@@ -1,0 +1,105 @@
+"""Segmentations land where the CT has them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from custom.core.rejection import Rejected
+from custom.data.label_maps import label_files, load_labels, load_rtstruct, on_grid, rasterise_contours
+from tests.ct_samples import ROOT, SHAPE, affine, circle, write_nifti, write_rtstruct
+
+GRID = np.array([[2.5, 0, 0, -98.75], [0, 2.5, 0, -98.75], [0, 0, 2.5, -98.75], [0, 0, 0, 1.0]])
+GRID_SHAPE = (80, 80, 80)
+SERIES = f"{ROOT}.11"
+
+
+def test_files_go_to_the_longest_case_name(tmp_path: Path) -> None:
+    for name in ("a_tumour.nii.gz", "a_B.nii", "sub/a_B_organs.nii.gz", "ab.nii.gz", "a.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found, strays = label_files(tmp_path, ["a", "a_B"])
+    assert {k: [p.name for p in v] for k, v in found.items()} == {
+        "a": ["a_tumour.nii.gz"], "a_B": ["a_B.nii", "a_B_organs.nii.gz"],
+    }  # fmt: skip
+    assert [p.name for p in strays] == ["ab.nii.gz"]
+
+
+def test_nearest_keeps_numbers_and_places() -> None:
+    labels = np.zeros(SHAPE, dtype=np.uint16)
+    labels[40:50, 30:40, 20:30] = 300
+    carried = on_grid(labels, affine(), GRID, GRID_SHAPE)
+    assert carried.dtype == np.uint16 and set(np.unique(carried)) == {0, 300}
+    centre = GRID[:3, :3] @ np.argwhere(carried).mean(0) + GRID[:3, 3]
+    np.testing.assert_allclose(centre, affine()[:3, :3] @ [44.5, 34.5, 24.5] + affine()[:3, 3], atol=1.3)
+    assert (carried > 0).sum() * 2.5**3 == pytest.approx(1000 * 5**3, rel=0.1)
+
+
+def test_several_files_become_one_map_with_names(tmp_path: Path) -> None:
+    first, second = np.zeros(SHAPE, dtype=np.uint8), np.zeros(SHAPE, dtype=np.uint8)
+    first[30:40, 30:40, 20:30] = 1
+    first[42:50, 30:40, 20:30] = 4
+    second[36:46, 30:40, 20:30] = 1
+    paths = [write_nifti(tmp_path / "c_organs.nii.gz", first), write_nifti(tmp_path / "c_tumour.nii.gz", second)]
+    (tmp_path / "c_organs.csv").write_text("group,structure,id\nx,liver,1\nx,spleen,4\n")
+    labels, names = load_labels(paths, GRID, GRID_SHAPE)
+    assert names == {1: "liver", 4: "spleen", 5: "c_tumour"}
+    assert set(np.unique(labels)) == {0, 1, 4, 5} and labels.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(0.5, "is no label map"), (-1, "is no label map"), (None, "nothing of it lies inside")]
+)
+def test_files_that_are_no_labels_of_this_scan(tmp_path: Path, value: float | None, message: str) -> None:
+    labels = np.zeros(SHAPE, dtype=np.float32)
+    labels[40, 30, 20] = 1 if value is None else value
+    matrix = affine()
+    matrix[0, 3] += 0 if value is not None else 5000
+    path = write_nifti(tmp_path / "c.nii.gz", labels, matrix)
+    with pytest.raises(Rejected, match=rf"c\.nii\.gz.*{message}"):
+        load_labels([path], GRID, GRID_SHAPE)
+
+
+def test_disc_with_a_hole_has_its_analytic_volume() -> None:
+    heights = affine()[2, 3] + 5.0 * np.arange(20, 28)
+    contours = [c for z in heights for c in (circle(60, z, (10, -5)), circle(25, z, (10, -5)))]
+    mask, outside = rasterise_contours(contours, affine(), SHAPE, GRID, GRID_SHAPE)
+    assert outside == 0
+    expected = np.pi * (60**2 - 25**2) * 5 * len(heights)
+    assert mask.sum() * 2.5**3 == pytest.approx(expected, rel=0.01)
+    centre = GRID[:3, :3] @ np.argwhere(mask).mean(0) + GRID[:3, 3]
+    np.testing.assert_allclose(centre, [10, -5, heights.mean()], atol=0.3)
+    hole = np.linalg.inv(GRID) @ [10, -5, heights.mean(), 1]
+    assert not mask[tuple(np.rint(hole[:3]).astype(int))]
+
+
+def test_contours_beyond_the_scan_are_counted() -> None:
+    mask, outside = rasterise_contours([circle(30, 5000.0)], affine(), SHAPE, GRID, GRID_SHAPE)
+    assert outside == 1 and not mask.any()
+
+
+def test_small_structures_stand_over_large_ones(tmp_path: Path) -> None:
+    heights = affine()[2, 3] + 5.0 * np.arange(20, 28)
+    rois = {
+        "GTV": [circle(20, z) for z in heights],
+        "empty": [],
+        "Body": [circle(80, z) for z in heights],
+    }
+    write_rtstruct(tmp_path / "rs.dcm", rois)
+    found = load_rtstruct([tmp_path / "rs.dcm"], SERIES, "", affine(), SHAPE, GRID, GRID_SHAPE)
+    assert found is not None
+    labels, names, used = found
+    assert names == {1: "GTV", 3: "Body"} and used == [tmp_path / "rs.dcm"]
+    assert (labels == 1).sum() * 2.5**3 == pytest.approx(np.pi * 20**2 * 40, rel=0.05)
+
+
+def test_structures_of_another_series_are_not_taken(tmp_path: Path) -> None:
+    write_rtstruct(tmp_path / "rs.dcm", {"GTV": [circle(20, 0)]}, series="12")
+    assert load_rtstruct([tmp_path / "rs.dcm"], SERIES, f"{ROOT}.9", affine(), SHAPE, GRID, GRID_SHAPE) is None
+
+
+def test_damaged_structures_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rs.dcm"
+    write_rtstruct(path, {"GTV": []})
+    with pytest.raises(Rejected, match=r"rs\.dcm: no ROI has a closed contour"):
+        load_rtstruct([path], SERIES, "", affine(), SHAPE, GRID, GRID_SHAPE)

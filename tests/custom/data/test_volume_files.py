@@ -1,0 +1,116 @@
+"""NIfTI and MetaImage files, and the checks that every CT passes."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from custom.core.rejection import Rejected
+from custom.data.volume_files import check_grid, check_hu, load_metaimage, load_nifti
+from tests.ct_samples import affine, chest, write_nifti
+
+
+def test_nifti_with_slope_and_a_fourth_axis_of_one(tmp_path: Path) -> None:
+    image = nib.Nifti1Image((chest()[..., None] + 1024).astype(np.int16), affine())
+    image.header.set_slope_inter(1, -1024)
+    nib.save(image, tmp_path / "x.nii.gz")
+    values, matrix = load_nifti(tmp_path / "x.nii.gz")
+    np.testing.assert_allclose(values, chest())
+    np.testing.assert_allclose(matrix, affine())
+
+
+def test_nifti_in_metres(tmp_path: Path) -> None:
+    small = affine() * [[1e-3]] * 1
+    small[3] = [0, 0, 0, 1]
+    image = nib.Nifti1Image(chest(), small)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "x.nii")
+    np.testing.assert_allclose(load_nifti(tmp_path / "x.nii")[1], affine(), atol=1e-4)
+
+
+def _nan(path: Path) -> None:
+    volume = chest().astype(np.float32)
+    volume[3, 4, 5] = np.nan
+    volume[3, 4, 6] = np.inf
+    write_nifti(path, volume)
+
+
+def _truncated(path: Path) -> None:
+    write_nifti(path, chest())
+    path.write_bytes(path.read_bytes()[:20000])
+
+
+def _no_orientation(path: Path) -> None:
+    image = nib.Nifti1Image(chest(), affine())
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_nan, r"x\.nii\.gz has 2 voxels that are NaN"),
+        (_truncated, r"x\.nii\.gz is truncated or damaged"),
+        (_no_orientation, r"x\.nii\.gz has no orientation"),
+        (lambda p: p.write_bytes(b"no image at all"), r"x\.nii\.gz is truncated or damaged"),
+        (lambda p: write_nifti(p, np.zeros((4, 4, 4, 3), dtype=np.int16)), "is not one volume"),
+    ],
+)
+def test_unusable_nifti_files_are_named(tmp_path: Path, make, message: str) -> None:
+    make(tmp_path / "x.nii.gz")
+    with pytest.raises(Rejected, match=message):
+        load_nifti(tmp_path / "x.nii.gz")
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha"])
+def test_metaimage_has_the_same_world_as_nifti(tmp_path: Path, suffix: str) -> None:
+    sitk = pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
+    write_nifti(tmp_path / "x.nii.gz", chest())
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "x.nii.gz")), str(tmp_path / f"x{suffix}"))
+    values, matrix = load_metaimage(tmp_path / f"x{suffix}")
+    np.testing.assert_array_equal(values, chest())
+    np.testing.assert_allclose(matrix, affine(), atol=1e-6)
+
+
+def test_metaimage_without_its_data(tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
+    sitk.WriteImage(sitk.GetImageFromArray(chest()), str(tmp_path / "x.mhd"))
+    (tmp_path / "x.raw").unlink()
+    with pytest.raises(Rejected, match=r"x\.mhd or its data file is missing"):
+        load_metaimage(tmp_path / "x.mhd")
+
+
+def test_hu_facts() -> None:
+    facts = check_hu(chest())
+    assert facts["air_hu"] == pytest.approx(-1000, abs=6)
+    assert facts["tissue_hu"] == pytest.approx(20, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.astype(np.int32) + 1024, "no air and no lung .* rescale missing"),
+        (lambda v: v / 1000.0, "no air and no lung"),
+        (lambda v: v.astype(np.int32) * 2 + 1000, "no air and no lung|soft tissue measures"),
+        (lambda v: v.astype(np.int32) - 90, "air measures"),
+        (lambda v: v.astype(np.int32) + 120, "soft tissue measures 14"),
+        (lambda v: np.full(v.shape, -3000), "hardly any value"),
+        (lambda v: np.full(v.shape, -1000), "no soft tissue"),
+    ],
+)
+def test_values_that_are_not_hu(change, message: str) -> None:
+    with pytest.raises(Rejected, match=message):
+        check_hu(change(chest()))
+
+
+def test_grid_limits_use_the_slice_axis() -> None:
+    turned = affine()[:, [2, 0, 1, 3]]
+    turned[:3, 0] *= 1.6
+    shape = (48, 80, 64)
+    assert check_grid(shape, turned, 8.0, 200)["coverage_mm"] == 384
+    with pytest.raises(Rejected, match="8 mm apart, max_slice_mm is 5"):
+        check_grid(shape, turned, 5.0, 200)
+    with pytest.raises(Rejected, match="384 mm only, min_coverage_mm is 400"):
+        check_grid(shape, turned, 8.0, 400)

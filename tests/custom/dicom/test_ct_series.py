@@ -1,0 +1,205 @@
+"""Slices become a stack in HU, or the reason why not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import JPEG2000Lossless, RLELossless
+
+from custom.core.rejection import Rejected
+from custom.dicom.ct_series import (
+    Header,
+    check_stack,
+    drop_copies,
+    load_stack,
+    read_header,
+    require_decoders,
+    split_acquisitions,
+)
+from tests.ct_samples import CT_CLASS, ROOT, SPACING, affine, chest, save, slice_dataset, write_series
+
+
+def _slices(paths: list[Path]) -> list[Any]:
+    headers = [read_header(p) for p in paths]
+    assert all(isinstance(h, Header) and not h.problem for h in headers), headers
+    return drop_copies([s for h in headers for s in h.slices])
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], np.ndarray]:
+    volume = chest()[:, :, :8]
+    return write_series(tmp_path_factory.mktemp("series"), volume), volume
+
+
+def _world(array: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """The array in RAS+ order, for comparison with the sample."""
+    import nibabel as nib
+
+    return np.asarray(nib.as_closest_canonical(nib.Nifti1Image(array.astype(np.float32), matrix)).dataobj)
+
+
+def test_unordered_files_give_the_volume_and_its_place(series: tuple[list[Path], np.ndarray]) -> None:
+    paths, volume = series
+    slices = _slices(paths)
+    assert [p.name for p in paths] != sorted(p.name for p in paths), "names must not follow the slices"
+    matrix, facts = check_stack(slices)
+    loaded = load_stack(slices)
+    np.testing.assert_array_equal(_world(loaded, matrix), volume)
+    corner = matrix @ [volume.shape[0] - 1, volume.shape[1] - 1, 0, 1]
+    np.testing.assert_allclose(corner[:3], affine()[:3, 3])
+    assert facts == {"native_spacing_mm": [SPACING] * 3, "native_shape": [80, 64, 8]}
+
+
+def test_copies_of_a_file_count_once(series: tuple[list[Path], np.ndarray], tmp_path: Path) -> None:
+    paths, _ = series
+    copy = tmp_path / "copy.dcm"
+    copy.write_bytes(paths[3].read_bytes())
+    assert len(_slices([*paths, copy])) == len(paths)
+
+
+def test_missing_slice_names_the_neighbours(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, chest()[:, :, :8], skip=(4,))
+    with pytest.raises(Rejected, match=rf"missing slices: 10 mm between {paths[3].name} .* and {paths[4].name}"):
+        check_stack(_slices(paths))
+
+
+def test_uneven_spacing(tmp_path: Path) -> None:
+    image = chest()[:, :, 0]
+    for k, z in enumerate([0.0, 5.0, 11.0, 15.5, 21.0]):
+        save(slice_dataset(image, (0, 0, z), "5", k), tmp_path / f"{k}.dcm", CT_CLASS, f"{ROOT}.5.{k}")
+    with pytest.raises(Rejected, match=r"not uniform: 4\.5 to 6 mm"):
+        check_stack(_slices(sorted(tmp_path.iterdir())))
+
+
+def test_two_acquisitions_in_one_series_are_told_apart(tmp_path: Path) -> None:
+    volume = chest()[:, :, :4]
+    first = write_series(tmp_path / "a", volume, "11", AcquisitionNumber=1)
+    paths = [*first, *write_series(tmp_path / "b", volume, "12", AcquisitionNumber=2)]
+    assert [len(stack) for stack in split_acquisitions(_slices(paths))] == [4, 4]
+
+
+def test_two_images_at_one_place_without_a_number(tmp_path: Path) -> None:
+    volume = chest()[:, :, :4]
+    paths = write_series(tmp_path / "a", volume, "11") + write_series(tmp_path / "b", volume, "12")
+    with pytest.raises(Rejected, match=r"two different images at one position .*-11\.dcm and .*-12\.dcm"):
+        split_acquisitions(_slices(paths))
+
+
+@pytest.mark.parametrize(
+    ("tags", "message"),
+    [
+        ({"RescaleSlope": None}, "no Rescale Slope"),
+        ({"RescaleType": "US"}, "Rescale Type is 'US'"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "not axial"),
+    ],
+)
+def test_series_that_are_no_axial_ct_in_hu(tmp_path: Path, tags: dict[str, Any], message: str) -> None:
+    with pytest.raises(Rejected, match=message):
+        check_stack(_slices(write_series(tmp_path, chest()[:, :, :4], **tags)))
+
+
+def test_slices_of_different_size(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, chest()[:, :, :4])
+    save(slice_dataset(chest()[:60, :, 0], (0, 0, 500), "11", 9), tmp_path / "odd.dcm", CT_CLASS, f"{ROOT}.11.99")
+    with pytest.raises(Rejected, match=r"differ in size .* odd\.dcm"):
+        check_stack(_slices([*paths, tmp_path / "odd.dcm"]))
+
+
+def test_rescale_and_padding_of_each_file_count(tmp_path: Path) -> None:
+    image = np.full((6, 5), 100, dtype=np.int16)
+    image[0, 0] = 976  # stored as 2000
+    for k in range(3):
+        dataset = slice_dataset(image, (0, 0, 5.0 * k), "5", k, RescaleSlope=k + 1, RescaleIntercept=-1024 * (k + 1))
+        dataset.PixelPaddingValue = 2000
+        save(dataset, tmp_path / f"{k}.dcm", CT_CLASS, f"{ROOT}.5.{k}")
+    volume = load_stack(_slices(sorted(tmp_path.iterdir())))
+    assert volume[0, 0].tolist() == [-2000.0] * 3
+    assert volume[1, 1].tolist() == [100.0, 200.0, 300.0]
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.97])
+def test_truncated_pixels_name_the_file(tmp_path: Path, keep: float) -> None:
+    paths = write_series(tmp_path, chest()[:, :, :4])
+    content = paths[2].read_bytes()
+    paths[2].write_bytes(content[: int(len(content) * keep)])
+    slices = _slices(paths)
+    with pytest.raises(Rejected, match=rf"{paths[2].name} (cannot be decoded, it is truncated|holds no pixel data)"):
+        load_stack(slices)
+
+
+def test_truncated_header_is_no_dicom_file(tmp_path: Path) -> None:
+    path = write_series(tmp_path, chest()[:, :, :2])[0]
+    for size in (0, 100, 200, 420):
+        path.write_bytes(path.read_bytes()[:size] if size else b"")
+        found = read_header(path)
+        assert isinstance(found, str) or found.problem, size
+        path = write_series(tmp_path, chest()[:, :, :2])[0]
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=["rle", "jpeg2000"])
+@pytest.mark.parametrize("keep", [1.0, 0.7])
+def test_compressed_series(tmp_path: Path, syntax: str, keep: float) -> None:
+    """Compressed slices load, also among native ones; a truncated one is named."""
+    volume = chest()[:, :, :3]
+    paths = write_series(tmp_path, volume)
+    for path in paths[:2]:
+        dataset = pydicom.dcmread(path)
+        try:
+            dataset.compress(syntax, generate_instance_uid=False)
+        except (RuntimeError, NotImplementedError, ValueError) as error:
+            pytest.skip(f"pydicom {pydicom.__version__} cannot write this syntax here: {error}")
+        dataset.save_as(path)
+    headers = [read_header(p) for p in paths]
+    assert [isinstance(h, Header) and h.compressed for h in headers] == [syntax == JPEG2000Lossless] * 2 + [False]
+    content = paths[1].read_bytes()
+    paths[1].write_bytes(content[: int(len(content) * keep)])
+    slices = _slices(paths)
+    if keep < 1:
+        with pytest.raises(Rejected, match=rf"{paths[1].name} (cannot be decoded|holds no pixel data)"):
+            load_stack(slices)
+    else:
+        np.testing.assert_array_equal(_world(load_stack(slices), check_stack(slices)[0]), volume)
+
+
+def test_enhanced_multiframe_file(tmp_path: Path) -> None:
+    """Enhanced CT keeps positions and rescale in functional groups, frames in any order."""
+    volume = chest()[:, :, :4]
+    order = [2, 0, 3, 1]
+    paths = write_series(tmp_path / "single", volume)
+    singles = [pydicom.dcmread(paths[k]) for k in order]
+    whole = slice_dataset(volume[:, :, 0].T, (0, 0, 0), "21", 1, ImagePositionPatient=None, PixelSpacing=None,
+                          ImageOrientationPatient=None, RescaleSlope=None, RescaleIntercept=None)  # fmt: skip
+    whole.NumberOfFrames = 4
+    whole.PixelData = b"".join(s.PixelData for s in singles)
+
+    def group(sequence: str, **tags: Any) -> tuple[str, pydicom.Sequence]:
+        item = pydicom.Dataset()
+        for keyword, value in tags.items():
+            setattr(item, keyword, value)
+        return sequence, pydicom.Sequence([item])
+
+    shared = pydicom.Dataset()
+    for keyword, value in (
+        group("PixelMeasuresSequence", PixelSpacing=[SPACING, SPACING]),
+        group("PlaneOrientationSequence", ImageOrientationPatient=[1, 0, 0, 0, 1, 0]),
+        group("PixelValueTransformationSequence", RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU"),
+    ):
+        setattr(shared, keyword, value)
+    frames = []
+    for single in singles:
+        frame = pydicom.Dataset()
+        setattr(frame, *group("PlanePositionSequence", ImagePositionPatient=single.ImagePositionPatient))
+        frames.append(frame)
+    whole.SharedFunctionalGroupsSequence = pydicom.Sequence([shared])
+    whole.PerFrameFunctionalGroupsSequence = pydicom.Sequence(frames)
+    save(whole, tmp_path / "enhanced.dcm", "1.2.840.10008.5.1.4.1.1.2.1", f"{ROOT}.21.1")
+    slices = _slices([tmp_path / "enhanced.dcm"])
+    np.testing.assert_array_equal(_world(load_stack(slices), check_stack(slices)[0]), volume)
+
+
+def test_missing_decoders_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"fewview-ct\[dicom\]"):
+        require_decoders()

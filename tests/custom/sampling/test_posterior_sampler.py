@@ -1,0 +1,251 @@
+"""Samples: repeatable, indifferent to batches and kills, guided, pulled to radiographs, and refused where wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from custom.core.checkpoints import save_checkpoint, sha256
+from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
+from custom.projection.data_consistency import ReprojectionCorrection
+from custom.sampling import EncodedMean, PosteriorSampler, collect_samples, load_sampler
+from tests.custom.networks.tiny_diffusion import GRID, autoencoder, denoiser, radiographs
+
+
+def sampler(**options: Any) -> PosteriorSampler:
+    network = options.pop("denoiser", None) or denoiser()
+    return PosteriorSampler(
+        network, options.pop("autoencoder", autoencoder()), network.scheduler(), **{"steps": 3, **options}
+    )
+
+
+def case(count: int = 2) -> tuple[Tensor, Tensor]:
+    image, views = radiographs(count)
+    return image[0], views[0]
+
+
+def drawn(count: int, seed: int = 0, **options: Any) -> Tensor:
+    return torch.cat([batch for _, batch in sampler(**options).samples(*case(), count, seed)])
+
+
+def test_a_sample_depends_on_its_seed_and_number_alone() -> None:
+    one_by_one, batched = drawn(5), drawn(5, batch_size=3)
+    assert one_by_one.shape == (5, 1, *GRID.shape)
+    torch.testing.assert_close(one_by_one, batched, atol=0.05, rtol=0)  # HU
+    torch.testing.assert_close(drawn(2), one_by_one[:2])
+    assert float((drawn(1, seed=1) - one_by_one[:1]).abs().mean()) > 0.1
+    assert float((one_by_one[0] - one_by_one[1]).abs().mean()) > 0.1
+    image, views = radiographs()
+    unit = sampler()(image, views, seed=0, first=3)
+    torch.testing.assert_close((unit + 1) * 1000 - 1000, one_by_one[3:4], atol=0.05, rtol=0)
+
+
+def test_guidance_of_one_is_the_conditional_answer_and_more_goes_beyond() -> None:
+    plain, none, twice = (sampler(guidance_scale=s) for s in (1.0, 0.0, 2.0))
+    image, views = radiographs()
+    condition = plain.denoiser.condition(image, views)
+    x, time = plain.noise(0, 0), torch.tensor([30])
+    with torch.no_grad():
+        conditional, free, far = (s._guided(x, time, condition) for s in (plain, none, twice))
+        torch.testing.assert_close(conditional, plain.denoiser.denoise(x, time, condition))
+        torch.testing.assert_close(free, plain.denoiser.denoise(x, time, torch.zeros_like(condition)))
+    torch.testing.assert_close(far, free + 2 * (conditional - free), atol=1e-4, rtol=1e-4)
+
+
+def test_other_radiographs_give_another_sample() -> None:
+    image, views = radiographs()
+    first, second = (sampler()(picture, views) for picture in (image, image.flip(-1)))
+    assert float((first - second).abs().mean()) > 1e-4
+
+
+def test_without_movement_consistency_changes_nothing_and_with_it_the_sample_moves() -> None:
+    image, views = radiographs()
+    plain = sampler()(image, views)
+    still = sampler(consistency=lambda volume, *_: volume, consistency_weight=1.0)(image, views)
+    torch.testing.assert_close(still, plain, atol=1e-4, rtol=1e-4)
+    pulled = sampler(consistency=lambda volume, *_: volume + 0.5, consistency_weight=1.0)(image, views)
+    assert float((pulled - plain).abs().mean()) > 1e-3
+    off = sampler(consistency=lambda volume, *_: volume + 0.5, consistency_weight=0.0)(image, views)
+    assert torch.equal(off, plain)
+
+
+def test_the_correction_at_the_end_is_applied_once_to_the_decoded_sample() -> None:
+    image, views = case()
+    plain = drawn(3, batch_size=2)
+    before: dict[int, Tensor] = {}
+    made = sampler(batch_size=2, final_consistency=ReprojectionCorrection(GRID, 20))
+    found = list(made.samples(image, views, 3, on_decoded=before.__setitem__))
+    torch.testing.assert_close(torch.cat([before[0], before[2]]), plain, atol=0.05, rtol=0)
+    expected = ReprojectionCorrection(GRID, 20)(plain / 1000, image[None].expand(3, -1, -1, -1), views)
+    torch.testing.assert_close(torch.cat([batch for _, batch in found]), expected * 1000, atol=0.5, rtol=0)
+    torch.testing.assert_close(made(image[None], views[None]) * 1000, found[0][1][:1], atol=0.5, rtol=0)
+    assert float((expected * 1000 - plain).abs().mean()) > 10
+
+
+def test_the_mean_stands_in_the_condition_and_under_the_residual() -> None:
+    network = denoiser(known_channels=3, residual=True)
+    network.residual_std.fill_(1e-6)  # nothing is left to diffuse
+    known = torch.randn(1, 3, 4, 4, 4)
+    made = sampler(denoiser=network, mean=lambda *_: known)
+    image, views = radiographs()
+    expected = made.autoencoder.decode(known).clamp(-1, 1)
+    torch.testing.assert_close(made(image, views), expected.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_killed_run_is_taken_up_and_gives_the_same(tmp_path: Path) -> None:
+    made, (image, views) = sampler(batch_size=2), case()
+    whole = collect_samples(made, image, views, 6)
+    seen: list[int] = []
+
+    def kill(first: int, samples: Tensor) -> None:
+        seen.append(first)
+        if first == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_samples(made, image, views, 6, state_path=tmp_path / "state.pt", on_samples=kill)
+    seen.clear()
+    resumed = collect_samples(
+        made, image, views, 6, state_path=tmp_path / "state.pt", on_samples=lambda first, _: seen.append(first)
+    )
+    assert seen == [4], "four samples were kept"
+    assert torch.equal(resumed.mean(), whole.mean()) and torch.equal(resumed.variance(), whole.variance())
+
+
+@pytest.mark.parametrize("change", ["seed", "radiographs", "steps", "weight", "iterations", "final"])
+def test_the_state_of_another_case_or_setting_is_refused(tmp_path: Path, change: str) -> None:
+    image, views = case()
+    options: dict[str, Any] = {"consistency": ReprojectionCorrection(GRID, 2), "consistency_weight": 0.5}
+    collect_samples(sampler(**options), image, views, 2, state_path=tmp_path / "state.pt")
+    options |= {"consistency_weight": 0.4} if change == "weight" else {}
+    options |= {"consistency": ReprojectionCorrection(GRID, 3)} if change == "iterations" else {}
+    options |= {"final_consistency": ReprojectionCorrection(GRID, 2)} if change == "final" else {}
+    made = sampler(steps=4 if change == "steps" else 3, **options)
+    other = image + 0.1 if change == "radiographs" else image
+    with pytest.raises(ValueError, match=r"state\.pt: samples of another case"):
+        collect_samples(made, other, views, 3, seed=int(change == "seed"), state_path=tmp_path / "state.pt")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps and batch_size must be at least 1"),
+        ({"guidance_scale": -0.5}, "guidance_scale must not be negative"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must not be negative"),
+        ({"consistency_weight": 0.5}, "needs a consistency"),
+        ({"mean": lambda *_: None}, "without the reconstruction of a mean network"),
+        ({"denoiser": denoiser(known_channels=3)}, "needs the reconstruction of a mean network"),
+    ],
+)
+def test_settings_that_make_no_sense(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sampler(**options)
+
+
+def test_a_denoiser_of_another_autoencoder() -> None:
+    other = VQGAN(GRID, encoder_widths=(8, 8), decoder_widths=(8, 8), codes=16, embedding_dim=5)
+    with pytest.raises(ValueError, match="belongs to another vqgan"):
+        sampler(autoencoder=other)
+
+
+def test_bad_requests() -> None:
+    image, views = case()
+    with pytest.raises(ValueError, match="number of samples must be at least 1, got 0"):
+        collect_samples(sampler(), image, views, 0)
+    with pytest.raises(ValueError, match="do not match views"):
+        collect_samples(sampler(), image, views[:1], 2)
+    image[0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        collect_samples(sampler(), image, views, 2)
+
+
+@pytest.mark.parametrize("fault", ["no views", "no views left", "count", "NaN"])
+def test_bad_radiographs_are_refused_before_the_mean_network_runs(fault: str) -> None:
+    def mean(*_: Any) -> Tensor:
+        raise AssertionError("the mean network ran")
+
+    made = sampler(denoiser=denoiser(known_channels=3), mean=mean)
+    image, views = radiographs()
+    mask, message = None, {"count": "do not match views", "NaN": "NaN"}.get(fault, "view")
+    if fault == "no views":
+        image, views = image[:, :0], views[:, :0]
+    elif fault == "no views left":
+        mask = torch.zeros(1, 2, dtype=torch.bool)
+    elif fault == "count":
+        views = views[:, :1]
+    else:
+        image[0, 1, 3, 3] = float("nan")
+    with pytest.raises(ValueError, match=message):
+        made(image, views, mask)
+
+
+def test_a_sampler_is_built_from_checkpoints_that_belong_together(tmp_path: Path) -> None:
+    image, views = radiographs()
+    parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
+    meta = {"parents": {"autoencoder": sha256(parent)}}
+    path = save_checkpoint(tmp_path / "model.pt", denoiser(num_train_timesteps=50), meta)
+    loaded = load_sampler(path, parent, steps=3, solver={"order": 1})
+    assert loaded.scheduler.order == 1 and loaded.scheduler.num_train_timesteps == 50
+    assert torch.isfinite(loaded(image, views)).all()
+    other = save_checkpoint(tmp_path / "other.pt", autoencoder(seed=1))
+    with pytest.raises(ValueError, match=r"other\.pt: SHA-256 .* was trained on latents of the autoencoder"):
+        load_sampler(path, other)
+    with pytest.raises(ValueError, match="a checkpoint of VQGAN, not of ldm_recon"):
+        load_sampler(parent, parent)
+
+
+def mean_checkpoint(path: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    mlp = {"width": 8, "depth": 1}
+    return save_checkpoint(path, ImplicitReconstructor(None, GRID, FourierFeatures(count=4), mlp, mlp))
+
+
+def test_another_mean_network_than_that_of_the_training_is_refused(tmp_path: Path) -> None:
+    parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
+    own, other = (mean_checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2))
+    for name, known in (("recorded", {"mean": sha256(own)}), ("none", {"mean": None}), ("older", {})):
+        parents = {"autoencoder": sha256(parent), **known}
+        path = save_checkpoint(tmp_path / f"{name}.pt", denoiser(known_channels=3), {"parents": parents})
+        assert load_sampler(path, parent, own).mean is not None
+        if name != "recorded":
+            load_sampler(path, parent, other)
+            continue
+        with pytest.raises(ValueError, match=r"2\.pt: SHA-256 .* was trained for the mean network"):
+            load_sampler(path, parent, other)
+    load_sampler(denoiser(known_channels=3), parent, other)  # being trained: nothing to compare with
+
+
+def test_corrections_are_made_where_they_are_asked_for(tmp_path: Path) -> None:
+    parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
+    network = denoiser(energy_kev=60.0)
+    off = load_sampler(network, parent, consistency_iterations=7)
+    assert off.consistency is None and off.final_consistency is None
+    on = load_sampler(network, parent, consistency_weight=0.5, consistency_iterations=7, consistency_final=30)
+    iterations = [(one.iterations, one.energy_kev) for one in (on.consistency, on.final_consistency)]  # type: ignore[union-attr]
+    assert iterations == [(7, 60.0), (30, 60.0)] and on.consistency_weight == 0.5
+    assert load_sampler(network, parent, consistency_final=True).final_consistency.iterations == 10  # type: ignore[union-attr]
+    image, views = radiographs()
+    plain = sampler(denoiser=network)(image, views)
+    assert torch.equal(load_sampler(network, parent, precision="fp32", steps=3)(image, views), plain)
+    assert torch.isfinite(on(image, views)).all()
+    with pytest.raises(ValueError, match="at least 1 iteration, got -5"):
+        load_sampler(network, parent, consistency_final=-5)
+
+
+def test_every_fold_meets_the_mean_network_that_has_not_seen_it(tmp_path: Path) -> None:
+    vqgan, (image, views) = autoencoder(), radiographs()
+    paths = [mean_checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
+    both = EncodedMean(paths, vqgan)
+    image, views = image.repeat(3, 1, 1, 1), views.repeat(3, 1, 1)
+    found = both(image, views, None, {"fold": torch.tensor([0, 1, 0])})
+    singles = [EncodedMean([path], vqgan)(image[:1], views[:1]) for path in paths]
+    torch.testing.assert_close(found, torch.cat([singles[0], singles[1], singles[0]]))
+    assert not torch.allclose(singles[0], singles[1], atol=1e-3)
+    with pytest.raises(ValueError, match="a case of fold 2, but there are 2 mean networks"):
+        both(image, views, None, {"fold": torch.tensor([0, 1, 2])})
+    with pytest.raises(ValueError, match="at least one checkpoint"):
+        EncodedMean([], vqgan)

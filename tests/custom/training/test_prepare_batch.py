@@ -1,0 +1,151 @@
+"""What trainer and evaluator hand to the network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from custom.core.attenuation import hu_to_attenuation
+from custom.core.hu_window import hu_to_unit, unit_to_hu
+from custom.geometry import Geometry, VolumeGrid, is_cone
+from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG, AcquisitionSampler
+from custom.networks import OutOfFoldPriors, PopulationPrior
+from custom.projection import Projector
+from custom.training.prepare_batch import SimulatedRadiographs, StoredRadiographs
+
+GRID = VolumeGrid.cube(16, 320)
+WIDE = VolumeGrid((20, 18, 16), GRID.spacing_mm)
+
+
+def sampler(**options: object) -> AcquisitionSampler:
+    return AcquisitionSampler(**{"view_weights": {"2": 1.0}, "pixel_at_isocenter_mm": 20.0, "seed": 1, **options})  # type: ignore[arg-type]
+
+
+def prepare(**options: object) -> SimulatedRadiographs:
+    return SimulatedRadiographs(sampler(), GRID, WIDE, (16, 24), **options)  # type: ignore[arg-type]
+
+
+def volume() -> torch.Tensor:
+    return (torch.rand(1, 1, *WIDE.shape, generator=torch.Generator().manual_seed(0)) * 1500 - 1000).round()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "shape", "points"),
+    [
+        ("grid", (1, 1, 16, 16, 16), None),
+        ("random", (1, 1, 50), (1, 50, 3)),
+        ("patch", (1, 1, 6, 6, 6), (1, 6, 6, 6, 3)),
+    ],
+)
+def test_label_is_the_volume_at_the_points(sampling: str, shape: tuple, points: tuple | None) -> None:
+    hu = volume()
+    image, label, _, keywords = prepare(sampling=sampling, points=50, patch=6)({"source": hu})
+    assert image.shape == (1, 2, 16, 24)
+    assert label.shape == shape
+    assert keywords["views"].shape == (1, 2, 13)
+    assert keywords["view_mask"].all()
+    if points is None:
+        assert "points" not in keywords
+        return
+    assert keywords["points"].shape == points
+    first = torch.tensor([axis[0] for axis in (WIDE.axis_mm(0), WIDE.axis_mm(1), WIDE.axis_mm(2))])
+    index = ((keywords["points"] - first) / 20).round().long()
+    expected = hu[0, 0][index[..., 0], index[..., 1], index[..., 2]]
+    torch.testing.assert_close(label[:, 0], hu_to_unit(expected, (-1000, 1000)))
+
+
+def test_tissue_outside_the_cube_casts_shadows() -> None:
+    hu = torch.full((1, 1, *WIDE.shape), -1000.0)
+    hu[:, :, 0] = 0.0  # beyond the cube on the left
+    image, label, _, _ = prepare(sampling="grid")({"source": hu})
+    assert float(label.max()) == -1.0
+    assert float(image.max()) > 0.1
+
+
+def test_the_papers_project_the_cube_alone() -> None:
+    hu = volume()
+    alone, _, _, keywords = prepare(cube_share=1.0)({"source": hu})
+    cube = hu_to_attenuation(hu[:, :, 2:18, 1:17], 70.0)
+    torch.testing.assert_close(alone, Projector(GRID, (16, 24))(cube, keywords["views"]), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(alone, prepare()({"source": hu})[0], atol=0.1)
+
+
+def test_coarse_sampling_learns_the_coarse_grid() -> None:
+    hu, coarse = volume(), VolumeGrid((18, 16, 16), GRID.spacing_mm)
+    _, label, _, keywords = prepare(sampling="coarse", coarse_grid=coarse)({"source": hu})
+    torch.testing.assert_close(label, hu_to_unit(hu[:, :, 1:19, 1:17], (-1000, 1000)))
+    assert keywords["coarse"] is True and "points" not in keywords
+
+
+def test_radiographs_are_those_of_the_projector() -> None:
+    hu = volume()
+    image, _, _, keywords = prepare()({"source": hu})
+    expected = Projector(WIDE, (16, 24))(hu_to_attenuation(hu, 70.0), keywords["views"])
+    torch.testing.assert_close(image, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sampling": "everything"}, "sampling"),
+        ({"sampling": "patch", "patch": 17}, "patch must not exceed"),
+        ({"sampling": "coarse"}, "needs a coarse_grid"),
+        ({"sampling": "coarse", "coarse_grid": VolumeGrid((8, 8, 8), (40.0,) * 3)}, "same margin"),
+    ],
+)
+def test_wrong_options(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(**change)
+
+
+def test_grids_must_share_centre_and_spacing() -> None:
+    with pytest.raises(ValueError, match="same margin"):
+        SimulatedRadiographs(sampler(), GRID, VolumeGrid((19, 18, 16), GRID.spacing_mm), (16, 24))
+
+
+def test_stored_radiographs_need_no_truth() -> None:
+    batch = {"image": torch.rand(1, 2, 4, 4), "views": torch.rand(1, 2, 13), "view_mask": torch.ones(1, 2).bool()}
+    image, label, args, keywords = StoredRadiographs()(batch)
+    assert label is None and args == ()
+    assert set(keywords) == {"views", "view_mask"}
+    assert image.shape == (1, 2, 4, 4)
+
+
+def test_values_round_trip() -> None:
+    hu = torch.tensor([-2000.0, -1000.0, 0.0, 250.0, 3000.0])
+    torch.testing.assert_close(unit_to_hu(hu_to_unit(hu, (-1000, 1000)), (-1000, 1000)), hu.clamp(-1000, 1000))
+
+
+def test_sampler_draws_the_papers_sets_and_others() -> None:
+    papers = sampler(view_weights={"4": 1.0}, paper_share=1.0, cone_share=0.0)
+    geometry = Geometry(papers(), (16, 24), GRID)
+    assert geometry.angles_deg == pytest.approx(PAPER_ANGLES_DEG[4][0], abs=1e-4)
+    both = sampler(view_weights={str(k): 1.0 for k in range(1, 9)}, cone_share=0.5)
+    drawn = [both() for _ in range(200)]
+    assert {len(views) for views in drawn} == set(range(1, 9))
+    cones = [bool(is_cone(views).all()) for views in drawn]
+    assert 60 < sum(cones) < 140
+    for views in drawn:
+        Geometry(views, (64, 96), GRID)  # every draw is valid
+    distances = [float(v[0, :3].norm()) for v, cone in zip(drawn, cones, strict=True) if cone]
+    assert min(distances) >= 700 and max(distances) <= 1700
+
+
+def test_sampler_is_reproducible() -> None:
+    options = {"view_weights": {"1": 1.0, "3": 1.0}}
+    assert all(torch.equal(a(), b()) for a, b in [(sampler(**options), sampler(**options))])
+
+
+@pytest.mark.parametrize("weights", [{}, {"0": 1.0}, {"2": -1.0}])
+def test_sampler_refuses(weights: dict) -> None:
+    with pytest.raises(ValueError, match="view_weights"):
+        sampler(view_weights=weights)
+
+
+def test_a_case_meets_the_prior_of_its_fold() -> None:
+    priors = OutOfFoldPriors(PopulationPrior(GRID, 2), 3)
+    batch = {"source": volume().expand(2, -1, -1, -1, -1), "fold": torch.tensor([2, 0])}
+    *_, keywords = prepare(sampling="grid", priors=priors)(batch)
+    assert [id(prior) for prior in keywords["priors"]] == [id(priors.priors[2]), id(priors.priors[0])]
+    *_, keywords = prepare(sampling="grid", priors=OutOfFoldPriors(None, 3))(batch)
+    assert "priors" not in keywords
