@@ -26,7 +26,7 @@ from custom import __version__
 from custom.core.files import write_tensors
 
 __all__ = [
-    "ALLOWED_TARGETS",
+    "PUBLISHED_CLASSES",
     "Checkpoint",
     "build_network",
     "definition",
@@ -38,20 +38,21 @@ __all__ = [
 
 FORMAT = "fewview-ct checkpoint 1"
 
-#: Classes that a checkpoint may name. A file from elsewhere must not run code of its choice.
-ALLOWED_TARGETS = frozenset(
-    {
-        "custom.geometry.VolumeGrid",
-        "custom.networks.FeatureUNet",
-        "custom.networks.FourierFeatures",
-        "custom.networks.ImplicitReconstructor",
-        "custom.networks.LatentDenoiser",
-        "custom.networks.PopulationPrior",
-        "custom.networks.SegmentationUNet",
-        "custom.networks.VQGAN",
-        "custom.networks.X2CT",
-    }
-)
+#: Classes that a checkpoint may name, since a file from elsewhere must not run code of its choice: the name that
+#: published checkpoints have, and where the class is today. Who moves or renames a class changes the right side and
+#: leaves the left one, so that no file is orphaned. Of several names of one class the last is written.
+PUBLISHED_CLASSES: Mapping[str, str] = {
+    "custom.geometry.VolumeGrid": "custom.geometry.grid.VolumeGrid",
+    "custom.networks.FeatureUNet": "custom.networks.feature_unet.FeatureUNet",
+    "custom.networks.FourierFeatures": "custom.networks.fourier_mlp.FourierFeatures",
+    "custom.networks.ImplicitReconstructor": "custom.networks.implicit_reconstructor.ImplicitReconstructor",
+    "custom.networks.LatentDenoiser": "custom.networks.denoiser.LatentDenoiser",
+    "custom.networks.PopulationPrior": "custom.networks.population_prior.PopulationPrior",
+    "custom.networks.SegmentationUNet": "custom.networks.segmentation_unet.SegmentationUNet",
+    "custom.networks.VQGAN": "custom.networks.vqgan.VQGAN",
+    "custom.networks.X2CT": "custom.networks.x2ct.X2CT",
+}
+_NAMES = {path: name for name, path in PUBLISHED_CLASSES.items()}
 
 T = TypeVar("T")
 
@@ -88,7 +89,8 @@ def definition(value: Any) -> Any:
         return {str(key): definition(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [definition(entry) for entry in value]
-    target = _public_name(type(value))
+    path = f"{type(value).__module__}.{type(value).__qualname__}"
+    target = _NAMES.get(path, path)
     if is_dataclass(value):
         return {"_target_": target} | {f.name: definition(getattr(value, f.name)) for f in fields(value)}
     if hasattr(value, "arguments"):
@@ -96,39 +98,37 @@ def definition(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} does not describe itself: decorate the class with describes_itself")
 
 
-def _public_name(cls: type) -> str:
-    package = ".".join(cls.__module__.split(".")[:2])
-    return f"{package}.{cls.__name__}"
-
-
 def build_network(network_def: Mapping[str, Any]) -> nn.Module:
     """Build a network from the `network_def` of a checkpoint's meta.
 
     Raises:
-        ValueError: if it names a class that is not in `ALLOWED_TARGETS`, or holds a config expression.
+        ValueError: if it names a class that is not in `PUBLISHED_CLASSES`, or holds a config expression.
     """
-    _check_definition(network_def)
-    parser = ConfigParser({"network": dict(network_def)})
+    parser = ConfigParser({"network": _checked(network_def)})
     try:
         return parser.get_parsed_content("network")
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"the checkpoint's network cannot be built by fewview-ct {__version__}: {error}") from error
 
 
-def _check_definition(value: Any) -> None:
+def _checked(value: Any) -> Any:
+    """A definition that is safe to build, with its classes by the paths that they have today."""
     if isinstance(value, Mapping):
+        surplus = [key for key in value if str(key).startswith("_") and key != "_target_"]
+        if surplus:
+            raise ValueError(f"the checkpoint's network definition holds {surplus[0]!r}, which is not allowed")
+        checked = {key: _checked(entry) for key, entry in value.items() if key != "_target_"}
         target = value.get("_target_")
-        if target is not None and target not in ALLOWED_TARGETS:
-            raise ValueError(f"the checkpoint names {target!r}, which is not one of {sorted(ALLOWED_TARGETS)}")
-        for key, entry in value.items():
-            if str(key).startswith("_") and key != "_target_":
-                raise ValueError(f"the checkpoint's network definition holds {key!r}, which is not allowed")
-            _check_definition(entry)
-    elif isinstance(value, list | tuple):
-        for entry in value:
-            _check_definition(entry)
-    elif isinstance(value, str) and value[:1] in ("$", "@", "%"):
+        if target is None:
+            return checked
+        if target not in PUBLISHED_CLASSES:
+            raise ValueError(f"the checkpoint names {target!r}, which is not one of {sorted(PUBLISHED_CLASSES)}")
+        return {"_target_": PUBLISHED_CLASSES[target], **checked}
+    if isinstance(value, list | tuple):
+        return [_checked(entry) for entry in value]
+    if isinstance(value, str) and value[:1] in ("$", "@", "%"):
         raise ValueError(f"the checkpoint's network definition holds the expression {value!r}, which is not allowed")
+    return value
 
 
 def save_checkpoint(
