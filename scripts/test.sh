@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the environment if there is none, then checks style and types and runs the tests.
-# Arguments go to pytest: bash scripts/test.sh tests/custom/test_metrics.py -k psnr
+# Arguments go to pytest: bash scripts/test.sh tests/custom/metrics/test_image_metrics.py -k psnr
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
@@ -20,6 +20,7 @@ check() {
 check "ruff check" "$bin/ruff" check .
 check "ruff format" "$bin/ruff" format --check .
 check "mypy" "$bin/mypy"
+check "import-linter" "$bin/lint-imports"
 # One thread each: small volumes do not gain from more, and results stay the same on any machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=Agg
 # Without arguments everything runs, spread over the processors; a chosen test runs alone, so that it can be debugged.
