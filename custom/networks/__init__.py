@@ -1,4 +1,4 @@
-"""Networks that reconstruct volumes from radiographs."""
+"""All that learns: networks from radiographs to volumes, their parts, their priors, and their judges."""
 
 from custom.networks.attenuation_field import AttenuationField, HashEncoding
 from custom.networks.codebook_quantiser import CodebookQuantiser

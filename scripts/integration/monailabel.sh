@@ -49,9 +49,8 @@ export PATH="$VENV/bin:$PATH"
 echo "== reading and writing with pydicom 2 and numpy 1"
 # Two tests compress to JPEG 2000, which pydicom 2 cannot.
 python -m pytest -ra -p tests.integration.pydicom2 -k 'not JPEG2000 and not code_stream_of_another_size' \
-    tests/custom/radiographs tests/custom/radiographs/test_dicom_intensity.py tests/custom/radiographs/test_dicom_pose.py \
-    tests/custom/dicom/test_write_ct.py tests/custom/dicom/test_write_ct_subject.py \
-    tests/custom/dicom/test_write_dx.py tests/custom/reconstruct
+    tests/custom/radiographs tests/custom/reconstruct tests/custom/dicom/test_write_ct.py \
+    tests/custom/dicom/test_write_ct_subject.py tests/custom/dicom/test_write_dx.py
 
 echo "== MONAI Label"
 run=(python -m pytest -m integration -ra tests/integration/test_monailabel_app.py "$@")
