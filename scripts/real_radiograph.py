@@ -12,6 +12,7 @@ ideal frontal radiograph.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import fire
-import matplotlib
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,7 @@ from scipy.optimize import isotonic_regression, minimize
 from torch import Tensor
 
 from custom.data.cohort import read_datalist
-from custom.data.files import write_json
+from custom.data.files import write_bytes, write_json
 from custom.geometry import Geometry, slit_scan_views, views_from_angles
 from custom.metrics import evaluate_volume
 from custom.model_folder import Model, load_model
@@ -324,17 +324,16 @@ def mean_of_others(prepared: Path, case: str) -> Array:
 def draw(path: Path, pictures: Sequence[Array], aspect: float, volumes: Sequence[Array]) -> None:
     """Radiographs and their difference above, coronal and sagittal slices of three volumes below; a JPEG."""
     real, simulated = pictures
-    figure = Figure(figsize=(10, 12.6), facecolor="#0d0f12", layout="constrained")
+    figure = Figure(figsize=(10, 10.9), facecolor="#0d0f12", layout="constrained")
     axes = figure.subplots(3, 3, height_ratios=(1.0, 1.0, 1.0))
     shown = [(real, "real localizer"), (simulated, "simulated from the CT"), (real - simulated, "real - simulated")]
     for k, (picture, name) in enumerate(shown):
         limits, colours = ((0, 6.5), "gray") if k < 2 else ((-1.5, 1.5), DIFFERENCE_COLOURS)
         drawn = axes[0, k].imshow(picture, vmin=limits[0], vmax=limits[1], cmap=colours, aspect=aspect)
         axes[0, k].set_title(name, color="#e8eaed", fontsize=10)
-        if k:
-            bar = figure.colorbar(drawn, ax=axes[0, k], orientation="horizontal", shrink=0.7, pad=0.02, aspect=30)
-            bar.ax.tick_params(colors="#9aa0a6", labelsize=8)
-            bar.set_label("line integral", color="#9aa0a6", fontsize=8)
+        bar = figure.colorbar(drawn, ax=axes[0, k], orientation="horizontal", shrink=0.7, pad=0.02, aspect=30)
+        bar.ax.tick_params(colors="#9aa0a6", labelsize=8)
+        bar.set_label("line integral", color="#9aa0a6", fontsize=8)
     for row, name in enumerate(("coronal", "sagittal"), 1):
         for k, (volume, title) in enumerate(
             zip(volumes, ("CT", "from the real picture", "from the simulated"), strict=True)
@@ -343,8 +342,10 @@ def draw(path: Path, pictures: Sequence[Array], aspect: float, volumes: Sequence
             axes[row, k].set_title(f"{title}, {name}", color="#e8eaed", fontsize=10)
     for one in axes.flat:
         one.set_axis_off()
-    matplotlib.rcParams["savefig.facecolor"] = "auto"
-    figure.savefig(path, format="jpeg", dpi=110, pil_kwargs={"quality": 85, "optimize": True})
+    content = io.BytesIO()
+    options = {"quality": 85, "optimize": True}
+    figure.savefig(content, format="jpeg", dpi=110, facecolor=figure.get_facecolor(), pil_kwargs=options)
+    write_bytes(path, content.getvalue())
 
 
 def table(rows: Sequence[dict[str, Any]], first: Sequence[str]) -> str:
@@ -410,9 +411,8 @@ def main(
 
     def measure(name: str, told: str, volume: Array | Tensor, of: Case = patient, keep: bool = True) -> None:
         hu = volume.numpy() if isinstance(volume, Tensor) else volume
-        who = case if of is patient else "other"
         rows.append(
-            {"case": who, "radiograph": name, "geometry": told, **evaluate_volume(hu, of.truth_hu, names=METRICS)}
+            {"case": of.name, "radiograph": name, "geometry": told, **evaluate_volume(hu, of.truth_hu, names=METRICS)}
         )
         if keep:
             volumes[name, told] = hu
