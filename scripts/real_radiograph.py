@@ -32,14 +32,15 @@ from scipy.ndimage import shift
 from scipy.optimize import isotonic_regression, minimize
 from torch import Tensor
 
-from custom.data.cohort import read_datalist
-from custom.data.files import write_bytes, write_json
+from custom.core.attenuation import hu_to_attenuation
+from custom.core.files import write_bytes, write_json
+from custom.data.datalist import read_datalist
 from custom.geometry import Geometry, slit_scan_views, views_from_angles
 from custom.metrics import evaluate_volume
-from custom.model_folder import Model, load_model
-from custom.projection import Projector, hu_to_attenuation, simulate_fine
+from custom.models import save_volume
+from custom.models.model_folder import Model, load_model
+from custom.projection import Projector, simulate_fine
 from custom.projection.simulation import grid_of_ct
-from custom.reconstruct.volume import save_volume
 from custom.report.figures import DIFFERENCE_COLOURS, HU_DISPLAY, plane
 
 logger = logging.getLogger(__name__)
