@@ -2,7 +2,7 @@
 
 One resampling pass composes everything that moves tissue: a random affine map, a random diffeomorphism (a stationary
 velocity field on a coarse control grid, integrated by scaling and squaring, Arsigny et al., MICCAI 2006), an optional
-left-right mirror, and the step to the output grid, which may be coarser than the input (a box filter stands before
+left-right mirror, the shape of another chest (`custom.data.shapes`), and the step to the output grid, which may be coarser than the input (a box filter stands before
 the sampling then, so that a 5 mm output voxel is the mean of its 2.5 mm voxels). A random monotone curve moves HU.
 
 All volumes are (1, X, Y, Z) in RAS+ order; positions are millimetres from the volume's centre.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from monai.utils import ensure_tuple_rep
 from scipy.interpolate import PchipInterpolator
 
 from custom.data.diffeomorphism import lattice, random_diffeomorphism
+from custom.data.shapes import ShapeModel
 
 __all__ = [
     "RandThoraxAugment",
@@ -35,6 +37,8 @@ AIR_HU = -1000.0
 AIR_MARGIN_HU = -990.0
 # Spacing of the lattice on which the map is integrated; it is interpolated trilinearly in between.
 LATTICE_SPACING_MM = 10.0
+# Registered shapes have more detail.
+SHAPE_LATTICE_SPACING_MM = 5.0
 LARGEST_HU = 3071
 
 
@@ -73,6 +77,8 @@ class RandThoraxAugment(Randomizable, Transform):
         prob: probability of augmenting at all.
         scale: largest relative change of size, per axis; half of it is drawn for all axes together, so that large and
             small people are more frequent than distorted ones.
+        oversize_prob: probability of a body that is larger still, as few CTs and many patients have.
+        oversize: largest factor of its size across and in depth; height follows by half.
         rotation_deg: largest rotation about each axis, degrees.
         shift_mm: largest displacement along each axis, mm.
         shear: largest off-diagonal element of the shear, dimensionless.
@@ -86,6 +92,8 @@ class RandThoraxAugment(Randomizable, Transform):
         soft_hu: largest change of soft tissue (0 to 110 HU), and three quarters of it for fat.
         bone_gain: largest relative change of HU of dense bone.
         noise_hu: largest standard deviation of white noise, HU at the output's voxel size.
+        shapes: shape model that gives each volume the shape of a random mixture of patients before it is warped; the
+            volume must be around the isocentre, and `randomize` must be told whose it is. None: its own shape.
         dtype: type of the result, ``torch.float32`` or an integer type (rounded).
 
     Raises:
@@ -99,6 +107,8 @@ class RandThoraxAugment(Randomizable, Transform):
         spacing_mm: Sequence[float] | float = 2.5,
         prob: float = 1.0,
         scale: float = 0.15,
+        oversize_prob: float = 0.0,
+        oversize: float = 1.3,
         rotation_deg: float = 6.0,
         shift_mm: float = 15.0,
         shear: float = 0.05,
@@ -110,6 +120,7 @@ class RandThoraxAugment(Randomizable, Transform):
         soft_hu: float = 20.0,
         bone_gain: float = 0.15,
         noise_hu: float = 8.0,
+        shapes: ShapeModel | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.output_shape = tuple(int(n) for n in ensure_tuple_rep(output_shape, 3))
@@ -137,23 +148,30 @@ class RandThoraxAugment(Randomizable, Transform):
         for name, (value, limit) in limits.items():
             if not 0 <= value <= limit:
                 raise ValueError(f"{name} must lie in [0, {limit}], got {value}")
-        for name, value in {"prob": prob, "flip_prob": flip_prob}.items():
+        if not 1 <= oversize <= 2:
+            raise ValueError(f"oversize must lie in [1, 2], got {oversize}")
+        for name, value in {"prob": prob, "flip_prob": flip_prob, "oversize_prob": oversize_prob}.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} is a probability, got {value}")
         if not 0 < max_gradient < 1:
             raise ValueError(f"max_gradient must lie in (0, 1) for the warp to be invertible, got {max_gradient}")
         if not control_spacing_mm >= 2 * LATTICE_SPACING_MM:
             raise ValueError(f"control_spacing_mm must be at least {2 * LATTICE_SPACING_MM}, got {control_spacing_mm}")
+        self.oversize_prob, self.oversize = oversize_prob, oversize
         self.prob, self.scale, self.rotation_deg, self.shift_mm = prob, scale, rotation_deg, shift_mm
         self.shear, self.warp_mm, self.control_spacing_mm = shear, warp_mm, control_spacing_mm
         self.max_gradient, self.flip_prob = max_gradient, flip_prob
         self.lung_hu, self.soft_hu, self.bone_gain, self.noise_hu = lung_hu, soft_hu, bone_gain, noise_hu
-        self.dtype = dtype
+        self.shapes, self.dtype = shapes, dtype
         self.warp: ThoraxWarp | None = None
 
-    def randomize(self, data: object | None = None) -> None:
-        """Draw a new warp into ``self.warp`` from ``self.R``."""
-        del data
+    def randomize(self, data: Mapping[Hashable, Any] | None = None) -> None:
+        """Draw a new warp into ``self.warp`` from ``self.R``.
+
+        Args:
+            data: for a shape model, "case" says whose CT it is, and "shape_folds" (optional) which patients' shapes may
+                enter, see `ShapeModel.draw`.
+        """
         apply = bool(self.R.random_sample() < self.prob)
         affine = self._draw_affine() if apply else np.eye(3, 4)
         span = [(n - 1) * s for n, s in zip(self.output_shape, self.output_spacing_mm, strict=True)]
@@ -166,6 +184,12 @@ class RandThoraxAugment(Randomizable, Transform):
         linear = torch.as_tensor(affine[:, :3], dtype=torch.float32)
         offset = torch.as_tensor(affine[:, 3], dtype=torch.float32)
         positions = torch.einsum("ij,jabc->iabc", linear, identity + displacement) + offset[:, None, None, None]
+        if apply and self.shapes is not None and data is not None:
+            shape = self.shapes.draw(self.R, str(data["case"]), data.get("shape_folds"))
+            if shape is not None:
+                finer = [max(3, math.ceil(length / SHAPE_LATTICE_SPACING_MM) + 1) for length in span]
+                positions = F.interpolate(positions[None], size=finer, mode="trilinear", align_corners=True)[0]
+                positions = self.shapes.follow(shape, positions)
         self.warp = ThoraxWarp(
             positions_mm=positions,
             displacement_mm=displacement,
@@ -230,6 +254,9 @@ class RandThoraxAugment(Randomizable, Transform):
     def _draw_affine(self) -> np.ndarray:
         common = self.R.uniform(-0.5, 0.5)
         size = 1.0 + self.scale * (common + self.R.uniform(-0.5, 0.5, size=3))
+        if self.oversize_prob and self.R.random_sample() < self.oversize_prob:
+            larger = self.R.uniform(1, self.oversize)
+            size *= [larger, larger, (1 + larger) / 2]
         angles = np.deg2rad(self.R.uniform(-self.rotation_deg, self.rotation_deg, size=3))
         shears = self.R.uniform(-self.shear, self.shear, size=3)
         shift = self.R.uniform(-self.shift_mm, self.shift_mm, size=3)
@@ -317,13 +344,13 @@ class RandThoraxAugmentd(Randomizable, MapTransform):
         self.augment.set_random_state(seed, state)
         return self
 
-    def randomize(self, data: object | None = None) -> None:
+    def randomize(self, data: Mapping[Hashable, Any] | None = None) -> None:
         """Draw a new warp for the next case."""
         self.augment.randomize(data)
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         result = dict(data)
-        self.randomize()
+        self.randomize(data)
         for key, mode in self.key_iterator(result, self.mode):
             if mode == "bilinear":
                 result[key] = self.augment(result[key], randomize=False)

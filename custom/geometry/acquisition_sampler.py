@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from custom.geometry import views_from_angles
+from custom.geometry import is_cone, views_from_angles
 
-__all__ = ["AcquisitionSampler"]
+__all__ = ["AcquisitionSampler", "PoseError"]
 
 #: The papers' view sets (lateral 0, frontal 90 degrees).
 PAPER_ANGLES_DEG: dict[int, tuple[tuple[float, ...], ...]] = {
@@ -88,3 +88,39 @@ class AcquisitionSampler:
         )
         pixel = self.pixel_mm * to_detector / to_isocenter
         return views_from_angles(angles, "cone", to_isocenter, to_detector, pixel).float()
+
+
+class PoseError:
+    """What separates the views that a network is told from those that the radiographs were taken from.
+
+    Args:
+        angle_deg: standard deviation of the angle about the superior axis, each view for itself.
+        distance: standard deviation of the distances of source and detector from the isocentre, as a share.
+        largest: errors are cut off at so many standard deviations.
+        seed: of the generator; None draws one from torch.
+    """
+
+    def __init__(
+        self, angle_deg: float = 1.0, distance: float = 0.01, largest: float = 2.0, seed: int | None = None
+    ) -> None:
+        if min(angle_deg, distance, largest) < 0:
+            raise ValueError(f"errors must not be negative, got {angle_deg}, {distance} and {largest}")
+        self.angle_deg, self.distance, self.largest = angle_deg, distance, largest
+        self.generator = torch.Generator()
+        self.generator.manual_seed(int(torch.randint(2**31, (1,))) if seed is None else seed)
+
+    def __call__(self, views: Tensor) -> Tensor:
+        """True views (K, 13) of those that are told."""
+
+        def error(deviation: float) -> Tensor:
+            drawn = torch.randn(len(views), generator=self.generator).clamp(-self.largest, self.largest)
+            return drawn.to(views) * deviation
+
+        angle = torch.deg2rad(error(self.angle_deg))
+        cosine, sine, zero, one = angle.cos(), angle.sin(), torch.zeros_like(angle), torch.ones_like(angle)
+        rows = [cosine, -sine, zero, sine, cosine, zero, zero, zero, one]
+        vectors = views[:, :12].reshape(-1, 4, 3) @ torch.stack(rows, -1).reshape(-1, 3, 3).mT
+        scale = torch.ones_like(views[:, :4])
+        scale[:, 0] += error(self.distance) * is_cone(views)  # of a parallel beam it is a direction
+        scale[:, 1] += error(self.distance)
+        return torch.cat([(vectors * scale[..., None]).flatten(1), views[:, 12:]], 1)

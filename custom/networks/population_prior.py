@@ -170,14 +170,18 @@ class OutOfFoldPriors(nn.Module):
         return len(self.priors)
 
     @torch.no_grad()
-    def fit(self, population: Tensor, folds: Tensor) -> None:
-        """Fit every prior to the members (N, X, Y, Z) that are not of its own fold; `folds` (N,).
+    def fit(self, population: Tensor, knows: Tensor) -> None:
+        """Fit every prior to the members (N, X, Y, Z) in which its own fold has no part.
+
+        Args:
+            population: in water, on the priors' grid.
+            knows: bool (N, folds), whether a patient of the fold gave a member tissue or shape.
 
         Raises:
             ValueError: if a fold leaves too few.
         """
         for fold, prior in enumerate(self.priors):
-            others = folds != fold
+            others = ~knows[:, fold]
             if others.all():
                 continue  # more folds than patients
             if int(others.sum()) <= len(prior.components):

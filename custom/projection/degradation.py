@@ -8,6 +8,7 @@ Randomness comes from MONAI's `Randomizable`: `set_random_state(seed)` repeats i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from monai.transforms.transform import Randomizable, Transform
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from custom.geometry import is_cone
 
-__all__ = ["DetectorBlur", "QuantumNoise", "Scatter", "focal_spot_blur_mm"]
+__all__ = ["DetectorBlur", "QuantumNoise", "RandRadiograph", "Scatter", "focal_spot_blur_mm"]
 
 _FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 # Pixels with a line integral above this belong to the patient's shadow.
@@ -101,6 +102,52 @@ class Scatter(Transform):
         total = (scatter * shadow).sum((-2, -1), keepdim=True)
         scale = (primary * shadow).sum((-2, -1), keepdim=True) / total.clamp(min=1e-12)
         return -(primary + self.scatter_to_primary * scale * scatter).log().to(image.dtype)
+
+
+class RandRadiograph(Randomizable, Transform):
+    """Radiographs as units of all kinds make them: scatter, blur, noise and an error of the open beam, at random.
+
+    Args:
+        prob: probability that anything is done; otherwise the line integrals stay as they are.
+        photons_per_mm2: fewest and most, on the detector without a patient; drawn on a logarithmic scale.
+        scatter_to_primary: least and most, see `Scatter`.
+        blur_fwhm_mm: least and most on the detector, see `DetectorBlur`.
+        intensity_error: the open beam's intensity is wrong by up to this share, each view for itself.
+
+    Raises:
+        ValueError: for a probability or a range that is none.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.7,
+        photons_per_mm2: Sequence[float] = (1e3, 1e7),
+        scatter_to_primary: Sequence[float] = (0.0, 0.4),
+        blur_fwhm_mm: Sequence[float] = (0.0, 4.0),
+        intensity_error: float = 0.05,
+    ) -> None:
+        if not 0 <= prob <= 1 or not 0 <= intensity_error < 1:
+            raise ValueError(f"prob and intensity_error must lie in [0, 1], got {prob} and {intensity_error}")
+        ranges = {"photons_per_mm2": photons_per_mm2, "scatter_to_primary": scatter_to_primary}
+        for name, (low, high) in {**ranges, "blur_fwhm_mm": blur_fwhm_mm}.items():
+            if not 0 <= low <= high < math.inf:
+                raise ValueError(f"{name} must be a range of numbers that are not negative, got {(low, high)}")
+        self.prob, self.intensity_error = prob, intensity_error
+        self.photons_per_mm2, self.scatter_to_primary = tuple(photons_per_mm2), tuple(scatter_to_primary)
+        self.blur_fwhm_mm = tuple(blur_fwhm_mm)
+
+    def __call__(self, image: Tensor, views: Tensor) -> Tensor:  # type: ignore[override]
+        """Line integrals (B, K, V, U), `views` (K, 13) or (B, K, 13)."""
+        if self.R.random_sample() >= self.prob:
+            return image
+        image = Scatter(self.R.uniform(*self.scatter_to_primary))(image, views)
+        image = DetectorBlur(self.R.uniform(*self.blur_fwhm_mm))(image, views)
+        pixel_mm2 = float((views[..., 6:9].norm(dim=-1) * views[..., 9:12].norm(dim=-1)).mean())
+        photons = math.exp(self.R.uniform(*(math.log(n) for n in self.photons_per_mm2))) * pixel_mm2
+        noise = QuantumNoise(max(1.0, photons))
+        noise.set_random_state(int(self.R.randint(2**31)))
+        error = self.R.uniform(-self.intensity_error, self.intensity_error, size=(*image.shape[:2], 1, 1))
+        return noise(image) + torch.as_tensor(error).log1p().to(image)
 
 
 def focal_spot_blur_mm(focal_spot_mm: float, views: Tensor) -> Tensor:

@@ -61,20 +61,39 @@ def fit_prior(
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(torch.tensor(weights), members, replacement=True, generator=generator)
     augment.set_random_state(seed)
+    folds = torch.tensor([int(case.get("fold", 0)) for case in dataset])[drawn]
+    knows = _folds_that_enter(folds, len(out_of_fold or ()), augment.shapes is not None, generator)
     population = torch.empty(members, *prior.grid.shape)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the warps are small: a second thread makes them twice as slow
     try:
-        for member, case in zip(population, tqdm(drawn.tolist(), desc="population", disable=None), strict=True):
-            member.copy_(augment(dataset[case][key])[0].clamp(*network.hu_window) / 1000 + 1)
+        for n, index in enumerate(tqdm(drawn.tolist(), desc="population", disable=None)):
+            case = dataset[index]
+            augment.randomize({"case": case.get("case"), "shape_folds": knows[n].nonzero().flatten().tolist()})
+            population[n] = augment(case[key], randomize=False)[0].clamp(*network.hu_window) / 1000 + 1
     finally:
         torch.set_num_threads(threads)
     if out_of_fold:
-        out_of_fold.fit(population, torch.tensor([int(case["fold"]) for case in dataset])[drawn])
+        out_of_fold.fit(population, knows)
         logger.info("%d priors are fitted, each without its own fold of the patients", len(out_of_fold))
     if not prior.fitted:
         prior.fit(population)
         logger.info("the prior has %d components", len(prior.components))
+
+
+def _folds_that_enter(own: torch.Tensor, folds: int, shapes: bool, generator: torch.Generator) -> torch.Tensor:
+    """Whose patients give each member tissue or shape, bool (N, folds).
+
+    Its own fold does, and where shapes are mixed a random choice of the others, 3 in 5 of all at most: few enough that
+    most members know nothing of any given fold.
+    """
+    folds = max(folds, int(own.max()) + 1)
+    size = torch.ones(len(own), 1, dtype=torch.long)
+    if shapes:
+        size = torch.randint(1, max(1, round(0.6 * folds)) + 1, size.shape, generator=generator)
+    order = torch.rand(len(own), folds, generator=generator)
+    order[torch.arange(len(own)), own] = -1.0
+    return order.argsort(1).argsort(1) < size
 
 
 def _take_over(priors: OutOfFoldPriors, checkpoint: Path) -> None:

@@ -18,6 +18,8 @@ from custom.projection import Projector
 __all__ = ["SimulatedRadiographs", "StoredRadiographs"]
 
 AIR_HU = -1000.0
+#: Truncated radiographs lose multiples of it on each side: encoders halve the size three times, and the twofold stays even.
+BORDER_PIXELS = 4
 
 
 class SimulatedRadiographs(PrepareBatch):
@@ -36,7 +38,12 @@ class SimulatedRadiographs(PrepareBatch):
             `coarse_grid`, for a network's volume network alone.
         points: number of random points.
         patch: voxels along each side of the patch.
-        degradation: applied to the line integrals (B, K, V, U), such as quantum noise; None for none.
+        degradation: applied to the line integrals (B, K, V, U) with their views, such as `RandRadiograph`; None: none.
+        pose_error: gives the views that the radiographs are taken from, of those that the network is told; None: the
+            same.
+        truncated_share: of the steps, whose radiographs are smaller than `detector_shape`, down to
+            `smallest_detector_shape`, so that the body reaches the border.
+        smallest_detector_shape: rows and columns (V, U); None: never smaller.
         volume_key: batch entry (B, 1, X, Y, Z) in HU.
         cube_share: probability that a step sees only what lies in `grid`, as where the papers project the cube itself.
         coarse_grid: for `sampling` "coarse"; of the spacing and centre of `source_grid`, and not larger.
@@ -57,7 +64,10 @@ class SimulatedRadiographs(PrepareBatch):
         sampling: str = "random",
         points: int = 32768,
         patch: int = 48,
-        degradation: Callable[[Tensor], Tensor] | None = None,
+        degradation: Callable[[Tensor, Tensor], Tensor] | None = None,
+        pose_error: Callable[[Tensor], Tensor] | None = None,
+        truncated_share: float = 0.0,
+        smallest_detector_shape: Sequence[int] | None = None,
         volume_key: str = "source",
         cube_share: float = 0.0,
         coarse_grid: VolumeGrid | None = None,
@@ -76,6 +86,8 @@ class SimulatedRadiographs(PrepareBatch):
         self.energy_kev, self.hu_window = energy_kev, tuple(hu_window)
         self.sampling, self.points, self.patch = sampling, points, patch
         self.degradation, self.volume_key, self.cube_share = degradation, volume_key, cube_share
+        self.pose_error, self.truncated_share = pose_error, truncated_share
+        self.smallest_detector_shape = tuple(smallest_detector_shape or detector_shape)
         self.priors = priors
 
     def __call__(
@@ -92,9 +104,12 @@ class SimulatedRadiographs(PrepareBatch):
             volume[self.cube] = whole[self.cube]
         views = self.acquisition().to(volume.device).expand(len(volume), -1, -1)
         with torch.no_grad():
-            image = self.projector(hu_to_attenuation(volume, self.energy_kev), views[0])
+            seen_from = views[0] if self.pose_error is None else self.pose_error(views[0])
+            image = self.projector(hu_to_attenuation(volume, self.energy_kev), seen_from)
             if self.degradation is not None:
-                image = self.degradation(image)
+                image = self.degradation(image, seen_from)
+            if self.truncated_share and float(torch.rand(())) < self.truncated_share:
+                image = self._truncated(image)
         label = hu_to_unit(volume[self.region], self.hu_window)
         keywords: dict[str, Any] = {
             "views": views,
@@ -115,6 +130,15 @@ class SimulatedRadiographs(PrepareBatch):
         chosen = torch.randint(points[..., 0].numel(), (self.points,), device=volume.device)
         keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(volume), -1, -1)
         return image, label.flatten(2)[..., chosen], (), keywords
+
+
+    def _truncated(self, image: Tensor) -> Tensor:
+        """The middle of the radiographs: as much goes on both sides, so the views stay as they are."""
+        for axis, smallest in zip((2, 3), self.smallest_detector_shape, strict=True):
+            size = image.shape[axis]
+            less = BORDER_PIXELS * int(torch.randint(max(0, size - smallest) // (2 * BORDER_PIXELS) + 1, (1,)))
+            image = image.narrow(axis, less, size - 2 * less)
+        return image.contiguous()
 
 
 class StoredRadiographs(PrepareBatch):
