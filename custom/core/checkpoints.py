@@ -43,6 +43,7 @@ FORMAT = "fewview-ct checkpoint 1"
 #: leaves the left one, so that no file is orphaned. Of several names of one class the last is written.
 PUBLISHED_CLASSES: Mapping[str, str] = {
     "custom.geometry.VolumeGrid": "custom.geometry.grid.VolumeGrid",
+    "custom.networks.CoarseToFineReconstructor": "custom.networks.coarse_to_fine.CoarseToFineReconstructor",
     "custom.networks.FeatureUNet": "custom.networks.feature_unet.FeatureUNet",
     "custom.networks.FourierFeatures": "custom.networks.fourier_mlp.FourierFeatures",
     "custom.networks.ImplicitReconstructor": "custom.networks.implicit_reconstructor.ImplicitReconstructor",
@@ -177,14 +178,20 @@ class Checkpoint:
         self.load_into(network)
         return network.eval()
 
-    def load_into(self, network: nn.Module) -> None:
+    def load_into(self, network: nn.Module, stages: bool = False) -> None:
         """Load the weights into a network that exists.
+
+        Args:
+            network: its weights are overwritten.
+            stages: the network may have whole parts that the checkpoint knows nothing of, such as a stage that is
+                trained next; they stay as they are.
 
         Raises:
             ValueError: naming the first differences, if the architecture is another.
         """
         expected = network.state_dict()
-        missing = sorted(set(expected) - set(self.state))
+        known = {key.split(".")[0] for key in self.state}
+        missing = sorted(k for k in set(expected) - set(self.state) if not (stages and k.split(".")[0] not in known))
         surplus = sorted(set(self.state) - set(expected))
         shapes = [k for k in expected if k in self.state and expected[k].shape != self.state[k].shape]
         if missing or surplus or shapes:
@@ -193,7 +200,7 @@ class Checkpoint:
                 f"{len(surplus)} unknown {surplus[:3]}, {len(shapes)} of another shape {shapes[:3]}; build the network "
                 "from the checkpoint's own definition, or pass the checkpoint of this configuration"
             )
-        network.load_state_dict(self.state)
+        network.load_state_dict(self.state, strict=not stages)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

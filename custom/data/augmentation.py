@@ -2,8 +2,9 @@
 
 One resampling pass composes everything that moves tissue: a random affine map, a random diffeomorphism (a stationary
 velocity field on a coarse control grid, integrated by scaling and squaring, Arsigny et al., MICCAI 2006), an optional
-left-right mirror, the shape of another chest (`custom.data.shapes`), and the step to the output grid, which may be coarser than the input (a box filter stands before
-the sampling then, so that a 5 mm output voxel is the mean of its 2.5 mm voxels). A random monotone curve moves HU.
+left-right mirror, the shape of other chests (`custom.data.shapes`), and the step to the output grid, which may be
+coarser than the input (a box filter stands before the sampling then, so that a 5 mm output voxel is the mean of its
+2.5 mm voxels). A random monotone curve moves HU.
 
 All volumes are (1, X, Y, Z) in RAS+ order; positions are millimetres from the volume's centre.
 """

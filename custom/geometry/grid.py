@@ -78,6 +78,14 @@ class VolumeGrid:
         shape = tuple(n + 2 * p for n, p in zip(self.shape, voxels, strict=True))
         return replace(self, shape=shape)  # type: ignore[arg-type]
 
+    def part(self, corner: Sequence[int], shape: Sequence[int]) -> VolumeGrid:
+        """The box of `shape` voxels whose first one is voxel `corner` of this grid."""
+        center = [
+            c + (first + (part - n) / 2) * s
+            for c, first, part, n, s in zip(self.center_mm, corner, shape, self.shape, self.spacing_mm, strict=True)
+        ]
+        return VolumeGrid(tuple(shape), self.spacing_mm, tuple(center))  # type: ignore[arg-type]
+
     def middle_of(self, wider: VolumeGrid) -> tuple[slice, slice, slice]:
         """Where this grid's voxels stand in a volume (..., X, Y, Z) on a wider grid.
 

@@ -1,6 +1,7 @@
 """All that learns: networks from radiographs to volumes, their parts, their priors, and their judges."""
 
 from custom.networks.attenuation_field import AttenuationField, HashEncoding
+from custom.networks.coarse_to_fine import CoarseToFineReconstructor
 from custom.networks.codebook_quantiser import CodebookQuantiser
 from custom.networks.denoiser import LatentDenoiser
 from custom.networks.discriminators import VolumeSliceDiscriminator
@@ -19,6 +20,7 @@ __all__ = [
     "VQGAN",
     "X2CT",
     "AttenuationField",
+    "CoarseToFineReconstructor",
     "CodebookQuantiser",
     "FeatureUNet",
     "FourierFeatures",

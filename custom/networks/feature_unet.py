@@ -34,6 +34,7 @@ class FeatureUNet(nn.Module):
         initialisation: "he" keeps the variance from layer to layer, which a network without normalisation needs to
             learn from few steps; "torch" is the library's default, as in the released code, under which a radiograph
             has nearly vanished after so many layers.
+        in_channels: of the input; 1 for radiographs alone.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class FeatureUNet(nn.Module):
         negative_slope: float = 0.2,
         normalise: bool = False,
         initialisation: str = "torch",
+        in_channels: int = 1,
     ) -> None:
         super().__init__()
         if initialisation not in ("he", "torch"):
@@ -64,7 +66,7 @@ class FeatureUNet(nn.Module):
             return nn.Sequential(*layers)
 
         self.encoder = nn.ModuleList(
-            double_convolution(before, after) for before, after in zip((1, *widths[:-1]), widths, strict=True)
+            double_convolution(before, after) for before, after in zip((in_channels, *widths[:-1]), widths, strict=True)
         )
         self.pool = nn.MaxPool2d(2)
         self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
@@ -80,7 +82,7 @@ class FeatureUNet(nn.Module):
             initialise_he(self, negative_slope)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Radiographs (N, 1, V, U) to features (N, out_channels, V / output_stride, U / output_stride).
+        """Radiographs (N, in_channels, V, U) to features (N, out_channels, V / output_stride, U / output_stride).
 
         What cannot be halved often enough is padded with zeros (air) for the time being.
 

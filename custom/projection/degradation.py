@@ -128,13 +128,16 @@ class RandRadiograph(Randomizable, Transform):
     ) -> None:
         if not 0 <= prob <= 1 or not 0 <= intensity_error < 1:
             raise ValueError(f"prob and intensity_error must lie in [0, 1], got {prob} and {intensity_error}")
-        ranges = {"photons_per_mm2": photons_per_mm2, "scatter_to_primary": scatter_to_primary}
-        for name, (low, high) in {**ranges, "blur_fwhm_mm": blur_fwhm_mm}.items():
-            if not 0 <= low <= high < math.inf:
-                raise ValueError(f"{name} must be a range of numbers that are not negative, got {(low, high)}")
+        ranges = {"scatter_to_primary": scatter_to_primary, "blur_fwhm_mm": blur_fwhm_mm}
+        for name, (low, high) in {"photons_per_mm2": photons_per_mm2, **ranges}.items():
+            if not 0 <= low <= high < math.inf or (name == "photons_per_mm2" and low == 0):
+                raise ValueError(
+                    f"{name} must be a range of numbers that are not negative (photons: above zero), got {(low, high)}"
+                )
         self.prob, self.intensity_error = prob, intensity_error
-        self.photons_per_mm2, self.scatter_to_primary = tuple(photons_per_mm2), tuple(scatter_to_primary)
-        self.blur_fwhm_mm = tuple(blur_fwhm_mm)
+        self.log_photons_per_mm2 = math.log(photons_per_mm2[0]), math.log(photons_per_mm2[1])
+        self.scatter_to_primary = float(scatter_to_primary[0]), float(scatter_to_primary[1])
+        self.blur_fwhm_mm = float(blur_fwhm_mm[0]), float(blur_fwhm_mm[1])
 
     def __call__(self, image: Tensor, views: Tensor) -> Tensor:  # type: ignore[override]
         """Line integrals (B, K, V, U), `views` (K, 13) or (B, K, 13)."""
@@ -143,7 +146,7 @@ class RandRadiograph(Randomizable, Transform):
         image = Scatter(self.R.uniform(*self.scatter_to_primary))(image, views)
         image = DetectorBlur(self.R.uniform(*self.blur_fwhm_mm))(image, views)
         pixel_mm2 = float((views[..., 6:9].norm(dim=-1) * views[..., 9:12].norm(dim=-1)).mean())
-        photons = math.exp(self.R.uniform(*(math.log(n) for n in self.photons_per_mm2))) * pixel_mm2
+        photons = math.exp(self.R.uniform(*self.log_photons_per_mm2)) * pixel_mm2
         noise = QuantumNoise(max(1.0, photons))
         noise.set_random_state(int(self.R.randint(2**31)))
         error = self.R.uniform(-self.intensity_error, self.intensity_error, size=(*image.shape[:2], 1, 1))

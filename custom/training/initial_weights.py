@@ -110,10 +110,11 @@ def _take_over(priors: OutOfFoldPriors, checkpoint: Path) -> None:
 def load_weights(network: torch.nn.Module, checkpoint: str | os.PathLike[str] | None) -> None:
     """Begin with the weights of another training, for example of a coarser stage; None: with what the network has.
 
-    Its prior comes along. A training that resumes from its own checkpoint takes that one's weights afterwards.
+    Its prior comes along, and stages that the checkpoint lacks begin untrained. A training that resumes from its own
+    checkpoint takes that one's weights afterwards.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it is of another architecture.
     """
     if checkpoint is not None:
-        load_checkpoint(checkpoint).load_into(network)
+        load_checkpoint(checkpoint).load_into(network, stages=True)

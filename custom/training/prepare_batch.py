@@ -18,7 +18,8 @@ from custom.projection import Projector
 __all__ = ["SimulatedRadiographs", "StoredRadiographs"]
 
 AIR_HU = -1000.0
-#: Truncated radiographs lose multiples of it on each side: encoders halve the size three times, and the twofold stays even.
+SAMPLINGS = ("random", "patch", "region", "grid", "coarse")
+#: Truncated radiographs lose multiples of it on both sides: encoders halve their size three times.
 BORDER_PIXELS = 4
 
 
@@ -34,10 +35,11 @@ class SimulatedRadiographs(PrepareBatch):
         detector_shape: rows and columns (V, U).
         energy_kev: of the line integrals.
         hu_window: CT values that become -1 and 1 in the label.
-        sampling: "random" points of the grid, one "patch" of it, the whole "grid", or "coarse": the whole
-            `coarse_grid`, for a network's volume network alone.
+        sampling: "random" points of the grid, the points of one "patch" of it, one "region" of it (a grid of its own,
+            for `CoarseToFineReconstructor`), the whole "grid", or "coarse": the whole `coarse_grid`, for a network's
+            volume network alone.
         points: number of random points.
-        patch: voxels along each side of the patch.
+        patch: voxels along each side of patch or region.
         degradation: applied to the line integrals (B, K, V, U) with their views, such as `RandRadiograph`; None: none.
         pose_error: gives the views that the radiographs are taken from, of those that the network is told; None: the
             same.
@@ -73,13 +75,13 @@ class SimulatedRadiographs(PrepareBatch):
         coarse_grid: VolumeGrid | None = None,
         priors: OutOfFoldPriors | None = None,
     ) -> None:
-        if sampling not in ("random", "patch", "grid", "coarse"):
-            raise ValueError(f"sampling must be 'random', 'patch', 'grid' or 'coarse', got {sampling!r}")
+        if sampling not in SAMPLINGS:
+            raise ValueError(f"sampling must be one of {SAMPLINGS}, got {sampling!r}")
         if sampling == "coarse" and coarse_grid is None:
             raise ValueError("sampling 'coarse' needs a coarse_grid")
         target = coarse_grid if sampling == "coarse" and coarse_grid is not None else grid
         self.cube, self.region = ((..., *part.middle_of(source_grid)) for part in (grid, target))
-        if sampling == "patch" and patch > min(grid.shape):
+        if sampling in ("patch", "region") and patch > min(grid.shape):
             raise ValueError(f"patch must not exceed the grid {grid.shape}, got {patch}")
         self.acquisition, self.grid, self.source_grid = acquisition, target, source_grid
         self.projector = Projector(source_grid, detector_shape)
@@ -122,15 +124,17 @@ class SimulatedRadiographs(PrepareBatch):
         if self.sampling == "grid":
             return image, label, (), keywords
         points = self.grid.points(volume.device)
-        if self.sampling == "patch":
+        if self.sampling in ("patch", "region"):
             corner = [int(torch.randint(n - self.patch + 1, (1,))) for n in self.grid.shape]
             x, y, z = (slice(c, c + self.patch) for c in corner)
+            if self.sampling == "region":
+                keywords["region"] = self.grid.part(corner, (self.patch,) * 3)
+                return image, label[..., x, y, z], (), keywords
             keywords["points"] = points[x, y, z].expand(len(volume), -1, -1, -1, -1)
             return image, label[..., x, y, z], (), keywords
         chosen = torch.randint(points[..., 0].numel(), (self.points,), device=volume.device)
         keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(volume), -1, -1)
         return image, label.flatten(2)[..., chosen], (), keywords
-
 
     def _truncated(self, image: Tensor) -> Tensor:
         """The middle of the radiographs: as much goes on both sides, so the views stay as they are."""

@@ -261,7 +261,7 @@ def test_features_of_larger_pixels() -> None:
     ripple[..., ::2], ripple[..., 1::2] = 0.5, -0.5
     with torch.no_grad():
         torch.testing.assert_close(network(image + ripple, views), network(image, views), atol=1e-5, rtol=1e-5)
-        assert network._encode(image).shape == (1, 2, 4, 4, 6)  # type: ignore[union-attr]
+        assert network._encode(image, views).shape == (1, 2, 4, 4, 6)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("supported", [True, False])

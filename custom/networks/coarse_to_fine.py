@@ -1,0 +1,159 @@
+"""Radiographs to a CT volume in two stages: the whole body at 5 mm, then detail at the voxels of the result.
+
+The second stage is another 3D U-Net on the fine grid, or on any part of it. It reads the first stage's volume and
+features, and features of the radiographs at their full resolution beside what the first stage leaves unexplained of
+them (radiograph minus reprojection), read along the rays of every fine voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from custom.core.attenuation import water_attenuation_per_mm
+from custom.core.checkpoints import describes_itself
+from custom.fusion import fuse_features
+from custom.geometry import VolumeGrid
+from custom.networks.population_prior import PopulationPrior, sample_on
+from custom.networks.volume_reconstructor import CoarseVolume, VolumeReconstructor
+from custom.networks.volume_unet import VolumeUNet
+
+__all__ = ["CoarseToFineReconstructor"]
+
+#: What is left unexplained is about so much smaller than the line integrals themselves.
+REST_GAIN = 5.0
+
+
+@describes_itself
+class CoarseToFineReconstructor(VolumeReconstructor):
+    """Radiographs of any views to a CT volume, coarse to fine.
+
+    Args:
+        fine_network: keywords of the fine stage's `VolumeUNet` (without input channels); None: the coarse volume is
+            interpolated.
+        fine_encoder: network from (N, 2, V, U), radiograph and unexplained rest, to features (N, C, V, U), with
+            `in_channels` 2 and `out_channels`.
+
+    The others are those of `VolumeReconstructor`.
+
+    Raises:
+        ValueError: if options contradict each other.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        grid: VolumeGrid,
+        volume_network: dict,
+        coarse_grid: VolumeGrid,
+        views: Tensor | Sequence[Sequence[float]] | None = None,
+        fine_encoder: Any = None,
+        fine_network: dict | None = None,
+        feature_spacing_mm: float | None = None,
+        rough_iterations: int = 0,
+        prior: PopulationPrior | None = None,
+        coordinate_half_side_mm: float = 160.0,
+        radiograph_scale: float = 0.2,
+        energy_kev: float = 70.0,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        precision: str = "auto",
+    ) -> None:
+        super().__init__(
+            encoder,
+            grid,
+            views,
+            volume_network,
+            coarse_grid,
+            feature_spacing_mm,
+            rough_iterations,
+            prior,
+            coordinate_half_side_mm,
+            radiograph_scale,
+            energy_kev,
+            hu_window,
+            precision,
+        )
+        if (fine_network is None) != (fine_encoder is None):
+            raise ValueError("fine_network and fine_encoder go together")
+        coarse_network = self._make_volume_network(volume_network)
+        self.volume_network = coarse_network
+        self.fine_encoder = fine_encoder
+        self.fine_network: VolumeUNet | None = None
+        if fine_network is not None:
+            fine_channels = 1 + int(fine_encoder.out_channels) + 1
+            self.fine_network = VolumeUNet(fine_channels, coarse_network.out_channels + 3, **fine_network)
+
+    def forward(
+        self,
+        image: Tensor,
+        views: Tensor | None = None,
+        view_mask: Tensor | None = None,
+        region: VolumeGrid | None = None,
+        coarse: bool = False,
+        priors: Sequence[PopulationPrior] | None = None,
+    ) -> Tensor:
+        """Reconstruct.
+
+        Args:
+            image: line integrals (B, K, V, U).
+            views: (B, K, 13) or (K, 13); None for the views given at construction.
+            view_mask: bool (B, K), False for padding; None: every view counts.
+            region: part of `grid` to reconstruct, of the same voxels; None: all of it. Its shape must be divisible by
+                2^(levels of the fine network).
+            coarse: give the volume on `coarse_grid` instead, to train that stage alone.
+            priors: one for each of the B cases instead of the network's own; see `OutOfFoldPriors`.
+
+        Returns:
+            (B, 1, X, Y, Z), `hu_window` as [-1, 1].
+
+        Raises:
+            ValueError: if image, views and mask do not match.
+        """
+        views, view_mask = self._check(image, views, view_mask)
+        frozen = not coarse and self.fine_network is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            volume = self.coarse_volume(image, self._encode(image, views), views, view_mask, priors)
+        assert volume is not None and self.coarse_grid is not None
+        if coarse:
+            return volume[1]
+        region = self.grid if region is None else region
+        if self.fine_network is None:
+            return sample_on(region, volume[1], self.coarse_grid)
+        features = self._fine_features(image, views, volume[1])
+        return self._refined(volume, features, views, view_mask, image.shape[2:], region)
+
+    def _fine_features(self, image: Tensor, views: Tensor, coarse: Tensor) -> Tensor:
+        """(B, K, C, V, U) of radiographs and what the coarse volume leaves unexplained of them."""
+        assert self.coarse_grid is not None
+        with torch.no_grad():
+            water = water_attenuation_per_mm(self.energy_kev)
+            explained = self._projector(self.coarse_grid, image.shape[2:])(self._to_water(coarse) * water, views)
+            pair = torch.stack([image.float(), (image - explained) * REST_GAIN], 2) * self.radiograph_scale
+        with self._mixed(image.device):
+            features = self.fine_encoder(pair.flatten(0, 1).to(memory_format=torch.channels_last))
+        return features.float().unflatten(0, image.shape[:2])
+
+    def _refined(
+        self,
+        volume: CoarseVolume,
+        features: Tensor,
+        views: Tensor,
+        view_mask: Tensor | None,
+        detector_shape: Sequence[int],
+        region: VolumeGrid,
+    ) -> Tensor:
+        assert self.fine_network is not None and self.coarse_grid is not None
+        deep, coarse = volume
+        start = sample_on(region, coarse, self.coarse_grid)
+        seen = fuse_features(features, views, region, detector_shape, view_mask, with_count=True)
+        half = region.resized([n // 2 for n in region.shape])
+        coordinates = half.points(coarse.device).movedim(-1, 0) / self.coordinate_half_side_mm
+        context = torch.cat(
+            [sample_on(half, deep, self.coarse_grid), coordinates.expand(len(coarse), -1, -1, -1, -1)], 1
+        )
+        with self._mixed(coarse.device):
+            _, correction = self.fine_network(torch.cat([start, seen.float()], 1), context)
+        return start + correction.float()
