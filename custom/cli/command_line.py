@@ -52,6 +52,9 @@ VERBS = {
     "prepare": Verb("custom.data.prepare", "prepare", "Turn CTs (DICOM, NIfTI, MetaImage) into a cohort with a split"),
     "simulate": Verb("custom.data.simulate", "simulate", "Compute and store radiographs of a prepared cohort"),
     "phantom": Verb("custom.data.phantom", "write_phantoms", "Make a cohort of procedural thoraces with labels"),
+    "shapes": Verb(
+        "custom.data.shapes", "register_cohort", "Register a cohort's chests, so that training can mix shapes"
+    ),
     "lidc-labels": Verb(
         "custom.segmentation.lidc_labels", "write_lidc_labels", "Write label maps of LIDC-IDRI's nodules"
     ),

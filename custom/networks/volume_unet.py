@@ -23,18 +23,25 @@ class _Block(nn.Module):
     Adam, coherent over thousands of inputs, drive all units to where silu is flat, and nothing is learnt any more.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: str) -> None:
         super().__init__()
         self.first = nn.Conv3d(channels, channels, 3, padding=1)
         self.second = nn.Conv3d(channels, channels, 3, padding=1)
-        self.norms = nn.ModuleList(_norm(channels) for _ in range(2))
+        self.norms = nn.ModuleList(_norm(channels, norm) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.norms[1](self.first(F.silu(self.norms[0](x))))))
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+class _VoxelNorm(nn.LayerNorm):
+    """Layer normalisation of every voxel's channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def _norm(channels: int, norm: str) -> nn.Module:
+    return _VoxelNorm(channels) if norm == "voxel" else nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class VolumeUNet(nn.Module):
@@ -51,6 +58,11 @@ class VolumeUNet(nn.Module):
         widths: channels of the levels, the first at half the fine resolution.
         encoder_blocks: residual blocks of each level on the way down, the deepest last.
         decoder_blocks: residual blocks of each level but the deepest on the way up, in the order of `widths`.
+        norm: "group" normalises groups of channels over the whole volume; "voxel" each voxel's channels, so that a part
+            of a volume comes out as it does in the whole.
+
+    Raises:
+        ValueError: for an unknown norm, or numbers of blocks that do not fit the widths.
     """
 
     def __init__(
@@ -60,8 +72,11 @@ class VolumeUNet(nn.Module):
         widths: Sequence[int] = (32, 96, 128),
         encoder_blocks: Sequence[int] = (0, 1, 2),
         decoder_blocks: Sequence[int] = (1, 1),
+        norm: str = "group",
     ) -> None:
         super().__init__()
+        if norm not in ("group", "voxel"):
+            raise ValueError(f"norm must be 'group' or 'voxel', got {norm!r}")
         if len(encoder_blocks) != len(widths) or len(decoder_blocks) != len(widths) - 1:
             raise ValueError(
                 f"{len(widths)} widths need {len(widths)} encoder_blocks and {len(widths) - 1} decoder_blocks, got "
@@ -70,15 +85,15 @@ class VolumeUNet(nn.Module):
         self.out_channels = widths[0]
         self.enter = nn.Conv3d(8 * fine_channels + fused_channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv3d(before, after, 2, stride=2) for before, after in pairwise(widths))
-        self.encoder = nn.ModuleList(_level(width, n) for width, n in zip(widths, encoder_blocks, strict=True))
+        self.encoder = nn.ModuleList(_level(width, n, norm) for width, n in zip(widths, encoder_blocks, strict=True))
         self.up = nn.ModuleList(
             nn.ConvTranspose3d(below, above, 2, stride=2)
             for above, below in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
         self.decoder = nn.ModuleList(
-            _level(width, n) for width, n in zip(widths[-2::-1], tuple(decoder_blocks)[::-1], strict=True)
+            _level(width, n, norm) for width, n in zip(widths[-2::-1], tuple(decoder_blocks)[::-1], strict=True)
         )
-        self.norm = _norm(widths[0])
+        self.norm = _norm(widths[0], norm)
         self.leave = nn.Conv3d(widths[0], 8, 3, padding=1)
         initialise_he(self)
         # Small, not zero: behind a zero layer nothing is learnt until it has grown.
@@ -102,5 +117,5 @@ class VolumeUNet(nn.Module):
         return x, pixelshuffle(self.leave(x), 3, 2)
 
 
-def _level(width: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(*[_Block(width) for _ in range(blocks)])
+def _level(width: int, blocks: int, norm: str) -> nn.Sequential:
+    return nn.Sequential(*[_Block(width, norm) for _ in range(blocks)])

@@ -37,6 +37,7 @@ TRAIN_OVERRIDES: dict[str, Any] = {
     "prior_grid#shape": [8, 4, 4],
     "prior_grid#spacing_mm": [4 * VOXEL_MM] * 3,
     "prior_members": 16,
+    "smallest_detector_shape": [16, 16],
 }
 #: The same for network_def, of training and inference alike.
 NETWORK_OVERRIDES: dict[str, Any] = {
@@ -46,7 +47,9 @@ NETWORK_OVERRIDES: dict[str, Any] = {
     "network_def#feature_spacing_mm": 2 * VOXEL_MM,
     "network_def#prior#components": 3,
     "network_def#rough_iterations": 2,
-    "network_def#consistency_iterations": 2,
+    "network_def#fine_encoder#widths": [4, 4],
+    "network_def#fine_encoder#out_channels": 2,
+    "network_def#fine_network#widths": [4, 4],
 }
 #: What coarse_stage.json changes, in voxels of the coarse grid.
 COARSE_OVERRIDES: dict[str, Any] = {

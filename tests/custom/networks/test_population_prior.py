@@ -134,12 +134,13 @@ def test_a_prior_out_of_fold_has_not_seen_its_own_patients() -> None:
     priors = OutOfFoldPriors(prior, folds=3)
     folds = torch.arange(30) % 2
     members = folds.float()[:, None, None, None] * torch.ones(30, *GRID.shape)
-    priors.fit(members, folds)
+    knows = torch.nn.functional.one_hot(folds, 3).bool()
+    priors.fit(members, knows)
     of_zero, of_one = priors.of(torch.tensor([0, 1]))  # type: ignore[misc]
     assert float(of_zero.mean.mean()) == 1 and float(of_one.mean.mean()) == 0
     assert not prior.fitted and not priors.priors[2].fitted  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="without fold 0 of the patients 0 members are left"):
-        priors.fit(members, torch.zeros(30))
+        priors.fit(members, torch.ones(30, 1, dtype=torch.bool))
 
 
 def test_without_folds_there_are_no_priors_out_of_fold() -> None:

@@ -7,8 +7,8 @@ import torch
 
 from custom.core.attenuation import hu_to_attenuation
 from custom.core.hu_window import hu_to_unit, unit_to_hu
-from custom.geometry import Geometry, VolumeGrid, is_cone
-from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG, AcquisitionSampler
+from custom.geometry import Geometry, VolumeGrid, is_cone, views_from_angles
+from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG, AcquisitionSampler, PoseError
 from custom.networks import OutOfFoldPriors, PopulationPrior
 from custom.projection import Projector
 from custom.training.prepare_batch import SimulatedRadiographs, StoredRadiographs
@@ -35,6 +35,7 @@ def volume() -> torch.Tensor:
         ("grid", (1, 1, 16, 16, 16), None),
         ("random", (1, 1, 50), (1, 50, 3)),
         ("patch", (1, 1, 6, 6, 6), (1, 6, 6, 6, 3)),
+        ("region", (1, 1, 6, 6, 6), None),
     ],
 )
 def test_label_is_the_volume_at_the_points(sampling: str, shape: tuple, points: tuple | None) -> None:
@@ -44,6 +45,8 @@ def test_label_is_the_volume_at_the_points(sampling: str, shape: tuple, points: 
     assert label.shape == shape
     assert keywords["views"].shape == (1, 2, 13)
     assert keywords["view_mask"].all()
+    if sampling == "region":
+        keywords["points"], points = keywords["region"].points()[None], (1, 6, 6, 6, 3)
     if points is None:
         assert "points" not in keywords
         return
@@ -149,3 +152,54 @@ def test_a_case_meets_the_prior_of_its_fold() -> None:
     assert [id(prior) for prior in keywords["priors"]] == [id(priors.priors[2]), id(priors.priors[0])]
     *_, keywords = prepare(sampling="grid", priors=OutOfFoldPriors(None, 3))(batch)
     assert "priors" not in keywords
+
+
+def test_what_the_network_is_not_told() -> None:
+    """A pose error moves the radiographs, not the views; a degradation sees the true ones."""
+    told, seen = [], []
+
+    def turned(views: torch.Tensor) -> torch.Tensor:
+        told.append(views)
+        return views_from_angles([10.0, 100.0], "parallel", pixel_mm=20.0).float()
+
+    def degradation(image: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+        seen.append(views)
+        return image + 1
+
+    hu = volume()
+    image, _, _, keywords = prepare(pose_error=turned, degradation=degradation, sampling="grid")({"source": hu})
+    torch.testing.assert_close(keywords["views"][0], told[0])
+    expected = Projector(WIDE, (16, 24))(hu_to_attenuation(hu, 70.0), seen[0]) + 1
+    torch.testing.assert_close(image, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_truncated_radiographs_are_the_middle_of_whole_ones() -> None:
+    """A voxel at the isocentre stays where the views say it is."""
+    hu = torch.full((1, 1, *WIDE.shape), -1000.0)
+    hu[:, :, 9:11, 8:10, 7:9] = 1000.0
+    torch.manual_seed(0)
+    sizes = set()
+    for _ in range(40):
+        image, *_ = prepare(truncated_share=1.0, smallest_detector_shape=(8, 8), sampling="grid")({"source": hu})
+        sizes.add(tuple(image.shape[2:]))
+        torch.testing.assert_close(image, image.flip(3), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(image, image.flip(2), atol=1e-3, rtol=1e-3)
+    assert sizes == {(16, 24), (16, 16), (16, 8), (8, 24), (8, 16), (8, 8)}
+
+
+@pytest.mark.parametrize("beam", ["parallel", "cone"])
+def test_pose_errors_are_as_large_as_asked(beam: str) -> None:
+    views = views_from_angles(torch.full((400,), 30.0), beam, pixel_mm=2.0).float()
+    torch.testing.assert_close(PoseError(0.0, 0.0, seed=0)(views), views)
+    moved = PoseError(3.0, 0.02, largest=2.0, seed=0)(views)
+    head, center, u = moved[:, :3], moved[:, 3:6], moved[:, 6:9]
+    angle = torch.rad2deg(torch.atan2(head[:, 1], head[:, 0])) - torch.rad2deg(torch.atan2(views[:, 1], views[:, 0]))
+    assert 2.2 < float(angle.std()) < 3.0 and float(angle.abs().max()) <= 6.001
+    torch.testing.assert_close(u.norm(dim=1), views[:, 6:9].norm(dim=1))
+    torch.testing.assert_close((u * head).sum(1), torch.zeros(400), atol=1e-2, rtol=0)
+    far = center.norm(dim=1) / views[:, 3:6].norm(dim=1) - 1
+    assert float(far.abs().max()) <= 0.0401 and (beam == "parallel" or float(far.std()) > 0.012)
+    if beam == "parallel":
+        torch.testing.assert_close(head.norm(dim=1), torch.ones(400))
+    with pytest.raises(ValueError, match="must not be negative"):
+        PoseError(-1.0)
