@@ -36,6 +36,8 @@ class CoarseToFineReconstructor(VolumeReconstructor):
             interpolated.
         fine_encoder: network from (N, 2, V, U), radiograph and unexplained rest, to features (N, C, V, U), with
             `in_channels` 2 and `out_channels`.
+        consistency_iterations: accelerated SIRT iterations on the result, in evaluation mode and on the whole grid
+            only; 0 for none.
 
     The others are those of `VolumeReconstructor`.
 
@@ -55,6 +57,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         feature_spacing_mm: float | None = None,
         rough_iterations: int = 0,
         prior: PopulationPrior | None = None,
+        consistency_iterations: int = 0,
         coordinate_half_side_mm: float = 160.0,
         radiograph_scale: float = 0.2,
         energy_kev: float = 70.0,
@@ -78,6 +81,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         )
         if (fine_network is None) != (fine_encoder is None):
             raise ValueError("fine_network and fine_encoder go together")
+        self.consistency_iterations = consistency_iterations
         coarse_network = self._make_volume_network(volume_network)
         self.volume_network = coarse_network
         self.fine_encoder = fine_encoder
@@ -119,11 +123,17 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         assert volume is not None and self.coarse_grid is not None
         if coarse:
             return volume[1]
+        whole = region is None
         region = self.grid if region is None else region
         if self.fine_network is None:
-            return sample_on(region, volume[1], self.coarse_grid)
-        features = self._fine_features(image, views, volume[1])
-        return self._refined(volume, features, views, view_mask, image.shape[2:], region)
+            pred = sample_on(region, volume[1], self.coarse_grid)
+        else:
+            features = self._fine_features(image, views, volume[1])
+            pred = self._refined(volume, features, views, view_mask, image.shape[2:], region)
+        if whole and self.consistency_iterations and not self.training:
+            steps = self.consistency_iterations
+            return self.make_consistent(pred, image, views, view_mask, volume, steps, momentum=True)
+        return pred
 
     def _fine_features(self, image: Tensor, views: Tensor, coarse: Tensor) -> Tensor:
         """(B, K, C, V, U) of radiographs and what the coarse volume leaves unexplained of them."""

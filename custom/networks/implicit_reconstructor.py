@@ -21,9 +21,8 @@ from custom.core.checkpoints import describes_itself
 from custom.fusion import sample_features
 from custom.geometry import VolumeGrid
 from custom.networks.fourier_mlp import FourierFeatures, PointMLP
-from custom.networks.population_prior import PopulationPrior, sample_on
+from custom.networks.population_prior import PopulationPrior
 from custom.networks.volume_reconstructor import CoarseVolume, VolumeReconstructor
-from custom.projection import sirt
 
 __all__ = ["ImplicitReconstructor"]
 
@@ -149,47 +148,8 @@ class ImplicitReconstructor(VolumeReconstructor):
         values = self._at_points(features, views, view_mask, context, centers)
         pred = values.reshape(len(image), 1, *self.grid.shape)
         if self.consistency_iterations and not self.training:
-            pred = self.make_consistent(pred, image, views, view_mask, context)
+            pred = self.make_consistent(pred, image, views, view_mask, context, self.consistency_iterations)
         return pred
-
-    def make_consistent(
-        self,
-        pred: Tensor,
-        image: Tensor,
-        views: Tensor,
-        view_mask: Tensor | None = None,
-        context: CoarseVolume | None = None,
-        iterations: int | None = None,
-    ) -> Tensor:
-        """Move a volume towards the radiographs by SIRT, on a grid with the tissue around it where it is known.
-
-        Args:
-            pred: (B, 1, X, Y, Z) on `grid`, `hu_window` as [-1, 1].
-            image, views, view_mask: as in `forward`.
-            context: of the volume network, whose prediction reaches beyond the cube; None: air around the cube.
-            iterations: overrides `consistency_iterations`.
-        """
-        grid, start, freedom = self.grid, pred, None
-        x, y, z = slice(None), slice(None), slice(None)
-        if context is not None and self.coarse_grid is not None:
-            margin = [
-                max(0, round((wide / spacing - n) / 2))
-                for wide, spacing, n in zip(
-                    [2 * h for h in self.coarse_grid.half_extent_mm], grid.spacing_mm, grid.shape, strict=True
-                )
-            ]
-            grid = grid.padded(margin)
-            start = sample_on(grid, context[1], self.coarse_grid)
-            if self.prior is not None:
-                freedom = self.prior.on(grid, self.prior.spread)
-            x, y, z = (slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True))
-            start[:, :, x, y, z] = pred
-        projector = self._projector(grid, image.shape[2:])
-        steps = self.consistency_iterations if iterations is None else iterations
-        volume = sirt(
-            projector, self._water_path(image), views, steps, self._bounds(), self._to_water(start), view_mask, freedom
-        )
-        return self._from_water(volume)[:, :, x, y, z].contiguous()
 
     def _at_points(
         self,

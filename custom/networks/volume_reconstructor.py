@@ -19,7 +19,7 @@ from custom.geometry import VolumeGrid
 from custom.geometry.detector import isocenter_pixel_mm
 from custom.networks.feature_unet import encode_views
 from custom.networks.inputs import batched_views
-from custom.networks.population_prior import PopulationPrior, average_pixels
+from custom.networks.population_prior import PopulationPrior, average_pixels, sample_on
 from custom.networks.volume_unet import VolumeUNet
 from custom.projection import ProjectorCache, sirt
 
@@ -163,6 +163,44 @@ class VolumeReconstructor(nn.Module):
         projector, bounds = self._projector(grid, averaged.shape[2:]), self._bounds()
         volume = sirt(projector, averaged, coarse_views, self.rough_iterations, bounds, start, view_mask, spread)
         return self._from_water(volume), known
+
+    def make_consistent(
+        self,
+        pred: Tensor,
+        image: Tensor,
+        views: Tensor,
+        view_mask: Tensor | None = None,
+        context: CoarseVolume | None = None,
+        iterations: int = 100,
+        momentum: bool = False,
+    ) -> Tensor:
+        """Move a volume towards the radiographs by SIRT, on a grid with the tissue around it where it is known.
+
+        Args:
+            pred: (B, 1, X, Y, Z) on `grid`, `hu_window` as [-1, 1].
+            image, views, view_mask: as in `forward`.
+            context: of the volume network, whose prediction reaches beyond the cube; None: air around the cube.
+            iterations, momentum: of `sirt`.
+        """
+        grid, start, freedom = self.grid, pred, None
+        x, y, z = slice(None), slice(None), slice(None)
+        if context is not None and self.coarse_grid is not None:
+            margin = [
+                max(0, round((wide / spacing - n) / 2))
+                for wide, spacing, n in zip(
+                    [2 * h for h in self.coarse_grid.half_extent_mm], grid.spacing_mm, grid.shape, strict=True
+                )
+            ]
+            grid = grid.padded(margin)
+            start = sample_on(grid, context[1], self.coarse_grid)
+            if self.prior is not None:
+                freedom = self.prior.on(grid, self.prior.spread)
+            x, y, z = (slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True))
+            start[:, :, x, y, z] = pred
+        projector = self._projector(grid, image.shape[2:])
+        path, start = self._water_path(image), self._to_water(start)
+        volume = sirt(projector, path, views, iterations, self._bounds(), start, view_mask, freedom, momentum)
+        return self._from_water(volume)[:, :, x, y, z].contiguous()
 
     def _factor(self, spacing_mm: float | None, views: Tensor) -> int:
         """Pixels of the radiograph to one of this size at the isocentre, along each side; None: to one of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 
 import torch
@@ -26,12 +27,16 @@ def sirt(
     initial: Tensor | None = None,
     view_mask: Tensor | None = None,
     freedom: Tensor | None = None,
+    momentum: bool = False,
 ) -> Tensor:
     """Simultaneous iterative reconstruction technique, clipped to `bounds` after every iteration.
 
     x <- clip(x + C A^T R (p - A x)), R and C the inverse row and column sums of A (Gilbert 1972; van der Sluis and
     van der Vorst 1990). With `freedom` s the same is done for y in x = s y: what the radiographs ask for is put where
     s is large, which from a mean volume and its standard deviation is a crude maximum a posteriori estimate.
+
+    With `momentum` each step starts from where the last two point to (Nesterov's sequence, as in FISTA: Beck and
+    Teboulle, SIAM J Imaging Sci 2:183, 2009): n iterations then go about as far as n^2 / 5 without.
 
     Args:
         projector: its grid is the grid of the result.
@@ -43,6 +48,7 @@ def sirt(
         view_mask: bool (B, K); views that are False carry no weight.
         freedom: how easily each voxel moves, relative to the others, broadcastable to (B, 1, X, Y, Z), not negative;
             None treats all alike.
+        momentum: accelerate.
 
     Returns:
         Attenuation [1/mm], (B, 1, X, Y, Z).
@@ -61,7 +67,7 @@ def sirt(
         if iterations >= _WORTH_PREPARING:
             for operator in bound.operators:
                 stack.enter_context(operator.prepared())
-        return _iterate(bound, projector.grid, image, iterations, bounds, initial, view_mask, freedom)
+        return _iterate(bound, projector.grid, image, iterations, bounds, initial, view_mask, freedom, momentum)
 
 
 def _iterate(
@@ -73,6 +79,7 @@ def _iterate(
     initial: Tensor | None,
     view_mask: Tensor | None,
     freedom: Tensor | None,
+    momentum: bool,
 ) -> Tensor:
     mobility = image.new_ones(len(image), 1, *grid.shape)
     if freedom is not None:
@@ -88,7 +95,12 @@ def _iterate(
     column_sum = bound.adjoint(seen)
     column_weight = torch.where(column_sum > 1e-3 * smallest, mobility / column_sum.clamp(min=1e-3 * smallest), 0.0)
     volume = torch.zeros_like(mobility) if initial is None else initial.clone().to(image)
+    ahead, weight = volume.clone() if momentum else volume, 1.0
     for _ in range(iterations):
-        residual = (image - bound.forward(volume)).mul_(row_weight)
-        volume.add_(bound.adjoint(residual).mul_(column_weight)).clamp_(*bounds)
+        residual = (image - bound.forward(ahead)).mul_(row_weight)
+        moved = ahead.add_(bound.adjoint(residual).mul_(column_weight)).clamp_(*bounds)
+        if momentum:
+            next_weight = (1 + math.sqrt(1 + 4 * weight**2)) / 2
+            ahead = moved + (weight - 1) / next_weight * (moved - volume)
+            volume, weight = moved, next_weight
     return volume
