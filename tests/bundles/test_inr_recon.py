@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 from pathlib import Path
@@ -88,7 +89,10 @@ def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["coarse_stage.json", *(f"presets/{preset}.json" for preset in PRESETS)])
 def test_presets_change_only_what_training_has(name: str) -> None:
-    assert set(config(name)) - {"_desc_", "_desc_preset"} <= set(config("train.json"))
+    train = config("train.json")
+    for key in set(config(name)) - {"_desc_", "_desc_preset"}:
+        *parents, last = key.split("#")
+        assert last in functools.reduce(dict.__getitem__, parents, train), key
 
 
 def test_the_coarse_stage_is_the_same_training_at_the_coarse_grid() -> None:
@@ -184,20 +188,21 @@ def test_the_coarse_stage_trains_the_volume_network_that_training_starts_from(
     paths: dict[str, Any], datalist: Path, tmp_path: Path
 ) -> None:
     """With phantoms mixed in. A training without steps shows what it started from."""
-    coarse = {**TRAIN_OVERRIDES, **NETWORK_OVERRIDES, **COARSE_OVERRIDES, "data_list_file": paths["data_list_file"]}
+    network = {key: value for key, value in NETWORK_OVERRIDES.items() if "#fine_" not in key}
+    coarse = {**TRAIN_OVERRIDES, **network, **COARSE_OVERRIDES, "data_list_file": paths["data_list_file"]}
     mixed = {"phantom_list_file": str(datalist), "phantom_share": 0.5}
     run(["train.json", "coarse_stage.json"], "train", **coarse, **mixed, bundle_root=str(tmp_path / "coarse"))
     first = tmp_path / "coarse/models/model.pt"
     weights = load_checkpoint(first).state
     assert all(name in weights for name in ("prior.components", "volume_network.leave.weight"))
-    heads = [name for name in weights if name.startswith("volume_mlp") and name.endswith("weight")]
-    assert weights[heads[-1]].abs().max() == 0, "the point head was not trained"
+    assert not any(name.startswith("fine_") for name in weights), "the fine stage comes next"
     assert weights["volume_network.leave.bias"].abs().max() > 0, "the volume network was"
     fine = {**TRAIN_OVERRIDES, **NETWORK_OVERRIDES, "data_list_file": paths["data_list_file"], "learning_rate": 0.0}
     run(["train.json"], "train", **fine, bundle_root=str(tmp_path / "fine"), start_from=str(first))
     second = load_checkpoint(tmp_path / "fine/models/model.pt").state
     for name, value in weights.items():
         torch.testing.assert_close(second[name], value)
+    assert any(name.startswith("fine_network") for name in second)
 
 
 def test_evaluation_sees_the_radiographs_that_it_is_given(trained: dict[str, Any], tmp_path: Path) -> None:
@@ -258,7 +263,7 @@ def test_inference_refuses_other_weights(trained: dict[str, Any], datalist: Path
         infer(trained, tmp_path, **stored(datalist), model_file=str(tmp_path / "nowhere.pt"))
     assert "nowhere.pt: no such checkpoint" in messages(error.value)
     with pytest.raises(Exception) as error:
-        infer(trained, tmp_path, **{**stored(datalist), "network_def#volume_mlp#width": 12})
+        infer(trained, tmp_path, **{**stored(datalist), "network_def#fine_network#encoder_blocks": [1, 2]})
     assert "model.pt: the weights belong to another architecture" in messages(error.value)
 
 

@@ -86,3 +86,18 @@ def test_what_is_refused() -> None:
         sirt(projector, torch.zeros(1, 1, 24, 36), iterations=1, freedom=torch.tensor(-1.0))
     with pytest.raises(ValueError, match="there are 1 views, but image"):
         sirt(projector, torch.zeros(1, 2, 24, 36))
+
+
+def test_momentum_needs_fewer_iterations() -> None:
+    geometry = Geometry.from_angles([0, 45, 90, 135], beam="parallel", grid=GRID, detector_shape=(16, 24))
+    projector = Projector.from_geometry(geometry)
+    truth = torch.rand(1, 1, *GRID.shape, generator=torch.Generator().manual_seed(0)) * 0.02
+    image = projector(truth)
+
+    def left(iterations: int, momentum: bool) -> float:
+        found = sirt(projector, image, iterations=iterations, momentum=momentum)
+        assert float(found.min()) >= 0
+        return float((projector(found) - image).norm())
+
+    assert left(1, True) == pytest.approx(left(1, False))
+    assert left(25, True) < left(80, False) < left(25, False)
