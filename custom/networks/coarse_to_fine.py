@@ -20,6 +20,7 @@ from custom.geometry import VolumeGrid
 from custom.networks.population_prior import PopulationPrior, sample_on
 from custom.networks.volume_reconstructor import CoarseVolume, VolumeReconstructor
 from custom.networks.volume_unet import VolumeUNet
+from custom.projection import blur_on_detector
 
 __all__ = ["CoarseToFineReconstructor"]
 
@@ -38,6 +39,9 @@ class CoarseToFineReconstructor(VolumeReconstructor):
             `in_channels` 2 and `out_channels`.
         consistency_iterations: accelerated SIRT iterations on the result, in evaluation mode and on the whole grid
             only; 0 for none.
+        consistency_detail_mm: those iterations correct what varies within about this length on the detector, and
+            leave the rest to the networks: scatter and a wrong open beam are smooth, and taken for tissue they cost
+            up to 3 dB. None: everything.
 
     The others are those of `VolumeReconstructor`.
 
@@ -58,6 +62,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         rough_iterations: int = 0,
         prior: PopulationPrior | None = None,
         consistency_iterations: int = 0,
+        consistency_detail_mm: float | None = 20.0,
         coordinate_half_side_mm: float = 160.0,
         radiograph_scale: float = 0.2,
         energy_kev: float = 70.0,
@@ -81,7 +86,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         )
         if (fine_network is None) != (fine_encoder is None):
             raise ValueError("fine_network and fine_encoder go together")
-        self.consistency_iterations = consistency_iterations
+        self.consistency_iterations, self.consistency_detail_mm = consistency_iterations, consistency_detail_mm
         coarse_network = self._make_volume_network(volume_network)
         self.volume_network = coarse_network
         self.fine_encoder = fine_encoder
@@ -125,23 +130,31 @@ class CoarseToFineReconstructor(VolumeReconstructor):
             return volume[1]
         whole = region is None
         region = self.grid if region is None else region
+        consistent = whole and self.consistency_iterations > 0 and not self.training
+        if self.fine_network is None and not consistent:
+            return sample_on(region, volume[1], self.coarse_grid)
+        unexplained = self._unexplained(image, views, volume[1])
         if self.fine_network is None:
             pred = sample_on(region, volume[1], self.coarse_grid)
         else:
-            features = self._fine_features(image, views, volume[1])
+            features = self._fine_features(image, unexplained)
             pred = self._refined(volume, features, views, view_mask, image.shape[2:], region)
-        if whole and self.consistency_iterations and not self.training:
-            steps = self.consistency_iterations
-            return self.make_consistent(pred, image, views, view_mask, volume, steps, momentum=True)
-        return pred
+        if not consistent:
+            return pred
+        if self.consistency_detail_mm is not None:
+            image = image - blur_on_detector(unexplained, views, self.consistency_detail_mm)
+        return self.make_consistent(pred, image, views, view_mask, volume, self.consistency_iterations, momentum=True)
 
-    def _fine_features(self, image: Tensor, views: Tensor, coarse: Tensor) -> Tensor:
-        """(B, K, C, V, U) of radiographs and what the coarse volume leaves unexplained of them."""
+    @torch.no_grad()
+    def _unexplained(self, image: Tensor, views: Tensor, coarse: Tensor) -> Tensor:
+        """What the coarse volume leaves of the radiographs: line integrals (B, K, V, U)."""
         assert self.coarse_grid is not None
-        with torch.no_grad():
-            water = water_attenuation_per_mm(self.energy_kev)
-            explained = self._projector(self.coarse_grid, image.shape[2:])(self._to_water(coarse) * water, views)
-            pair = torch.stack([image.float(), (image - explained) * REST_GAIN], 2) * self.radiograph_scale
+        attenuation = self._to_water(coarse) * water_attenuation_per_mm(self.energy_kev)
+        return image.float() - self._projector(self.coarse_grid, image.shape[2:])(attenuation, views)
+
+    def _fine_features(self, image: Tensor, unexplained: Tensor) -> Tensor:
+        """(B, K, C, V, U) of radiographs and what the coarse volume leaves of them."""
+        pair = torch.stack([image.float(), unexplained * REST_GAIN], 2) * self.radiograph_scale
         with self._mixed(image.device):
             features = self.fine_encoder(pair.flatten(0, 1).to(memory_format=torch.channels_last))
         return features.float().unflatten(0, image.shape[:2])

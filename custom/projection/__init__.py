@@ -1,6 +1,13 @@
 """From a volume to its radiographs: line integrals, their exact adjoint, and what makes them look like X-rays."""
 
-from custom.projection.degradation import DetectorBlur, QuantumNoise, RandRadiograph, Scatter, focal_spot_blur_mm
+from custom.projection.degradation import (
+    DetectorBlur,
+    QuantumNoise,
+    RandRadiograph,
+    Scatter,
+    blur_on_detector,
+    focal_spot_blur_mm,
+)
 from custom.projection.filtered_backprojection import fdk
 from custom.projection.operators import JosephOperator, LinearOperator, ParallelOperator, joseph, make_operator
 from custom.projection.projector import BoundProjector, Projector, ProjectorCache
@@ -20,6 +27,7 @@ __all__ = [
     "QuantumNoise",
     "RandRadiograph",
     "Scatter",
+    "blur_on_detector",
     "fdk",
     "focal_spot_blur_mm",
     "joseph",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from custom.geometry import is_cone
 
-__all__ = ["DetectorBlur", "QuantumNoise", "RandRadiograph", "Scatter", "focal_spot_blur_mm"]
+__all__ = ["DetectorBlur", "QuantumNoise", "RandRadiograph", "Scatter", "blur_on_detector", "focal_spot_blur_mm"]
 
 _FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 # Pixels with a line integral above this belong to the patient's shadow.
@@ -67,7 +67,7 @@ class DetectorBlur(Transform):
         """`views` (K, 13) or (B, K, 13) tell the size of a pixel."""
         if self.fwhm_mm == 0:
             return image
-        transmission = _smooth((-image.double()).exp(), views, self.fwhm_mm / _FWHM_PER_SIGMA)
+        transmission = blur_on_detector((-image.double()).exp(), views, self.fwhm_mm / _FWHM_PER_SIGMA)
         return -transmission.log().to(image.dtype)
 
 
@@ -97,7 +97,7 @@ class Scatter(Transform):
         """`views` (K, 13) or (B, K, 13) tell the size of a pixel."""
         integrals = image.double()
         primary = (-integrals).exp()
-        scatter = _smooth(integrals.clamp(min=0) * primary, views, self.sigma_mm)
+        scatter = blur_on_detector(integrals.clamp(min=0) * primary, views, self.sigma_mm)
         shadow = integrals > _SHADOW
         total = (scatter * shadow).sum((-2, -1), keepdim=True)
         scale = (primary * shadow).sum((-2, -1), keepdim=True) / total.clamp(min=1e-12)
@@ -164,7 +164,7 @@ def focal_spot_blur_mm(focal_spot_mm: float, views: Tensor) -> Tensor:
     return torch.where(is_cone(views), blur, torch.zeros_like(blur))
 
 
-def _smooth(image: Tensor, views: Tensor, sigma_mm: float) -> Tensor:
+def blur_on_detector(image: Tensor, views: Tensor, sigma_mm: float) -> Tensor:
     """Gaussian blur of (..., K, V, U) by a width in mm on the detector; weights are renormalised at the borders."""
     if views.shape[-2] != image.shape[-3]:
         raise ValueError(f"there are {views.shape[-2]} views, but image {tuple(image.shape)} has {image.shape[-3]}")

@@ -101,3 +101,28 @@ def test_a_coarse_checkpoint_starts_the_fine_stage(tmp_path: Path) -> None:
 def test_fine_encoder_and_network_go_together() -> None:
     with pytest.raises(ValueError, match="go together"):
         small(fine=False, fine_network={"widths": (4, 6), "encoder_blocks": (1, 1), "decoder_blocks": (1,)})
+
+
+def test_smooth_errors_of_radiographs_are_not_taken_for_tissue() -> None:
+    """Too bright an open beam moves a volume that is made consistent with everything, and hardly the other."""
+    image, views = acquisition(2)
+    moved = {}
+    with torch.no_grad():
+        for detail in (None, 60.0):
+            network = small(fine=False, consistency_iterations=10, consistency_detail_mm=detail)
+            coarse = network.coarse_volume(image, network._encode(image, views), views, None, None)
+            network.coarse_volume = lambda *_, coarse=coarse: coarse  # type: ignore[method-assign]
+            moved[detail] = float((network(image - 0.3, views) - network(image, views)).abs().mean())
+    assert moved[60.0] < 0.1 * moved[None]
+
+
+def test_consistency_explains_the_radiographs_better() -> None:
+    image, views = acquisition(2)
+    left = []
+    with torch.no_grad():
+        for iterations in (0, 15):
+            network = small(fine=False, consistency_iterations=iterations, consistency_detail_mm=None)
+            water = network._to_water(network(image, views))
+            seen = network._projector(network.grid, image.shape[2:])(water, views)
+            left.append(float((network._water_path(image) - seen).norm()))
+    assert left[1] < 0.9 * left[0]
