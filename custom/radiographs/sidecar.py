@@ -1,10 +1,10 @@
-"""JSON that says about radiographs what their files do not: beside each file, or one for all."""
+"""JSON files that describe radiographs: a sidecar beside each, or the one of `--geometry` for all."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,19 @@ from typing import Any
 from torch import Tensor
 
 from custom.geometry import JSON_FORMAT, Geometry
-from custom.radiographs.acquisition_metadata import LIMITS
+from custom.radiographs.acquisition_metadata import MetadataValue, Origin, Reading, limits
 
-__all__ = ["SIDECAR_FORMAT", "GeometryFile", "Sidecar", "find_sidecar", "load_geometry_file"]
+__all__ = [
+    "SIDECAR_FORMAT",
+    "Description",
+    "GeometryFile",
+    "GivenView",
+    "describe_view",
+    "find_sidecar",
+    "load_geometry_file",
+    "load_sidecar",
+    "load_stack_sidecar",
+]
 
 SIDECAR_FORMAT = "fewview-ct radiographs 1"
 _LARGEST_FILE = 16 * 2**20
@@ -75,17 +85,17 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "beam": _choice("cone", "parallel"),
     "view_position": _choice("AP", "PA", "LL", "RL"),
     "angle_deg": _number(-360, 360),
-    "elevation_deg": _number(*LIMITS["elevation_deg"]),
-    "source_to_detector_mm": _number(*LIMITS["source_to_detector_mm"]),
-    "source_to_isocenter_mm": _number(*LIMITS["source_to_isocenter_mm"]),
-    "pixel_mm": _pair(_number(*LIMITS["pixel_mm"]), single=True),
-    "detector_offset_mm": _pair(_number(*LIMITS["detector_offset_mm"])),
-    "detector_angles_deg": _pair(_number(*LIMITS["detector_angles_deg"])),
+    "elevation_deg": _number(*limits("elevation_deg")),
+    "source_to_detector_mm": _number(*limits("source_to_detector_mm")),
+    "source_to_isocenter_mm": _number(*limits("source_to_isocenter_mm")),
+    "pixel_mm": _pair(_number(*limits("pixel_mm")), single=True),
+    "detector_offset_mm": _pair(_number(*limits("detector_offset_mm"))),
+    "detector_angles_deg": _pair(_number(*limits("detector_angles_deg"))),
     "detector_roll_deg": _number(-180, 180),
     "patient_position": _choice("HFS", "HFP", "FFS", "FFP"),
     "orientation": _orientation,
     "frame": _whole(1, 1e6),
-    "kvp": _number(*LIMITS["kvp"]),
+    "kvp": _number(*limits("kvp")),
     "intent": _choice("processing", "presentation"),
     "intensity_relationship": _choice("LIN", "LOG"),
     "intensity_sign": _choice(1, -1),
@@ -94,31 +104,46 @@ KEYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Sidecar:
-    """Facts about one radiograph.
+@dataclass(frozen=True, eq=False)
+class GivenView:
+    """The view that a `Geometry` gives whole; its picture is seen from the source, row 0 superior.
 
     Args:
-        source: for provenance, such as "sidecar frontal.json".
-        values: of `KEYS`, checked.
-        view: (13,) of a geometry file; then the picture is stored as seen from the source, row 0 superior.
-        shape: rows and columns that the geometry file states for it.
-        angles_deg: of all views of the geometry file, in their order.
+        view: (13,) float64.
+        shape: rows and columns of the picture.
+        origin: geometry file or sidecar.
+        where: name of that file.
+        angles_deg: of all views of the file, in their order.
+        isocenter_mm: the isocentre in the CT's own frame; None: not known.
     """
 
-    source: str
-    values: dict[str, Any] = field(default_factory=dict)
-    view: Tensor | None = None
-    shape: tuple[int, int] | None = None
+    view: Tensor
+    shape: tuple[int, int]
+    origin: Origin
+    where: str
     angles_deg: tuple[float, ...] = ()
+    isocenter_mm: tuple[float, float, float] | None = None
+
+    @property
+    def provenance(self) -> str:
+        """Where it comes from, in words."""
+        return MetadataValue("", None, self.origin, self.where).provenance
 
 
-@dataclass
+@dataclass(frozen=True)
+class Description:
+    """What one JSON file says about one radiograph: values, or a whole view."""
+
+    reading: Reading = field(default_factory=Reading)
+    view: GivenView | None = None
+
+
+@dataclass(frozen=True)
 class GeometryFile:
     """One JSON for all radiographs: entries by file name, or a `Geometry` whose views are in the files' order."""
 
     path: Path
-    entries: dict[str, Sidecar] = field(default_factory=dict)
+    entries: Mapping[str, Reading] = field(default_factory=dict)
     geometry: Geometry | None = None
 
 
@@ -133,20 +158,20 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
 
 
-def _values(path: Path, content: Any) -> dict[str, Any]:
+def _reading(path: Path, content: Any, origin: Origin) -> Reading:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be a JSON object of facts, got {type(content).__name__}")
-    values = {}
+    values = []
     for key, value in content.items():
         if key in ("file", "format") or key.startswith("_"):
             continue
         if key not in KEYS:
             raise ValueError(f"{path}: {key!r} is not known; a sidecar may say {', '.join(KEYS)}")
         try:
-            values[key] = KEYS[key](value)
+            values.append(MetadataValue(key, KEYS[key](value), origin, path.name))
         except ValueError as error:
             raise ValueError(f"{path}: {key} is {value!r}, it {error}") from error
-    return values
+    return Reading(tuple(values))
 
 
 def _geometry(path: Path, content: Any) -> Geometry | None:
@@ -167,7 +192,19 @@ def find_sidecar(path: Path) -> Path | None:
     return None
 
 
-def load_sidecar(path: Path) -> Sidecar:
+def describe_view(geometry: Geometry, index: int, origin: Origin, path: Path) -> GivenView:
+    """One view of a geometry that was read from a file."""
+    return GivenView(
+        geometry.views[index],
+        geometry.detector_shape,
+        origin,
+        path.name,
+        tuple(geometry.angles_deg) if len(geometry) > 1 else (),
+        geometry.isocenter_mm,
+    )
+
+
+def load_sidecar(path: Path) -> Description:
     """What the JSON beside one radiograph says.
 
     Raises:
@@ -176,10 +213,21 @@ def load_sidecar(path: Path) -> Sidecar:
     content = _read_json(path)
     geometry = _geometry(path, content)
     if geometry is None:
-        return Sidecar(f"sidecar {path.name}", _values(path, content))
+        return Description(_reading(path, content, Origin.SIDECAR))
     if len(geometry) != 1:
         raise ValueError(f"{path}: describes {len(geometry)} views, but stands beside one radiograph")
-    return Sidecar(f"sidecar {path.name}", view=geometry.views[0], shape=geometry.detector_shape)
+    return Description(view=describe_view(geometry, 0, Origin.SIDECAR, path))
+
+
+def load_stack_sidecar(path: Path) -> tuple[Reading, Geometry | None]:
+    """What the JSON beside a stack says: values that hold for all views, or a geometry.
+
+    Raises:
+        ValueError: naming the file and the entry that is unknown or out of range.
+    """
+    content = _read_json(path)
+    geometry = _geometry(path, content)
+    return (_reading(path, content, Origin.SIDECAR), None) if geometry is None else (Reading(), geometry)
 
 
 def load_geometry_file(path: Path) -> GeometryFile:
@@ -198,9 +246,9 @@ def load_geometry_file(path: Path) -> GeometryFile:
     views = content.get("views")
     if not isinstance(views, list) or not all(isinstance(v, dict) and isinstance(v.get("file"), str) for v in views):
         raise ValueError(f"{path}: 'views' must be a list of objects, each with the 'file' that it describes")
-    found = GeometryFile(path)
+    entries: dict[str, Reading] = {}
     for view in views:
-        if view["file"] in found.entries:
+        if view["file"] in entries:
             raise ValueError(f"{path}: {view['file']!r} is described twice")
-        found.entries[view["file"]] = Sidecar(f"--geometry {path.name}", _values(path, view))
-    return found
+        entries[view["file"]] = _reading(path, view, Origin.GEOMETRY_FILE)
+    return GeometryFile(path, entries)

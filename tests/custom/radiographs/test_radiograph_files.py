@@ -14,7 +14,7 @@ from PIL import Image
 
 from custom.core.files import write_nifti
 from custom.geometry import Geometry, VolumeGrid
-from custom.radiographs import ACCEPT, SIDECAR_FORMAT, MissingFacts, Sourced, read_radiographs
+from custom.radiographs import ACCEPT, SIDECAR_FORMAT, MetadataValue, MissingMetadata, Origin, read_radiographs
 
 TRUTH = picture(1500 * A, -300 * A, L, F)
 FACTS = {
@@ -38,19 +38,19 @@ def test_picture_with_sidecar(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(radiograph.line_integrals, expected.line_integrals)
     assert radiograph.modality == {".png": "PNG", ".tif": "TIFF"}[suffix]
     assert radiograph.header is None
-    assert radiograph.facts["pixel_mm"] == Sourced((4.0, 3.0), "sidecar frontal.json")
+    assert radiograph.metadata.pixel_mm == MetadataValue("pixel_mm", (4.0, 3.0), Origin.SIDECAR, "frontal.json")
     assert len(radiograph.sha256) == 64
 
 
 def test_picture_without_sidecar_asks_for_everything(tmp_path: Path) -> None:
     path = save_png(tmp_path / "frontal.png", intensity(TRUTH))
-    with pytest.raises(MissingFacts) as caught:
+    with pytest.raises(MissingMetadata) as caught:
         read_radiographs([path])
-    problems = [gap.problem for gap in caught.value.gaps]
+    problems = [gap.problem for gap in caught.value.questions]
     assert len(problems) == 6
     for name in ("angle", "source to detector", "middle of the patient", "size of its pixels", "values follow"):
         assert any(name in problem for problem in problems)
-    assert all("frontal.json" in gap.remedy for gap in caught.value.gaps)
+    assert all("frontal.json" in gap.remedy for gap in caught.value.questions)
 
 
 def test_parallel_beam_and_8_bits(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_one_file_for_all(tmp_path: Path) -> None:
     everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
     first, second = read_radiographs(paths, geometry=everything)
     assert torch.equal(first.view, second.view)
-    assert second.facts["source_to_detector_mm"].source == "--geometry all.json"
+    assert second.metadata.source_to_detector_mm.provenance == "--geometry all.json"
     views.append({"file": "c.png"})  # type: ignore[dict-item]
     everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
     with pytest.raises(ValueError, match=r"describes 'c.png', which is not among the radiographs"):
@@ -129,7 +129,8 @@ def test_geometry_file_for_pictures(tmp_path: Path) -> None:
     (radiograph,) = read_radiographs([path], geometry=tmp_path / "g.json")
     (expected,) = read_radiographs([save(tmp_path / "b.dcm", dx())])
     assert torch.allclose(radiograph.view, expected.view, atol=1e-9)
-    assert radiograph.facts["source_to_detector_mm"] == Sourced(1800.0, "--geometry g.json")
+    expected_distance = MetadataValue("source_to_detector_mm", 1800.0, Origin.GEOMETRY_FILE, "g.json")
+    assert radiograph.metadata.source_to_detector_mm == expected_distance
     geometry_of(2).save(tmp_path / "g.json")
     with pytest.raises(ValueError, match="describes 2 views, there are 1 radiographs"):
         read_radiographs([path], geometry=tmp_path / "g.json")
@@ -150,7 +151,7 @@ def test_nifti_stack(tmp_path: Path) -> None:
         assert first.name == "case.nii.gz[0]"
         assert torch.equal(torch.stack([first.view, second.view]), geometry.views)
         assert np.array_equal(second.line_integrals.numpy(), image[1])
-        assert second.facts["isocenter_mm"].value == (1.0, 2.0, 3.0)
+        assert second.metadata.isocenter_mm.value == (1.0, 2.0, 3.0)
         assert second.modality == "NIfTI"
     write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0) * 100, np.eye(4))
     with pytest.raises(ValueError, match="are no line integrals"):
@@ -216,7 +217,7 @@ def test_hidden_and_own_results_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "out/result.json").write_text('{"format": "fewview-ct reconstruction 1"}')
     (radiograph,) = read_radiographs([tmp_path])
     assert radiograph.name == "a.dcm"
-    assert radiograph.warnings == []
+    assert radiograph.warnings == ()
     (tmp_path / "out/result.json").write_text('{"format": "other"}')
     assert any("slice.dcm" in w for w in read_radiographs([tmp_path])[0].warnings)
     # A hidden folder that is named itself is searched.
@@ -229,7 +230,7 @@ def test_files_of_one_name(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         save(tmp_path / folder / "a.dcm", dx("L\\F" if folder == "first" else "R\\F", **attributes))
     paths = [tmp_path / "first/a.dcm", tmp_path / "second/a.dcm"]
-    with pytest.raises(MissingFacts, match=r"second/a.dcm: whose it is: .* differs from first/a.dcm"):
+    with pytest.raises(MissingMetadata, match=r"second/a.dcm: whose it is: .* differs from first/a.dcm"):
         read_radiographs(paths)
     read = read_radiographs(paths, accept="several-patients")
     assert [radiograph.name for radiograph in read] == ["first/a.dcm", "second/a.dcm"]
@@ -238,13 +239,13 @@ def test_files_of_one_name(tmp_path: Path) -> None:
 def test_nothing_says_whose_it_is(tmp_path: Path) -> None:
     nobody = {"PatientID": "", "PatientName": "^"}
     one, two = save(tmp_path / "a.dcm", dx(**nobody)), save(tmp_path / "b.dcm", dx("A\\F", "LL", **nobody))
-    assert read_radiographs([one])[0].warnings == []
+    assert read_radiographs([one])[0].warnings == ()
     warnings = [w for radiograph in read_radiographs([one, two]) for w in radiograph.warnings]
     assert len(warnings) == 1
     assert warnings[0].startswith("a.dcm, b.dcm: neither Patient's Name")
     png = save_png(tmp_path / "c.png", intensity(TRUTH))
     (tmp_path / "c.json").write_text(json.dumps(FACTS))
-    assert read_radiographs([png])[0].warnings == []
+    assert read_radiographs([png])[0].warnings == ()
     (warning,) = [w for radiograph in read_radiographs([one, png]) for w in radiograph.warnings]
     assert warning.startswith("c.png: nothing says that this is of the same patient as a.dcm")
 
@@ -268,7 +269,9 @@ def test_raw_picture_before_its_picture_for_viewing(tmp_path: Path) -> None:
 
 def test_different_patients(tmp_path: Path) -> None:
     paths = [save(tmp_path / "a.dcm", dx()), save(tmp_path / "b.dcm", dx("A\\F", "LL", PatientID="P2"))]
-    with pytest.raises(MissingFacts, match=r"b.dcm: whose it is: PatientID \(0010,0020\) differs from a.dcm") as caught:
+    with pytest.raises(
+        MissingMetadata, match=r"b.dcm: whose it is: PatientID \(0010,0020\) differs from a.dcm"
+    ) as caught:
         read_radiographs(paths)
     assert "P2" not in str(caught.value)
     assert "another patient" in read_radiographs(paths, accept="several-patients")[1].warnings[-1]
@@ -300,10 +303,10 @@ def test_pictures_that_are_none(tmp_path: Path) -> None:
             read_radiographs([tmp_path / "a.png"])
 
 
-def test_facts_are_in_order(tmp_path: Path) -> None:
+def test_metadata_is_in_order(tmp_path: Path) -> None:
     (radiograph,) = read_radiographs([save(tmp_path / "a.dcm", dx(KVP=120))])
-    keys = list(radiograph.facts)
+    keys = list(radiograph.metadata.known())
     assert keys.index("beam") < keys.index("angle_deg") < keys.index("pixel_mm") < keys.index("kvp")
     assert keys.index("kvp") < keys.index("intent") < keys.index("unattenuated")
-    assert all(isinstance(fact, Sourced) and fact.source for fact in radiograph.facts.values())
-    assert math.isclose(radiograph.facts["magnification"].value, 1.2)
+    assert all(value.provenance and value.key == key for key, value in radiograph.metadata.known().items())
+    assert math.isclose(radiograph.metadata.magnification.value, 1.2)

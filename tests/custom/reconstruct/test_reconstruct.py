@@ -73,7 +73,7 @@ def test_one_volume_in_every_form(folder: Path, case: dict[str, str], tmp_path: 
     first, second = record["radiographs"]
     assert first["sha256"] == second["sha256"] == sha256(case["image"])
     assert np.allclose([first["view"], second["view"]], found.views)
-    assert first["facts"]["angle_deg"]["value"] == 0 and "geometry" in first["facts"]["angle_deg"]["source"]
+    assert first["metadata"]["angle_deg"]["value"] == 0 and first["metadata"]["angle_deg"]["origin"] == "geometry file"
     assert record["volume"]["isocenter_mm"] == list(ISOCENTER)
 
 
@@ -191,8 +191,13 @@ def test_a_pair_without_distances_is_refused_before_anything_runs(
     assert end.value.code == ExitCode.DONE, capsys.readouterr().err
     record = json.loads((tmp_path / "out/result.json").read_text())
     assert record["settings"]["accept"] == ["default-distances"]
-    fact = record["radiographs"][0]["facts"]["source_to_detector_mm"]
-    assert fact == {"value": 1800.0, "source": "option --accept default-distances"}
+    assert record["radiographs"][0]["metadata"]["source_to_detector_mm"] == {
+        "value": 1800.0,
+        "unit": "mm",
+        "origin": "option",
+        "where": "default-distances",
+        "provenance": "option --accept default-distances",
+    }
 
 
 # --- trust ---
