@@ -21,6 +21,7 @@ from custom.metrics import SampleStatistics
 from custom.models import Model, find_model, load_model
 from custom.projection import Projector
 from custom.radiographs import Radiograph, read_radiographs
+from custom.radiographs.accepted_assumptions import check_accept
 from custom.radiographs.acquisition_metadata import value_of
 from custom.reconstruct.model_detector import extrapolate_truncation, resample_for_model
 from custom.reconstruct.outputs import OUTPUTS, RESULT, rehearse, write_outputs
@@ -39,7 +40,7 @@ def reconstruct(
     model: str | os.PathLike[str] | Model = "inr_recon",
     samples: int = 0,
     geometry: str | os.PathLike[str] | None = None,
-    accept: Sequence[str] = (),
+    accept: Sequence[str] | str = (),
     angles_deg: Sequence[float] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -76,7 +77,7 @@ def reconstruct(
         ModuleNotFoundError: an optional package is missing, naming the extra to install.
     """
     _check_samples(samples)
-    settings = {"samples": samples, "seed": seed, "accept": list(accept), "angles_deg": None}
+    settings = {"samples": samples, "seed": seed, "accept": sorted(check_accept(accept)), "angles_deg": None}
 
     def run(folder: Path | None) -> Reconstruction:
         start = time.perf_counter()
@@ -167,7 +168,9 @@ def _check_samples(samples: int) -> None:
 
 
 def _read(
-    given: Sequence[str | os.PathLike[str] | Radiograph], geometry: str | os.PathLike[str] | None, accept: Sequence[str]
+    given: Sequence[str | os.PathLike[str] | Radiograph],
+    geometry: str | os.PathLike[str] | None,
+    accept: Sequence[str] | str,
 ) -> list[Radiograph]:
     if isinstance(given, str | os.PathLike):
         given = [given]

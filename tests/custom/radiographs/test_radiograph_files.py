@@ -139,6 +139,63 @@ def test_geometry_file_for_pictures(tmp_path: Path) -> None:
         read_radiographs([path], geometry=tmp_path / "g.json")
 
 
+def test_a_sidecar_counts_beside_a_geometry_file(tmp_path: Path) -> None:
+    """The geometry goes first; what it does not say, such as the meaning of the values, the sidecar does."""
+    path = save_png(tmp_path / "a.png", intensity(TRUTH))
+    geometry_of(1).save(tmp_path / "g.json")
+    (tmp_path / "a.json").write_text(json.dumps({**FACTS, "source_to_detector_mm": 1700, "kvp": 90}))
+    (radiograph,) = read_radiographs([path], geometry=tmp_path / "g.json")
+    assert torch.equal(radiograph.view, geometry_of(1).views[0])
+    assert np.abs(radiograph.line_integrals.numpy() - TRUTH).max() < 0.02
+    assert radiograph.metadata.kvp == MetadataValue("kvp", 90.0, Origin.SIDECAR, "a.json")
+    assert radiograph.metadata.source_to_detector_mm.value == 1800
+    (warning,) = radiograph.warnings
+    assert "1800.0 by --geometry g.json, but 1700.0 by sidecar a.json; the first is used" in warning
+    dicom = save(tmp_path / "b.dcm", dx("L\\F", "AP", PatientOrientation=None))
+    (tmp_path / "b.json").write_text('{"orientation": "R/F", "unattenuated": 40000}')
+    (radiograph,) = read_radiographs([dicom], geometry=tmp_path / "g.json")
+    assert radiograph.metadata.flips.value == "columns reversed"
+    assert radiograph.metadata.unattenuated.value == 40000
+
+
+def test_an_entry_goes_before_a_whole_view_beside_the_file(tmp_path: Path) -> None:
+    path = save_png(tmp_path / "a.png", intensity(TRUTH))
+    geometry_of(1).save(tmp_path / "a.json")
+    meaning = {key: value for key, value in FACTS.items() if key.startswith("int")}
+    for entry, distance in (({}, 1800.0), ({"source_to_detector_mm": 1850}, 1850.0)):
+        views = [{"file": "a.png", **meaning, **entry}]
+        (tmp_path / "all.json").write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
+        (radiograph,) = read_radiographs([path], geometry=tmp_path / "all.json")
+        assert radiograph.metadata.source_to_detector_mm.value == distance
+        assert radiograph.view[:6].tolist() == pytest.approx([0, 1500, 0, 0, 1500 - distance, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["case.nii.gz", "case.nii.gz[0]"])
+def test_nifti_in_a_file_for_all(tmp_path: Path, name: str) -> None:
+    """An entry may describe a stack of one view whole, or add to the geometry beside it."""
+    path, everything = tmp_path / "case.nii.gz", tmp_path / "all.json"
+
+    def describe(**values: object) -> None:
+        everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": [{"file": name, **values}]}))
+
+    write_nifti(path, TRUTH.astype(np.float32).transpose()[..., None], np.eye(4))
+    describe(angle_deg=90, source_to_detector_mm=1800, source_to_isocenter_mm=1500, pixel_mm=[4, 3])
+    (radiograph,) = read_radiographs([path], geometry=everything)
+    assert torch.allclose(radiograph.view, geometry_of(1).views[0], atol=1e-9)
+    assert np.array_equal(radiograph.line_integrals.numpy(), TRUTH.astype(np.float32))
+    describe(angle_deg=90)
+    with pytest.raises(MissingMetadata, match=r"case.nii.gz\[0\]: the distance from source to detector"):
+        read_radiographs([path], geometry=everything)
+    describe(kvp=120)
+    geometry_of(1).save(tmp_path / "case.json")
+    (radiograph,) = read_radiographs([path], geometry=everything)
+    assert torch.equal(radiograph.view, geometry_of(1).views[0]) and radiograph.metadata.kvp.value == 120
+    (tmp_path / "case.json").unlink()
+    write_nifti(path, np.stack([TRUTH, TRUTH]).astype(np.float32).transpose(2, 1, 0), np.eye(4))
+    with pytest.raises(ValueError, match=r"2 radiographs that one entry cannot describe"):
+        read_radiographs([path], geometry=everything)
+
+
 def test_nifti_stack(tmp_path: Path) -> None:
     geometry = geometry_of()
     image = np.stack([TRUTH, TRUTH[:, ::-1]]).astype(np.float32)
@@ -188,6 +245,16 @@ def test_folders_are_sorted_and_sieved(tmp_path: Path) -> None:
         read_radiographs([tmp_path / "empty"])
     with pytest.raises(ValueError, match="no radiographs given"):
         read_radiographs([])
+
+
+def test_a_damaged_file_is_an_error_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "this is not a radiograph"
+    folder.mkdir()
+    save(folder / "a.dcm", dx())
+    raw = save(folder / "b.dcm", dx("A\\F", "LL")).read_bytes()
+    (folder / "b.dcm").write_bytes(raw[: raw.find(b"MONOCHROME2") - 8])
+    with pytest.raises(ValueError, match=r"b.dcm: no Photometric Interpretation"):
+        read_radiographs([folder])
 
 
 def test_the_same_twice(tmp_path: Path) -> None:

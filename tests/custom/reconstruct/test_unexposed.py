@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from custom.core.checkpoints import save_checkpoint
+from custom.geometry import ViewRow
 from custom.models import load_model
 from custom.radiographs import Radiograph, read_radiographs
 from custom.reconstruct import reconstruct
+from custom.reconstruct.model_detector import resample_for_model
 from tests.custom.benchmark.tiny_benchmark import tiny_network
 from tests.custom.reconstruct.dx_pair import write_pair
 
@@ -92,6 +94,17 @@ def test_a_smaller_plate_is_padded_to_the_larger_one_and_no_further(folder: Path
     # 120 x 140 and 120 x 60 pixels of 3.5 mm, magnified by 1800 / 1650: 19.3 x 22.5 and 9.6 columns of 20 mm.
     seen = [(int(one.any(1).sum()), int(one.any(0).sum())) for one in found.field_mask]
     assert found.image.shape[1:] == (24, 24) and seen == [(20, 22), (20, 10)]
+
+
+def test_no_measured_pixel_is_cut_off_for_a_multiple_of_eight(folder: Path, tmp_path: Path) -> None:
+    """Plates of one size: the same detector, padded to the next multiple of 8, with all that was measured."""
+    model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), {"detector_shape": [40, 48]}))
+    read = read_radiographs(write_pair(tmp_path, columns=(140, 140)))
+    image, views, field_mask = resample_for_model(read, model)
+    assert image.shape == (2, 24, 24)
+    size = field_mask.sum((1, 2)) * ViewRow.from_tensor(views).pixel_mm.prod(-1)
+    measured = 120 * 140 * 3.5**2
+    assert bool(((size - measured).abs() < 0.06 * measured).all())
 
 
 @pytest.mark.parametrize(
