@@ -1,14 +1,12 @@
 """How a radiograph was taken: every value with its unit and origin, and what is missing or contradicts itself.
 
-Every reader returns a `Reading`, the values that it found. `merge`, which alone decides whom to believe, makes one
-`AcquisitionMetadata` of all of them. Everything here is immutable; sentences are made of it at the end, for people.
+Every reader returns a `Reading`, the values that it found, and `merge` makes one `AcquisitionMetadata` of all of them
+(`custom.radiographs.readings`). Everything here is immutable; sentences are made of it at the end, for people.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -23,11 +21,9 @@ __all__ = [
     "MissingMetadata",
     "Origin",
     "Quantity",
-    "Reading",
     "UnusableValue",
-    "limits",
-    "merge",
     "plain_text",
+    "quantity",
     "value_of",
 ]
 
@@ -47,9 +43,6 @@ class Origin(Enum):
     USUAL_VALUE = "usual value"  # holds for nearly all radiographs, and nothing says otherwise
 
 
-_ORDER_OF_BELIEF = {origin: rank for rank, origin in enumerate(Origin)}
-#: Origins that stand in where nothing is known: that another one knows better is no contradiction.
-_STAND_INS = (Origin.OPTION, Origin.USUAL_VALUE)
 _PROVENANCE = {
     Origin.GEOMETRY_FILE: "--geometry {}", Origin.SIDECAR: "sidecar {}", Origin.FILE: "{}", Origin.DERIVED: "{}",
     Origin.ESTIMATE: "estimated from {}", Origin.OPTION: "option --accept {}", Origin.USUAL_VALUE: "default: {}",
@@ -232,32 +225,6 @@ class MissingMetadata(ValueError):
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What one reader found; readings of several readers are added.
-
-    Args:
-        values: of any keys, also several of one: the first of one origin is believed.
-        missing: what the reader needs and nobody says.
-        contradictions: between values of different keys; those of one key are found by `merge`.
-        unusable: what stands in the file and cannot be.
-        notes: sentences for the reader of the report.
-    """
-
-    values: tuple[MetadataValue[Any], ...] = ()
-    missing: tuple[MissingField, ...] = ()
-    contradictions: tuple[Contradiction, ...] = ()
-    unusable: tuple[UnusableValue, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __add__(self, other: Reading) -> Reading:
-        return Reading(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(Reading)})
-
-    def without_questions(self) -> Reading:
-        """The same where something else answers what was asked."""
-        return dataclasses.replace(self, missing=(), contradictions=tuple(c for c in self.contradictions if c.settled))
-
-
-@dataclass(frozen=True)
 class AcquisitionMetadata:
     """All that is known of how one radiograph was taken; None where it is not known. The order is a report's.
 
@@ -305,10 +272,6 @@ class AcquisitionMetadata:
         """All values that are known, in the order of a report."""
         return {f.name: found for f in fields(self) if (found := self.get(f.name)) is not None}
 
-    def reading(self) -> Reading:
-        """The values alone, to be merged with those of further readers."""
-        return Reading(tuple(self.known().values()))
-
     def why_unusable(self, key: str) -> str:
         """What to add where a field is asked for: that the file has it, with an impossible value."""
         return next((f"; {one}" for one in self.unusable if one.value.key == key), "")
@@ -342,56 +305,3 @@ _QUANTITIES = {
 def quantity(key: str) -> Quantity:
     """What holds for all values of a key."""
     return _QUANTITIES.get(key, Quantity())
-
-
-def limits(key: str) -> tuple[float, float]:
-    """Lowest and highest value that can be."""
-    return quantity(key).limits
-
-
-def merge(*readings: Reading) -> AcquisitionMetadata:
-    """One record of all readings: of every key the value of the origin that is believed most.
-
-    The order of belief is that of `Origin`: geometry file, sidecar, the radiograph's own file, what follows from other
-    values or is seen in the picture, options, usual values; within one origin the value that comes first. Other values
-    that disagree are contradictions. Where the origin decides they are settled; where a file contradicts itself, some
-    quantities are asked about (`Quantity.asks`). A value of the file beyond its limits is not used.
-    """
-    found = sum(readings, Reading())
-    used: dict[str, MetadataValue[Any]] = {}
-    unusable, rivals = list(found.unusable), []
-    for value in sorted(found.values, key=lambda one: _ORDER_OF_BELIEF[one.origin]):
-        if value.origin is Origin.FILE and not quantity(value.key).is_possible(value.value):
-            unusable.append(UnusableValue(value))
-            continue
-        first = used.setdefault(value.key, value)
-        tolerance = max(first.tolerance, value.tolerance)
-        if value.origin not in _STAND_INS and not quantity(value.key).agree(first.value, value.value, tolerance):
-            rivals.append((first, value))
-    contradictions = [*(_contradiction(*pair, used) for pair in rivals), *found.contradictions]
-    return AcquisitionMetadata(
-        **used,
-        questions=(*found.missing, *(one for one in contradictions if not one.settled)),
-        contradictions=tuple(contradictions),
-        unusable=tuple(dict.fromkeys(unusable)),
-        notes=tuple(dict.fromkeys(found.notes)),
-    )
-
-
-def _contradiction(
-    first: MetadataValue[Any], other: MetadataValue[Any], used: Mapping[str, MetadataValue[Any]]
-) -> Contradiction:
-    key, kind = first.key, quantity(first.key)
-    answer = used.get(kind.settled_by)
-    told = answer is not None and _ORDER_OF_BELIEF[answer.origin] < _ORDER_OF_BELIEF[other.origin]
-    if kind.asks and first.origin is other.origin and not told:
-        words = key.replace("_", " ")
-        return Contradiction(
-            f"two values of {words} that exclude each other: {first}, but {other}",
-            (key, kind.settled_by),
-            f'"{key}": {" or ".join(f"{one.value!r}" for one in (first, other))}'.replace("'", '"'),
-            values=(first, other),
-        )
-    return Contradiction(
-        f"{key} is {first}, but {other}; the first is used", (key,), values=(first, other), settled=True
-    )

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from custom.projection.radiograph_stack import read_stack
-from custom.radiographs.acquisition_metadata import Origin, Reading
+from custom.radiographs.acquisition_metadata import Origin
 from custom.radiographs.given_view import reading_of_view
+from custom.radiographs.readings import Reading
 from custom.radiographs.sidecar import (
     GeometryFile,
     GivenView,

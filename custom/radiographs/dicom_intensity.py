@@ -7,8 +7,7 @@ window and Presentation LUT are for viewing and change no stored value, so they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,29 +15,22 @@ import pydicom
 
 from custom.dicom.detector_tags import tagged_exposure
 from custom.dicom.header import PRESENTATION_CLASS, PROCESSING_CLASS, Header, numbers, tag, text
-from custom.radiographs.acquisition_metadata import (
-    AcquisitionMetadata,
-    Contradiction,
-    MetadataValue,
-    Origin,
-    Reading,
-    UnusableValue,
-)
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Contradiction, Origin, UnusableValue
 from custom.radiographs.dicom_pose import tagged
 from custom.radiographs.line_integrals import PictureValues
+from custom.radiographs.readings import Reading, found, merge, note
 
 __all__ = ["picture_values", "read_intensity"]
 
 
-@dataclass(frozen=True, eq=False)
-class _Rescale:
+class _Rescale(NamedTuple):
     """A linear modality transformation: slope * stored + intercept."""
 
     slope: float = 1.0
     intercept: float = 0.0
 
 
-def read_intensity(header: Header, given: AcquisitionMetadata) -> Reading:
+def read_intensity(header: Header, given: Reading) -> Reading:
     """What the tags say about the meaning of values after the modality transformation.
 
     Args:
@@ -51,83 +43,78 @@ def read_intensity(header: Header, given: AcquisitionMetadata) -> Reading:
     Raises:
         ValueError: a Modality LUT that is not followed.
     """
-    dataset = header.dataset
-    values, notes = _intents(dataset), []
-    unusable: tuple[UnusableValue, ...] = ()
-    values += tagged("photometric", text(dataset, "PhotometricInterpretation"), "PhotometricInterpretation")
+    dataset, own = header.dataset, _intents(header.dataset)
+    own += tagged("photometric", text(dataset, "PhotometricInterpretation"), "PhotometricInterpretation")
     relationship = text(dataset, "PixelIntensityRelationship")
-    if relationship and relationship not in ("LIN", "LOG"):
-        found = tagged("intensity_relationship", relationship[:20], "PixelIntensityRelationship")[0]
-        unusable = (UnusableValue(found, "is neither LIN nor LOG"),)
-    stated = numbers(dataset, "PixelIntensityRelationshipSign")
-    sign = int(stated[0]) if stated is not None and abs(stated[0]) == 1 else None
-    contradictions = _against_display(values, given, sign)
-    if "ModalityLUTSequence" in dataset:
-        ends = _lookup(dataset, np.array(_stored_range(dataset), dtype=np.int32))
-        logarithmic = relationship == "LOG" and given.intensity_relationship is None
-        if ends is None or ends[0] == ends[1] or header.modality not in ("XA", "RF") or not logarithmic:
-            raise ValueError(
-                f"{header.path}: has a Modality LUT {tag('ModalityLUTSequence')}, which is only followed in XA and RF "
-                "with Pixel Intensity Relationship LOG, where it leads back to linear; export the picture without it"
-            )
-        where = f"DICOM {tag('PixelIntensityRelationship')}, linear by Modality LUT {tag('ModalityLUTSequence')}"
-        turned = int(np.sign(ends[1] - ends[0])) * (sign or 1)
-        values += (MetadataValue("intensity_relationship", "LIN", Origin.FILE, where),)
-        values += (MetadataValue("intensity_sign", turned, Origin.FILE, where),)
-    else:
-        if relationship in ("LIN", "LOG"):
-            values += tagged("intensity_relationship", relationship, "PixelIntensityRelationship")
-        rescale, said = _rescale(dataset)
-        notes += said
-        if rescale != _Rescale():
-            shown = f"{rescale.slope:g} * stored + {rescale.intercept:g}"
-            values += tagged("rescale", shown, "RescaleSlope", "RescaleIntercept")
-        values += _sign(sign, rescale)
+    stated = tagged("intensity_relationship", relationship[:20] or None, "PixelIntensityRelationship")
+    if relationship not in ("", "LIN", "LOG"):
+        own += Reading(unusable=(UnusableValue(stated.values[0], "is neither LIN nor LOG"),))
+        stated = Reading()
+    number = numbers(dataset, "PixelIntensityRelationshipSign")
+    sign = int(number[0]) if number is not None and abs(number[0]) == 1 else None
+    by_sign = tagged("intensity_sign", sign, "PixelIntensityRelationshipSign")
+    own += _against_display(merge(given, own, by_sign))
     if text(dataset, "LossyImageCompression") == "01":
-        notes.append("the picture was compressed with losses before it came here")
+        own += note("the picture was compressed with losses before it came here")
     if text(dataset, "BurnedInAnnotation") == "YES":
-        notes.append("the picture has burned-in annotation, which is read as if it were patient")
-    return Reading(values, contradictions=contradictions, unusable=unusable, notes=tuple(notes))
+        own += note("the picture has burned-in annotation, which is read as if it were patient")
+    if "ModalityLUTSequence" in dataset:
+        return own + _by_lookup(header, merge(given), sign)
+    rescale, said = _rescale(dataset)
+    own += stated + note(*said)
+    if rescale != _Rescale():
+        shown = f"{rescale.slope:g} * stored + {rescale.intercept:g}"
+        own += tagged("rescale", shown, "RescaleSlope", "RescaleIntercept")
+    if sign is None or rescale.slope > 0:
+        return own + by_sign
+    # The sign is about stored values, which a negative slope turns round.
+    where = f"DICOM {tag('PixelIntensityRelationshipSign')}, turned by the negative slope"
+    return own + found("intensity_sign", -sign, Origin.FILE, where)
 
 
-def _intents(dataset: pydicom.Dataset) -> tuple[MetadataValue[Any], ...]:
+def _intents(dataset: pydicom.Dataset) -> Reading:
     by_class = {PROCESSING_CLASS: "processing", PRESENTATION_CLASS: "presentation"}.get(text(dataset, "SOPClassUID"))
     by_type = text(dataset, "PresentationIntentType").removeprefix("FOR ").lower()
-    said = [("PresentationIntentType", by_type), ("SOPClassUID", by_class)]
+    own = tagged("intent", by_type if by_type in ("processing", "presentation") else None, "PresentationIntentType")
+    own += tagged("intent", by_class, "SOPClassUID")
     # Where they disagree the careful reading comes first.
-    said.sort(key=lambda one: one[1] != "presentation")
-    return tuple(
-        value
-        for keyword, intent in said
-        if intent in ("processing", "presentation")
-        for value in tagged("intent", intent, keyword)
-    )
+    return Reading(tuple(sorted(own.values, key=lambda one: one.value != "presentation")))
 
 
-def _against_display(
-    values: tuple[MetadataValue[Any], ...], given: AcquisitionMetadata, sign: int | None
-) -> tuple[Contradiction, ...]:
+def _against_display(known: AcquisitionMetadata) -> Reading:
     """A picture for viewing shows bones bright: its sign and photometric interpretation have to say the same."""
-    photometric = next((one for one in values if one.key == "photometric"), None)
-    intent = given.intent or next((one for one in values if one.key == "intent"), None)
-    stated = given.intensity_sign or next(iter(tagged("intensity_sign", sign, "PixelIntensityRelationshipSign")), None)
-    if photometric is None or intent is None or stated is None or intent.value != "presentation":
-        return ()
-    if stated.value != {"MONOCHROME1": -1, "MONOCHROME2": 1}.get(photometric.value):
-        return ()
-    problem = (
-        f"{photometric.value} and intensity_sign {stated.value} together show bones dark: one of them may be wrong"
-    )
+    photometric, sign = known.photometric, known.intensity_sign
+    if photometric is None or sign is None or known.intent is None or known.intent.value != "presentation":
+        return Reading()
+    if sign.value != {"MONOCHROME1": -1, "MONOCHROME2": 1}.get(photometric.value):
+        return Reading()
+    problem = f"{photometric.value} and intensity_sign {sign.value} together show bones dark: one of them may be wrong"
     keys = ("intensity_sign", "photometric")
-    return (Contradiction(problem, keys, values=(stated, photometric), settled=True),)
+    return Reading(contradictions=(Contradiction(problem, keys, values=(sign, photometric), settled=True),))
+
+
+def _by_lookup(header: Header, given: AcquisitionMetadata, sign: int | None) -> Reading:
+    """Relationship and sign of values that a Modality LUT leads back to linear."""
+    dataset = header.dataset
+    ends = _lookup(dataset, np.array(_stored_range(dataset), dtype=np.int32))
+    logarithmic = text(dataset, "PixelIntensityRelationship") == "LOG" and given.intensity_relationship is None
+    if ends is None or ends[0] == ends[1] or header.modality not in ("XA", "RF") or not logarithmic:
+        raise ValueError(
+            f"{header.path}: has a Modality LUT {tag('ModalityLUTSequence')}, which is only followed in XA and RF "
+            "with Pixel Intensity Relationship LOG, where it leads back to linear; export the picture without it"
+        )
+    where = f"DICOM {tag('PixelIntensityRelationship')}, linear by Modality LUT {tag('ModalityLUTSequence')}"
+    rising = int(np.sign(ends[1] - ends[0])) * (sign or 1)
+    linear = found("intensity_relationship", "LIN", Origin.FILE, where)
+    return linear + found("intensity_sign", rising, Origin.FILE, where)
 
 
 def _rescale(dataset: pydicom.Dataset) -> tuple[_Rescale, list[str]]:
     """Rescale Slope and Intercept, and what is to be said of them."""
     notes = []
     slope, intercept = numbers(dataset, "RescaleSlope"), numbers(dataset, "RescaleIntercept")
-    for keyword, found in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
-        if found is None and text(dataset, keyword):
+    for keyword, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        if value is None and text(dataset, keyword):
             said = text(dataset, keyword)[:20]
             notes.append(f"{keyword} {tag(keyword)} is {said!r}, which is no number, and is not used")
     m, b = (1.0 if slope is None else slope[0]), (0.0 if intercept is None else intercept[0])
@@ -135,14 +122,6 @@ def _rescale(dataset: pydicom.Dataset) -> tuple[_Rescale, list[str]]:
         notes.append(f"Rescale Slope {m:g} and Intercept {b:g} cannot be and are not used")
         return _Rescale(), notes
     return _Rescale(m, b), notes
-
-
-def _sign(sign: int | None, rescale: _Rescale) -> tuple[MetadataValue[Any], ...]:
-    """The sign is about stored values, which a negative slope turns round."""
-    if sign is None or rescale.slope > 0:
-        return tagged("intensity_sign", sign, "PixelIntensityRelationshipSign")
-    where = f"DICOM {tag('PixelIntensityRelationshipSign')}, turned by the negative slope"
-    return (MetadataValue("intensity_sign", -sign, Origin.FILE, where),)
 
 
 def _stored_range(dataset: pydicom.Dataset) -> tuple[int, int]:

@@ -7,21 +7,15 @@ absent or, of type 2, empty.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pydicom
 
 from custom.dicom.detector_tags import active_area
 from custom.dicom.header import Header, numbers, tag, text
-from custom.radiographs.acquisition_metadata import (
-    AcquisitionMetadata,
-    MetadataValue,
-    MissingField,
-    Origin,
-    Reading,
-    merge,
-    value_of,
-)
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
+from custom.radiographs.readings import Reading, ask, found, merge, note
 from custom.radiographs.view_from_metadata import VIEW_ANGLES_DEG, StoredPose
 
 __all__ = ["common_tags", "read_pose", "tagged"]
@@ -33,16 +27,15 @@ _VIEW_CODES = {
 }  # fmt: skip
 
 
-def tagged(key: str, value: Any, *keywords: str, tolerance: float = 0.0) -> tuple[MetadataValue[Any], ...]:
-    """A value of these attributes; none where the value is None."""
-    where = "DICOM " + ", ".join(tag(k) for k in keywords)
-    return () if value is None else (MetadataValue(key, value, Origin.FILE, where, tolerance),)
+def tagged(key: str, value: Any, *keywords: str, tolerance: float = 0.0) -> Reading:
+    """A value of these attributes; nothing where it is None."""
+    return found(key, value, Origin.FILE, f"DICOM {', '.join(map(tag, keywords))}", tolerance)
 
 
 def _positive(dataset: pydicom.Dataset, keyword: str) -> float | None:
     """A length or ratio; zero and negative ones are how some devices write "not known"."""
-    found = numbers(dataset, keyword)
-    return found[0] if found is not None and found[0] > 0 else None
+    values = numbers(dataset, keyword)
+    return values[0] if values is not None and values[0] > 0 else None
 
 
 def _code(dataset: pydicom.Dataset) -> str | None:
@@ -55,47 +48,41 @@ def _code(dataset: pydicom.Dataset) -> str | None:
 def common_tags(header: Header) -> Reading:
     """What every modality shares: modality, beam, kVp, Patient Orientation."""
     dataset = header.dataset
-    values = tagged("modality", header.modality, "SOPClassUID")
-    values += (MetadataValue("beam", "cone", Origin.DERIVED, f"modality: a {header.modality} has a point source"),)
-    values += tagged("kvp", _positive(dataset, "KVP"), "KVP")
+    own = tagged("modality", header.modality, "SOPClassUID") + tagged("kvp", _positive(dataset, "KVP"), "KVP")
+    own += found("beam", "cone", Origin.DERIVED, f"modality: a {header.modality} has a point source")
     orientation = text(dataset, "PatientOrientation")
     parts = orientation.split("\\")
     if len(parts) == 2 and all(0 < len(p) <= 3 and set(p) <= set("RLAPHF") for p in parts):
-        values += tagged("orientation", orientation, "PatientOrientation")
-    elif orientation.strip("\\"):
-        said = f"Patient Orientation {tag('PatientOrientation')} is {orientation[:40]!r}, which is not understood"
-        return Reading(values, notes=(said,))
-    return Reading(values)
+        return own + tagged("orientation", orientation, "PatientOrientation")
+    if not orientation.strip("\\"):
+        return own
+    said = f"Patient Orientation {tag('PatientOrientation')} is {orientation[:40]!r}, which is not understood"
+    return own + note(said)
 
 
 def _view(header: Header, known: AcquisitionMetadata, frame: int) -> Reading:
     dataset = header.dataset
-    values: tuple[MetadataValue[Any], ...] = ()
-    notes: list[str] = []
-    position, code = text(dataset, "ViewPosition"), _code(dataset)
-    if position in VIEW_ANGLES_DEG:
-        values += tagged("view_position", position, "ViewPosition")
-    elif position and known.view_position is None:
-        notes.append(f"View Position {tag('ViewPosition')} is {position[:40]!r}, which names no angle")
-    values += tagged("view_position", code, "ViewCodeSequence")
+    position = text(dataset, "ViewPosition")
+    own = tagged("view_position", position if position in VIEW_ANGLES_DEG else None, "ViewPosition")
+    if position and not own.values and known.view_position is None:
+        own += note(f"View Position {tag('ViewPosition')} is {position[:40]!r}, which names no angle")
+    own += tagged("view_position", _code(dataset), "ViewCodeSequence")
     primary, secondary = (numbers(dataset, f"Positioner{k}Angle") for k in ("Primary", "Secondary"))
     c_arm = header.modality == "XA" or text(dataset, "PositionerType") == "CARM"
     if primary is None or not c_arm:
         # Wall stands write 0 here whatever the view, so only a C-arm's angles are those of PS3.3 C.8.7.5.
-        return Reading(values, notes=tuple(notes))
+        return own
     angles = [primary[0], secondary[0] if secondary is not None else 0.0]
     for k, name in enumerate(("Primary", "Secondary")):
         steps = numbers(dataset, f"Positioner{name}AngleIncrement", None)
         if frame > 1 and steps is not None:
             angles[k] += sum(steps[1:frame]) if len(steps) > 1 else steps[0] * (frame - 1)
     if not (abs(angles[0]) <= 360 and abs(angles[1]) <= 85):
-        notes.append(f"positioner angles {angles[0]:g} and {angles[1]:g} degrees are out of range and are not used")
-        return Reading(values, notes=tuple(notes))
+        said = f"positioner angles {angles[0]:g} and {angles[1]:g} degrees are out of range and are not used"
+        return own + note(said)
     # The angles are the detector's: 0 in front of the chest, +90 at the patient's left, cranial positive.
-    values += tagged("angle_deg", (angles[0] - 90) % 360, "PositionerPrimaryAngle")
-    if secondary is not None:
-        values += tagged("elevation_deg", -angles[1], "PositionerSecondaryAngle")
-    return Reading(values, notes=tuple(notes))
+    own += tagged("angle_deg", (angles[0] - 90) % 360, "PositionerPrimaryAngle")
+    return own + tagged("elevation_deg", None if secondary is None else -angles[1], "PositionerSecondaryAngle")
 
 
 def _distances(header: Header, others: Reading) -> Reading:
@@ -104,8 +91,8 @@ def _distances(header: Header, others: Reading) -> Reading:
         _positive(dataset, k)
         for k in ("DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor")
     )
-    values = tagged("source_to_detector_mm", detector, "DistanceSourceToDetector")
-    known = merge(others, Reading(values))
+    own = tagged("source_to_detector_mm", detector, "DistanceSourceToDetector")
+    known = merge(others, own)
     to_detector = value_of(known.source_to_detector_mm)
     implied = to_detector / factor if to_detector is not None and factor is not None and factor > 1 else None
     agree = implied is not None and patient is not None and abs(implied / patient - 1) <= 0.01
@@ -114,24 +101,23 @@ def _distances(header: Header, others: Reading) -> Reading:
     from_factor = tagged("source_to_isocenter_mm", implied, *by_factor, tolerance=0.01)
     if header.modality in ("XA", "RF") or agree:
         # C.8.7.5: to the isocentre.
-        return Reading(values + tagged("source_to_isocenter_mm", patient, "DistanceSourceToPatient") + from_factor)
+        return own + tagged("source_to_isocenter_mm", patient, "DistanceSourceToPatient") + from_factor
     # C.8.11.5: to the table or bucky. The factor is the ratio at the object, so it knows better.
-    to_table = tagged("source_to_isocenter_mm", patient, "DistanceSourceToPatient", tolerance=0.01)
+    own += from_factor + tagged("source_to_isocenter_mm", patient, "DistanceSourceToPatient", tolerance=0.01)
     if implied is not None or patient is None or known.source_to_isocenter_mm is not None:
-        return Reading(values + from_factor + to_table)
-    said = (
+        return own
+    return own + note(
         f"the middle of the patient is taken to be {patient:g} mm from the source, by Distance Source to Patient "
         "(0018,1111); the standard measures that to the table or bucky, so if the device does, the scale of the "
         'result is a little wrong: "source_to_isocenter_mm" in a sidecar says it better'
     )
-    return Reading(values + to_table, notes=(said,))
 
 
 def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> Reading:
     """Imager Pixel Spacing before Pixel Spacing, which may be corrected to a depth in the patient (10.7.1.1)."""
     dataset = header.dataset
     imager, nominal, plain = (
-        found if (found := numbers(dataset, k, 2)) is not None and min(found) > 0 else None
+        pair if (pair := numbers(dataset, k, 2)) is not None and min(pair) > 0 else None
         for k in ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacing")
     )
     calibration = text(dataset, "PixelSpacingCalibrationType")
@@ -139,15 +125,13 @@ def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> R
     known = merge(others)
     if imager is not None or nominal is not None or known.pixel_mm is not None:
         keyword = "NominalScannedPixelSpacing" if imager is None else "ImagerPixelSpacing"
-        own = Reading(tagged("pixel_mm", nominal if imager is None else imager, keyword))
+        own = tagged("pixel_mm", nominal if imager is None else imager, keyword)
         return own + _cross_check(merge(others, own), plain, calibration)
     if plain is None:
         return Reading()
     if calibration == "GEOMETRY" and factor is not None and factor > 1:
-        resample_for_model = tuple(p * factor for p in plain)
-        return Reading(
-            tagged("pixel_mm", resample_for_model, "PixelSpacing", "EstimatedRadiographicMagnificationFactor")
-        )
+        size = tuple(p * factor for p in plain)
+        return tagged("pixel_mm", size, "PixelSpacing", "EstimatedRadiographicMagnificationFactor")
     detector, isocenter = value_of(known.source_to_detector_mm), value_of(known.source_to_isocenter_mm)
     option, size = "", plain
     if not calibration and "pixel-spacing-at-detector" in accept:
@@ -156,7 +140,7 @@ def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> R
         option, size = "pixel-spacing-at-isocenter", tuple(p * detector / isocenter for p in plain)
     if option:
         where = f"{option}, DICOM {tag('PixelSpacing')}"
-        return Reading((MetadataValue("pixel_mm", size, Origin.OPTION, where),))
+        return found("pixel_mm", size, Origin.OPTION, where)
     what = f"is calibrated ({calibration})" if calibration else "does not say at which depth it is measured"
     problem = (
         f"Pixel Spacing {tag('PixelSpacing')} {plain[0]:g} x {plain[1]:g} mm {what}, and Imager Pixel Spacing "
@@ -164,50 +148,44 @@ def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> R
     )
     example = f'"pixel_mm": [{plain[0]:g}, {plain[1]:g}] if that is measured on the detector'
     options = (*(() if calibration else ("pixel-spacing-at-detector",)), "pixel-spacing-at-isocenter")
-    return Reading(missing=(MissingField(problem, ("pixel_mm",), example, options),))
+    return ask(problem, ("pixel_mm",), example, *options)
 
 
 def _cross_check(known: AcquisitionMetadata, plain: tuple[float, ...] | None, calibration: str) -> Reading:
     """Say so where Pixel Spacing fits neither the detector nor the patient's depth."""
     pixel = value_of(known.pixel_mm)
     detector, isocenter = value_of(known.source_to_detector_mm), value_of(known.source_to_isocenter_mm)
-    if plain is None or pixel is None:
+    if plain is None or pixel is None or calibration == "FIDUCIAL":
         return Reading()
     ratio = pixel[0] / plain[0]
     expected = detector / isocenter if detector and isocenter else None
-    if abs(ratio - 1) <= 0.01 or calibration == "FIDUCIAL":
-        return Reading()
-    if expected is not None and abs(ratio / expected - 1) <= 0.05:
+    if abs(ratio - 1) <= 0.01 or (expected is not None and abs(ratio / expected - 1) <= 0.05):
         return Reading()
     shown = f"the distances give {expected:.3f}" if expected is not None else "no distances are known"
-    said = (
+    return note(
         f"Pixel Spacing (0028,0030) implies a magnification of {ratio:.3f}, {shown}; the size on the detector, "
         f"{pixel[0]:g} mm, is used"
     )
-    return Reading(notes=(said,))
 
 
-def _tilt(dataset: pydicom.Dataset, known: AcquisitionMetadata) -> tuple[Reading, MetadataValue[Any] | None]:
+def _tilt(dataset: pydicom.Dataset, known: AcquisitionMetadata) -> Reading:
     """Detector angles in the axes of the stored picture, and what is to be said or asked about them."""
     primary, secondary = (numbers(dataset, f"Detector{k}Angle") for k in ("Primary", "Secondary"))
     if primary is not None or secondary is not None:
-        tilt = tuple(0.0 if found is None else found[0] for found in (primary, secondary))
+        tilt = tuple(0.0 if angle is None else angle[0] for angle in (primary, secondary))
         if max(map(abs, tilt)) > 80:
-            said = f"detector angles of {tilt[0]:g} and {tilt[1]:g} degrees are out of range and are not used"
-            return Reading(notes=(said,)), None
-        return Reading(), tagged("detector_angles_deg", tilt, "DetectorPrimaryAngle", "DetectorSecondaryAngle")[0]
+            return note(f"detector angles of {tilt[0]:g} and {tilt[1]:g} degrees are out of range and are not used")
+        return tagged("detector_angles_deg", tilt, "DetectorPrimaryAngle", "DetectorSecondaryAngle")
     column = numbers(dataset, "ColumnAngulation")
     if column is None or abs(column[0]) <= 0.5 or known.detector_angles_deg is not None:
-        return Reading(), None
-    problem = (
+        return Reading()
+    return ask(
         f"how the beam meets the detector: Column Angulation {tag('ColumnAngulation')} is {column[0]:g} degrees "
-        "towards the head of the table, not of the patient"
-    )
-    example = (
+        "towards the head of the table, not of the patient",
+        ("detector_angles_deg", "elevation_deg"),
         f'"detector_angles_deg": [0, {abs(column[0]):g}] (beam tilted to higher columns, to lower rows) and '
-        '"elevation_deg"'
+        '"elevation_deg"',
     )
-    return Reading(missing=(MissingField(problem, ("detector_angles_deg", "elevation_deg"), example),)), None
 
 
 def read_pose(
@@ -228,13 +206,12 @@ def read_pose(
     """
     own = common_tags(header) + _view(header, merge(others), frame) + _distances(header, others)
     own += _pixel_spacing(header, others + own, accept)
-    tilt_reading, tilt = _tilt(header.dataset, merge(others))
-    own += tilt_reading
+    tilt = _tilt(header.dataset, merge(others))
+    own, turned = own + replace(tilt, values=()), next(iter(tilt.values), None)
     pixel = value_of(merge(others, own).pixel_mm)
-    found = active_area(header.dataset, shape, pixel) if pixel is not None else None
-    if found is None:
-        return own, StoredPose(tilt=tilt)
+    area = active_area(header.dataset, shape, pixel) if pixel is not None else None
+    if area is None:
+        return own, StoredPose(tilt=turned)
     keywords = ("FieldOfViewOrigin", "DetectorActiveOrigin", "DetectorActiveDimensions")
     where = f"DICOM {', '.join(map(tag, keywords))}; the central ray meets the middle of the active area"
-    offset = MetadataValue("detector_offset_mm", found[0], Origin.FILE, where)
-    return own, StoredPose(offset, tilt, found[1])
+    return own, StoredPose(MetadataValue("detector_offset_mm", area[0], Origin.FILE, where), turned, area[1])

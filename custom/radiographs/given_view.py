@@ -10,7 +10,8 @@ import numpy as np
 
 from custom.core.angles import angle_difference_deg
 from custom.geometry import ViewRow
-from custom.radiographs.acquisition_metadata import Contradiction, MetadataValue, Origin, Reading, merge
+from custom.radiographs.acquisition_metadata import Contradiction, MetadataValue, Origin
+from custom.radiographs.readings import Reading, found, merge
 from custom.radiographs.sidecar import GivenView
 from custom.radiographs.view_from_metadata import (
     OTHER_VIEW_DEG,
@@ -60,13 +61,8 @@ def reading_of_view(given: GivenView) -> Reading:
             "detector_roll_deg": math.degrees(math.atan2(float(level @ v), float(level @ u))),
         }
     tolerances = {"angle_deg": _LOOK_DEG, "detector_angles_deg": _DETECTOR_ANGLE_DEG}
-    return Reading(
-        tuple(
-            MetadataValue(key, value, given.origin, given.where, tolerances.get(key, 0.0))
-            for key, value in values.items()
-            if value is not None
-        )
-    )
+    read = (found(key, value, given.origin, given.where, tolerances.get(key, 0.0)) for key, value in values.items())
+    return sum(read, Reading())
 
 
 def place_given_view(
@@ -94,18 +90,15 @@ def place_given_view(
     own = reading_of_view(given)
     flips, by_flips = _flips(given, others)
     # What the others lack, the view says.
-    others = others.without_questions()
     by_angle = _other_angles(given, own, others)
-    if by_angle.contradictions and not by_angle.contradictions[0].settled:
-        return None, own + _comparable(others, flips) + by_angle
-    if flips is None:
-        return None, own + _comparable(others, flips) + by_angle + by_flips
+    everything = own + _comparable(others.without_questions(), flips) + by_angle
+    if flips is None or any(not one.settled for one in by_angle.contradictions):
+        return None, everything if by_angle.contradictions else everything + by_flips
     rows, columns = shape[::-1] if flips.transpose else shape
     if tuple(given.shape) != (rows, columns):
         described = f"{given.shape[1]} x {given.shape[0]}"
         raise ValueError(f"{name}: {columns} x {rows} pixels, but {given.provenance} describes {described}")
-    everything = own + _comparable(others, flips) + pose.flipped(flips) + by_angle + by_flips
-    return Placement(given.view.clone(), flips), everything
+    return Placement(given.view.clone(), flips), everything + pose.flipped(flips) + by_flips
 
 
 def _comparable(others: Reading, flips: Flips | None) -> Reading:
@@ -121,8 +114,8 @@ def _comparable(others: Reading, flips: Flips | None) -> Reading:
 
 def _other_angles(given: GivenView, own: Reading, others: Reading) -> Reading:
     """Angles and views' names that differ from the view's angle."""
-    known = merge(others)
-    angle = next(one for one in own.values if one.key == "angle_deg")
+    known, angle = merge(others), merge(own).angle_deg
+    assert angle is not None
     said: list[tuple[float, str, MetadataValue[Any]]] = []
     if known.angle_deg is not None:
         by = f"{known.angle_deg.value:g} degrees by {known.angle_deg.provenance}"
@@ -131,16 +124,16 @@ def _other_angles(given: GivenView, own: Reading, others: Reading) -> Reading:
     if position is not None and position.value in VIEW_ANGLES_DEG:
         nominal = VIEW_ANGLES_DEG[position.value]
         said.append((nominal, f"{position.value} ({nominal:g} degrees) by {position.provenance}", position))
-    found = []
+    differences = []
     for value, text, other in said:
         apart = abs(angle_difference_deg(value, angle.value))
         if apart > OTHER_VIEW_DEG:
             problem = f"it was taken from another side than its view: {text}, but {angle.value:g} degrees"
-            return Reading(contradictions=(_exclusion(given, problem, angle, other),))
+            return _exclusion(given, problem, angle, other)
         if apart > angle.tolerance:
             problem = f"angle_deg is {angle.value:g} by {angle.provenance}, but {text}; the first is used"
-            found.append(Contradiction(problem, ("angle_deg",), values=(angle, other), settled=True))
-    return Reading(contradictions=tuple(found))
+            differences.append(Contradiction(problem, ("angle_deg",), values=(angle, other), settled=True))
+    return Reading(contradictions=tuple(differences))
 
 
 def _flips(given: GivenView, others: Reading) -> tuple[Flips | None, Reading]:
@@ -151,19 +144,19 @@ def _flips(given: GivenView, others: Reading) -> tuple[Flips | None, Reading]:
     u, v = (axis.numpy() / np.linalg.norm(axis.numpy()) for axis in (row.u_step, row.v_step))
     flips = find_flips(orientation.value, u, v)
     if flips is not None:
-        where = f"orientation and {given.provenance}"
-        return flips, Reading((MetadataValue("flips", str(flips), Origin.DERIVED, where),))
+        return flips, found("flips", str(flips), Origin.DERIVED, f"orientation and {given.provenance}")
     problem = (
         f"Patient Orientation {orientation.value} (by {orientation.provenance}) cannot be seen in its view, where "
         f"columns run towards {letters(u)} or {letters(-u)},"
     )
-    return None, Reading(contradictions=(_exclusion(given, problem, orientation),))
+    return None, _exclusion(given, problem, orientation)
 
 
-def _exclusion(given: GivenView, problem: str, *values: MetadataValue[Any]) -> Contradiction:
+def _exclusion(given: GivenView, problem: str, *values: MetadataValue[Any]) -> Reading:
     order = f" (at {', '.join(f'{a:g}' for a in given.angles_deg)} degrees)" if given.angles_deg else ""
     advice = (
         f"are the files in another order than the views{order}? Name each file, in the order of the views, instead of "
         "a folder; where the tags are wrong, say so in a sidecar instead of a geometry"
     )
-    return Contradiction(f"{problem} by {given.provenance}", ("angle_deg",), advice=advice, values=values)
+    problem = f"{problem} by {given.provenance}"
+    return Reading(contradictions=(Contradiction(problem, ("angle_deg",), advice=advice, values=values),))

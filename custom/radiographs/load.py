@@ -20,12 +20,9 @@ from custom.radiographs.accepted_assumptions import check_accept
 from custom.radiographs.acquisition_metadata import (
     AcquisitionMetadata,
     Contradiction,
-    MetadataValue,
     MissingField,
     MissingMetadata,
     Origin,
-    Reading,
-    merge,
     value_of,
 )
 from custom.radiographs.described_file import DescribedFile, check_count, check_entries, describe, describe_stack
@@ -34,6 +31,7 @@ from custom.radiographs.given_view import place_given_view, reading_of_view
 from custom.radiographs.line_integrals import PictureValues, to_line_integrals
 from custom.radiographs.picture_files import read_picture
 from custom.radiographs.radiograph import Radiograph
+from custom.radiographs.readings import Reading, found, merge, note
 from custom.radiographs.same_patient import check_patient
 from custom.radiographs.sidecar import GeometryFile, find_sidecar, load_geometry_file
 from custom.radiographs.view_from_metadata import Placement, StoredPose, view_from_metadata
@@ -84,7 +82,7 @@ def read_radiographs(
     request = _Request(described, assumptions, headers, _names([path for path, _ in chosen]))
     check_count(described, [kind for _, kind in chosen])
     hashes: dict[str, Path] = {}
-    found: list[Radiograph | _Questions] = []
+    outcomes: list[Radiograph | _Questions] = []
     usable_names = [name for path, _ in chosen for name in (str(path), request.names[path])]
     for position, (path, kind) in enumerate(chosen):
         digest = sha256_file(path)
@@ -92,16 +90,17 @@ def read_radiographs(
             raise ValueError(f"{path} and {hashes[digest]} are the same radiograph; give it once")
         hashes[digest] = path
         if kind == "NIfTI":
-            views = [_read_line_integrals(*one, digest, request) for one in _stack(path, request)]
+            stack = describe_stack(path, request.names[path], described)
+            views = [_read_line_integrals(*one, digest, request) for one in stack]
             usable_names += [f"{name}[{k}]" for name in (str(path), request.names[path]) for k in range(len(views))]
-            found += views
+            outcomes += views
         else:
             file = describe(path, request.names[path], described, position)
-            found.append((_read_dicom if kind == "DICOM" else _read_picture)(file, kind, digest, request))
+            outcomes.append((_read_dicom if kind == "DICOM" else _read_picture)(file, kind, digest, request))
     check_entries(described, usable_names)
-    radiographs = [one for one in found if isinstance(one, Radiograph)]
+    radiographs = [one for one in outcomes if isinstance(one, Radiograph)]
     radiographs, others = check_patient(radiographs, assumptions)
-    questions = (*(q for one in found if not isinstance(one, Radiograph) for q in one), *others)
+    questions = (*(q for one in outcomes if not isinstance(one, Radiograph) for q in one), *others)
     if questions:
         raise MissingMetadata(questions)
     return [radiographs[0].with_warnings(*skipped), *radiographs[1:]]
@@ -199,13 +198,13 @@ def _finish(
 def _integrate(
     picture: PictureValues, reading: Reading, file: DescribedFile, accept: frozenset[str]
 ) -> tuple[tuple[Tensor, Tensor] | None, AcquisitionMetadata]:
-    found, own = to_line_integrals(picture, merge(reading), accept, file.name)
-    return None if found is None else (torch.from_numpy(found[0]), torch.from_numpy(found[1])), merge(reading, own)
+    pictures, own = to_line_integrals(picture, reading, accept, file.name)
+    metadata = merge(reading, own)
+    return None if pictures is None else (torch.from_numpy(pictures[0]), torch.from_numpy(pictures[1])), metadata
 
 
 def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Questions:
-    header, known = request.headers[file.path], merge(file.reading)
-    frame = value_of(known.frame)
+    header, frame = request.headers[file.path], value_of(merge(file.reading).frame)
     stored, said = dicom_pixels.read_pixels(header, None if frame is None else int(frame))
     shape = (stored.shape[0], stored.shape[1])
     notes = list(said)
@@ -217,43 +216,36 @@ def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) 
     locate = rt_image_pose.read_rt_pose if header.modality == "RTIMAGE" else dicom_pose.read_pose
     tags, pose = locate(header, helpful + file.reading, shape, int(frame or 1), request.accept)
     placement, reading = _place(file, file.reading + tags, pose, shape, request.accept)
-    reading += Reading(notes=tuple(notes)) + dicom_intensity.read_intensity(header, known)
+    reading += note(*notes) + dicom_intensity.read_intensity(header, file.reading)
     picture = dicom_intensity.picture_values(header, stored, pose.active)
     pictures, metadata = _integrate(picture, reading, file, request.accept)
     return _finish(file, digest, placement, pictures, metadata, header.modality, header.dataset)
 
 
-def _format(key: str, value: str, path: Path) -> MetadataValue[str]:
-    return MetadataValue(key, value, Origin.FILE, f"file {path.name}")
-
-
-def _point_source() -> MetadataValue[str]:
-    return MetadataValue("beam", "cone", Origin.USUAL_VALUE, "a point source")
+def _of_picture(kind: str, path: Path) -> Reading:
+    """What holds for pictures without tags."""
+    own = found("modality", kind, Origin.FILE, f"file {path.name}")
+    return own + found("beam", "cone", Origin.USUAL_VALUE, "a point source")
 
 
 def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Questions:
     pixels, highest = read_picture(file.path)
     shape = (pixels.shape[0], pixels.shape[1])
-    photometric = MetadataValue("photometric", "MONOCHROME2", Origin.FILE, f"{kind}: higher values are brighter")
-    own = Reading((_format("modality", kind, file.path), photometric, _point_source()))
+    own = _of_picture(kind, file.path)
+    own += found("photometric", "MONOCHROME2", Origin.FILE, f"{kind}: higher values are brighter")
     if highest == 255:
-        own += Reading(notes=("only 8 bits of grey: 256 steps for all line integrals",))
+        own += note("only 8 bits of grey: 256 steps for all line integrals")
     placement, reading = _place(file, file.reading + own, StoredPose(), shape, request.accept)
     picture = PictureValues(pixels, np.ones(shape, dtype=bool), (0.0, float(highest)))
     pictures, metadata = _integrate(picture, reading, file, request.accept)
     return _finish(file, digest, placement, pictures, metadata, kind)
 
 
-def _stack(path: Path, request: _Request) -> list[tuple[DescribedFile, Tensor]]:
-    return describe_stack(path, request.names[path], request.geometry)
-
-
 def _read_line_integrals(file: DescribedFile, image: Tensor, digest: str, request: _Request) -> Radiograph | _Questions:
     """One view of a stack, which is stored as seen from the source unless something says otherwise."""
-    relationship = _format("intensity_relationship", "line integrals", file.path)
-    own = Reading((_format("modality", "NIfTI", file.path), relationship, _point_source()))
-    pose = StoredPose(seen_from_source=True)
-    shape = (image.shape[0], image.shape[1])
+    own = _of_picture("NIfTI", file.path)
+    own += found("intensity_relationship", "line integrals", Origin.FILE, f"file {file.path.name}")
+    pose, shape = StoredPose(seen_from_source=True), (image.shape[0], image.shape[1])
     placement, reading = _place(file, own + file.reading, pose, shape, request.accept)
     pictures = image, torch.ones_like(image, dtype=torch.bool)
     return _finish(file, digest, placement, pictures, merge(reading), "NIfTI")

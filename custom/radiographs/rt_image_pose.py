@@ -14,16 +14,9 @@ import pydicom
 
 from custom.core.angles import angle_difference_deg
 from custom.dicom.header import Header, numbers, tag, text
-from custom.radiographs.acquisition_metadata import (
-    AcquisitionMetadata,
-    MetadataValue,
-    MissingField,
-    Origin,
-    Reading,
-    merge,
-    value_of,
-)
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
 from custom.radiographs.dicom_pose import common_tags, tagged
+from custom.radiographs.readings import Reading, ask, found, merge, note
 from custom.radiographs.view_from_metadata import StoredPose, letters
 
 __all__ = ["read_rt_pose"]
@@ -40,9 +33,9 @@ _NOT_PICTURES = ("BLANK", "FLUENCE")
 
 def _exposure(dataset: pydicom.Dataset, keyword: str) -> tuple[float, ...] | None:
     """An attribute of the image, or else of the first item of its Exposure Sequence (3002,0030)."""
-    found = numbers(dataset, keyword)
-    if found is not None:
-        return found
+    values = numbers(dataset, keyword)
+    if values is not None:
+        return values
     try:
         return numbers(dataset.ExposureSequence[0], keyword)
     except Exception:  # absent, empty or damaged
@@ -64,50 +57,46 @@ def read_rt_pose(
         del dataset.PatientOrientation
     own = _exposure_tags(dataset) + common_tags(replace(header, dataset=dataset))
     for key, keyword in (("source_to_detector_mm", "RTImageSID"), ("source_to_isocenter_mm", "RadiationMachineSAD")):
-        found = numbers(dataset, keyword)
-        own += Reading(tagged(key, found[0] if found is not None and found[0] > 0 else None, keyword))
+        distance = numbers(dataset, keyword)
+        own += tagged(key, distance[0] if distance is not None and distance[0] > 0 else None, keyword)
     spacing = numbers(dataset, "ImagePlanePixelSpacing", 2)
-    if spacing is not None and min(spacing) > 0:
-        own += Reading(tagged("pixel_mm", spacing, "ImagePlanePixelSpacing"))
-    own += _couch(dataset, given)
-    gantry = _exposure(dataset, "GantryAngle")
+    own += tagged("pixel_mm", spacing if spacing is not None and min(spacing) > 0 else None, "ImagePlanePixelSpacing")
     position = text(dataset, "PatientPosition")
-    if position in _PATIENT_AXES:
-        own += Reading(tagged("patient_position", position, "PatientPosition"))
+    own += tagged("patient_position", position if position in _PATIENT_AXES else None, "PatientPosition")
+    own += _couch(dataset, given)
     if given.angle_deg is not None and given.orientation is not None:
         return own, StoredPose()
+    gantry = _exposure(dataset, "GantryAngle")
     if gantry is None:
         problem = f"the angle: Gantry Angle {tag('GantryAngle')} is empty"
-        asked = MissingField(problem, ("angle_deg", "orientation"), '"angle_deg" and "orientation"')
-        return own + Reading(missing=(asked,)), StoredPose()
+        return own + ask(problem, ("angle_deg", "orientation"), '"angle_deg" and "orientation"'), StoredPose()
     if "head-first-supine" in accept:
-        own += Reading((MetadataValue("patient_position", "HFS", Origin.OPTION, "head-first-supine"),))
+        own += found("patient_position", "HFS", Origin.OPTION, "head-first-supine")
     if merge(others, own).patient_position is None:
         said = f"is {position!r}" if position else "is empty"
-        asked = MissingField(
-            f"how the patient lay: Patient Position {tag('PatientPosition')} {said}",
+        problem = f"how the patient lay: Patient Position {tag('PatientPosition')} {said}"
+        keys, example = (
             ("patient_position", "angle_deg", "orientation"),
             '"patient_position": "HFS", "HFP", "FFS" or "FFP"',
-            ("head-first-supine",),
         )
-        return own + Reading(missing=(asked,)), StoredPose()
+        return own + ask(problem, keys, example, "head-first-supine"), StoredPose()
     by_gantry, pose = _by_gantry(dataset, merge(others, own), gantry[0], shape, stored)
     return own + by_gantry, pose
 
 
 def _exposure_tags(dataset: pydicom.Dataset) -> Reading:
-    notes = []
+    own = Reading()
     if "DRR" in text(dataset, "ImageType").split("\\"):
-        notes.append("this is a DRR, computed from a CT, not a measured radiograph")
+        own += note("this is a DRR, computed from a CT, not a measured radiograph")
     kvp = _exposure(dataset, "KVP")
     if kvp is None or kvp[0] <= 0:
-        return Reading(notes=tuple(notes))
+        return own
     if kvp[0] > 400:
-        notes.append(
+        own += note(
             f"a megavoltage beam ({kvp[0]:g} kV): its line integrals are several times smaller than those of the "
             "X-rays that networks are trained with"
         )
-    return Reading(tagged("kvp", kvp[0], "KVP"), notes=tuple(notes))
+    return own + tagged("kvp", kvp[0], "KVP")
 
 
 def _couch(dataset: pydicom.Dataset, given: AcquisitionMetadata) -> Reading:
@@ -118,11 +107,11 @@ def _couch(dataset: pydicom.Dataset, given: AcquisitionMetadata) -> Reading:
         f"the angle to the patient: the couch is turned by {couch[0]:g} degrees, Patient Support Angle "
         f"{tag('PatientSupportAngle')}"
     )
-    keys, example = ("angle_deg", "elevation_deg", "orientation"), '"angle_deg", "elevation_deg" and "orientation"'
-    return Reading(missing=(MissingField(problem, keys, example),))
+    keys = ("angle_deg", "elevation_deg", "orientation")
+    return ask(problem, keys, '"angle_deg", "elevation_deg" and "orientation"')
 
 
-def _receptor_axes(dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray] | MissingField:
+def _receptor_axes(dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray] | Reading:
     """Directions of columns and rows of the stored picture in the receptor's plane (Xr, Yr)."""
     columns, rows = np.array([1.0, 0.0]), np.array([0.0, -1.0])
     cosines = numbers(dataset, "RTImageOrientation", 6)
@@ -134,7 +123,7 @@ def _receptor_axes(dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray] | 
         flat = all(abs(n - 1) < 1e-2 for n in lengths) and abs(float(columns @ rows)) < 1e-2
     if flat and plane != "NON_NORMAL":
         return columns, rows
-    return MissingField(
+    return ask(
         f"where the receptor stands: RT Image Plane {tag('RTImagePlane')} is {plane or 'empty'} and RT Image "
         f"Orientation {tag('RTImageOrientation')} is not in the receptor's plane",
         ("angle_deg", "orientation", "detector_angles_deg"),
@@ -146,8 +135,8 @@ def _by_gantry(
     dataset: pydicom.Dataset, known: AcquisitionMetadata, gantry_deg: float, shape: tuple[int, int], stored: str
 ) -> tuple[Reading, StoredPose]:
     axes, position = _receptor_axes(dataset), known.patient_position
-    if isinstance(axes, MissingField):
-        return Reading(missing=(axes,)), StoredPose()
+    if isinstance(axes, Reading):
+        return axes, StoredPose()
     if abs(gantry_deg) > 720 or position is None:
         return Reading(), StoredPose()
     g = math.radians(gantry_deg)
@@ -156,8 +145,7 @@ def _by_gantry(
     toward_source = to_patient @ np.array([math.sin(g), 0.0, math.cos(g)])
     angle = math.degrees(math.atan2(toward_source[1], toward_source[0])) % 360
     where = f"DICOM {tag('GantryAngle')}, {position.provenance}"
-    values = [MetadataValue("angle_deg", angle, Origin.FILE, where)]
-    notes = []
+    own = found("angle_deg", angle, Origin.FILE, where)
     turned = math.radians((numbers(dataset, "XRayImageReceptorAngle") or (0.0,))[0])
     turn = np.array([[math.cos(turned), -math.sin(turned)], [math.sin(turned), math.cos(turned)]])
     columns, rows = turn @ axes[0], turn @ axes[1]
@@ -170,14 +158,13 @@ def _by_gantry(
         letters(to_patient @ (axis[0] * x_axis + axis[1] * y_axis)) for axis in (upright @ columns, upright @ rows)
     ]
     where = f"DICOM {tag('GantryAngle')}, {tag('RTImageOrientation')}, {position.provenance}"
-    directions = MetadataValue("orientation", "\\".join(names), Origin.FILE, where)
+    own += found("orientation", "\\".join(names), Origin.FILE, where)
     if known.orientation is None and stored.replace("\\", "") and stored.split("\\")[0][:1] != names[0][:1]:
-        notes.append(
+        own += note(
             f"Patient Orientation (0020,0020) is {stored[:20]}, but gantry and patient position give "
-            f"{directions.value}; the latter is used"
+            f"{names[0]}\\{names[1]}; the latter is used"
         )
-    rolled = tagged("detector_roll_deg", roll, "XRayImageReceptorAngle") if abs(roll) > 0.05 else ()
-    own = Reading((*values, directions, *rolled), notes=tuple(notes))
+    own += tagged("detector_roll_deg", roll if abs(roll) > 0.05 else None, "XRayImageReceptorAngle")
     pixel = value_of(known.pixel_mm)
     corner = numbers(dataset, "RTImagePosition", 2)
     if corner is None or pixel is None:
@@ -193,12 +180,12 @@ def _by_gantry(
 
 def _check_receptor(known: AcquisitionMetadata, translation: tuple[float, ...], offset: tuple[float, float]) -> Reading:
     sid, sad = value_of(known.source_to_detector_mm), value_of(known.source_to_isocenter_mm)
-    notes = []
+    own = Reading()
     if translation[2] and sid and sad and abs(sad - translation[2] - sid) > 5:
-        notes.append(
+        own += note(
             f"the receptor stands {-translation[2]:g} mm behind the isocentre by (3002,000D), but {sid - sad:g} mm by "
             "RT Image SID and SAD, which are used"
         )
     if max(map(abs, offset)) > 400:
-        notes.append(f"the picture's middle lies {max(map(abs, offset)):.0f} mm beside the central ray")
-    return Reading(notes=tuple(notes))
+        own += note(f"the picture's middle lies {max(map(abs, offset)):.0f} mm beside the central ray")
+    return own

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from custom.geometry import JSON_FORMAT, Geometry
-from custom.radiographs.acquisition_metadata import MetadataValue, Origin, Reading, limits
+from custom.radiographs.acquisition_metadata import MetadataValue, Origin, quantity
+from custom.radiographs.readings import Reading
 
 __all__ = [
     "SIDECAR_FORMAT",
@@ -39,6 +40,10 @@ def _number(low: float, high: float) -> Callable[[Any], float]:
         return float(value)
 
     return check
+
+
+def _within(key: str) -> Callable[[Any], float]:
+    return _number(*quantity(key).limits)
 
 
 def _whole(low: float, high: float) -> Callable[[Any], float]:
@@ -85,17 +90,17 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "beam": _choice("cone", "parallel"),
     "view_position": _choice("AP", "PA", "LL", "RL"),
     "angle_deg": _number(-360, 360),
-    "elevation_deg": _number(*limits("elevation_deg")),
-    "source_to_detector_mm": _number(*limits("source_to_detector_mm")),
-    "source_to_isocenter_mm": _number(*limits("source_to_isocenter_mm")),
-    "pixel_mm": _pair(_number(*limits("pixel_mm")), single=True),
-    "detector_offset_mm": _pair(_number(*limits("detector_offset_mm"))),
-    "detector_angles_deg": _pair(_number(*limits("detector_angles_deg"))),
+    "elevation_deg": _within("elevation_deg"),
+    "source_to_detector_mm": _within("source_to_detector_mm"),
+    "source_to_isocenter_mm": _within("source_to_isocenter_mm"),
+    "pixel_mm": _pair(_within("pixel_mm"), single=True),
+    "detector_offset_mm": _pair(_within("detector_offset_mm")),
+    "detector_angles_deg": _pair(_within("detector_angles_deg")),
     "detector_roll_deg": _number(-180, 180),
     "patient_position": _choice("HFS", "HFP", "FFS", "FFP"),
     "orientation": _orientation,
     "frame": _whole(1, 1e6),
-    "kvp": _number(*limits("kvp")),
+    "kvp": _within("kvp"),
     "intent": _choice("processing", "presentation"),
     "intensity_relationship": _choice("LIN", "LOG"),
     "intensity_sign": _choice(1, -1),

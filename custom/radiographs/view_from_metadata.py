@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +13,8 @@ from torch import Tensor
 from custom.core.angles import angle_difference_deg
 from custom.geometry import BEAMS
 from custom.radiographs.accepted_assumptions import DEFAULT_ISOCENTER_TO_DETECTOR_MM, DEFAULT_SOURCE_TO_DETECTOR_MM
-from custom.radiographs.acquisition_metadata import (
-    AcquisitionMetadata,
-    Contradiction,
-    MetadataValue,
-    MissingField,
-    Origin,
-    Reading,
-    merge,
-    value_of,
-)
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
+from custom.radiographs.readings import Reading, ask, exclude, found, merge
 
 __all__ = [
     "OTHER_VIEW_DEG",
@@ -109,14 +100,13 @@ class StoredPose:
 
     def flipped(self, flips: Flips) -> Reading:
         """Offset (+u, +z) and tilt as seen from the source."""
-        values: list[MetadataValue[Any]] = []
+        own = Reading()
         if self.offset is not None:
             right, down = flips.vector(*self.offset.value)
-            values.append(MetadataValue("detector_offset_mm", (right, -down), self.offset.origin, self.offset.where))
+            own += found("detector_offset_mm", (right, -down), self.offset.origin, self.offset.where)
         if self.tilt is not None:
-            tilt = flips.tilt_deg(self.tilt.value)
-            values.append(MetadataValue("detector_angles_deg", tilt, self.tilt.origin, self.tilt.where))
-        return Reading(tuple(values))
+            own += found("detector_angles_deg", flips.tilt_deg(self.tilt.value), self.tilt.origin, self.tilt.where)
+        return own
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,58 +163,45 @@ def _angle(known: AcquisitionMetadata) -> Reading:
     angle, position = known.angle_deg, known.view_position
     nominal = VIEW_ANGLES_DEG.get(position.value) if position is not None else None
     if angle is None and position is not None and nominal is not None:
-        where = f"{position.value} by {position.provenance}"
-        return Reading((MetadataValue("angle_deg", nominal, Origin.DERIVED, where),))
+        return found("angle_deg", nominal, Origin.DERIVED, f"{position.value} by {position.provenance}")
     if angle is None:
         said = "" if position is None else f" (View Position (0018,5101) is {position.value!r})"
         problem = f"from where it was taken: no angle and no usable View Position (0018,5101){said}"
         example = '"view_position": "AP", "PA", "LL" or "RL", or "angle_deg": 90'
-        return Reading(missing=(MissingField(problem, ("angle_deg", "view_position"), example),))
+        return ask(problem, ("angle_deg", "view_position"), example)
     if position is None or nominal is None or abs(angle_difference_deg(angle.value, nominal)) <= OTHER_VIEW_DEG:
         return Reading()
     problem = (
         f"two views that exclude each other: {position} is {nominal:g} degrees, but angle_deg is {angle.value:g} by "
         f"{angle.provenance}"
     )
-    keys = ("angle_deg", "view_position")
-    return Reading(
-        contradictions=(Contradiction(problem, keys, '"angle_deg" and "view_position"', values=(angle, position)),)
-    )
+    return exclude(problem, ("angle_deg", "view_position"), '"angle_deg" and "view_position"', angle, position)
 
 
-def _distances(known: AcquisitionMetadata, accept: frozenset[str]) -> Reading:
-    detector, isocenter = known.source_to_detector_mm, known.source_to_isocenter_mm
+def _distances(others: Reading, accept: frozenset[str]) -> Reading:
+    """Distances that an option allows, and what is missing or cannot be."""
+    known, own = merge(others), Reading()
     if value_of(known.beam) == "parallel":
-        return Reading()
+        return own
     if "default-distances" in accept:
-        to_detector = DEFAULT_SOURCE_TO_DETECTOR_MM if detector is None else detector.value
-        pair = (to_detector, to_detector - DEFAULT_ISOCENTER_TO_DETECTOR_MM)
-        named = zip(_DISTANCES, pair, strict=True)
-        allowed = Reading(tuple(MetadataValue(k, v, Origin.OPTION, "default-distances") for k, v in named))
-        complete = merge(known.reading(), allowed)
-        detector, isocenter = complete.source_to_detector_mm, complete.source_to_isocenter_mm
-    else:
-        allowed = Reading()
+        to_detector = value_of(known.source_to_detector_mm) or DEFAULT_SOURCE_TO_DETECTOR_MM
+        for key, value in zip(_DISTANCES, (to_detector, to_detector - DEFAULT_ISOCENTER_TO_DETECTOR_MM), strict=True):
+            own += found(key, value, Origin.OPTION, "default-distances")
+        known = merge(others, own)
+    detector, isocenter = known.source_to_detector_mm, known.source_to_isocenter_mm
     if detector is None or isocenter is None:
-        absent = [key for key in _DISTANCES if known.get(key) is None]
-        asked = (
-            MissingField(
-                _DISTANCES[key] + known.why_unusable(key),
-                (key,),
-                f'"{key}": {_example(known, key)}',
-                ("default-distances",),
-            )
-            for key in absent
-        )
-        return Reading(missing=tuple(asked))
+        for key in (key for key in _DISTANCES if known.get(key) is None):
+            problem = _DISTANCES[key] + known.why_unusable(key)
+            own += ask(problem, (key,), f'"{key}": {_example(known, key)}', "default-distances")
+        return own
     if 0 < isocenter.value < detector.value:
-        return allowed
+        return own
     problem = (
         f"distances that cannot be: source to detector {detector.value:g} mm by {detector.provenance}, source to the "
         f"middle of the patient {isocenter.value:g} mm by {isocenter.provenance}"
     )
     example = '"source_to_detector_mm" and a smaller "source_to_isocenter_mm"'
-    return Reading(contradictions=(Contradiction(problem, tuple(_DISTANCES), example, values=(detector, isocenter)),))
+    return own + exclude(problem, tuple(_DISTANCES), example, detector, isocenter)
 
 
 def _example(known: AcquisitionMetadata, key: str) -> int:
@@ -242,37 +219,32 @@ def _orientation_by_option(angle: float, u: np.ndarray, v: np.ndarray, accept: f
     ways |= {"seen-from-source": f"{letters(u)}\\{letters(v)}", "seen-from-detector": f"{letters(-u)}\\{letters(v)}"}
     for name, orientation in ways.items():
         if name in accept:
-            return Reading((MetadataValue("orientation", orientation, Origin.OPTION, name),))
+            return found("orientation", orientation, Origin.OPTION, name)
     problem = "which way round it is stored: Patient Orientation (0020,0020) is empty"
     example = f'"orientation": "{letters(u)[:1]}/F" if it is stored as seen from the source (directions of columns '
     example += "and of rows)"
-    return Reading(missing=(MissingField(problem, ("orientation",), example, tuple(ways)),))
+    return ask(problem, ("orientation",), example, *ways)
 
 
-def _flips(known: AcquisitionMetadata, angle: MetadataValue[float], u: np.ndarray, v: np.ndarray) -> Flips | Reading:
-    orientation = known.orientation
-    assert orientation is not None
-    flips = find_flips(orientation.value, u, v)
-    if flips is not None:
-        return flips
+def _not_seen(known: AcquisitionMetadata, u: np.ndarray, v: np.ndarray) -> Reading:
+    """An orientation that the angle cannot show."""
+    orientation, angle = known.orientation, known.angle_deg
+    assert orientation is not None and angle is not None
     problem = (
         f"Patient Orientation {orientation.value} (by {orientation.provenance}) cannot be seen from {angle.value:g} "
         f"degrees ({value_of(known.view_position) or 'no View Position'}, by {angle.provenance}), where columns run "
         f"towards {letters(u)} or {letters(-u)}"
     )
-    keys, example = ("orientation", "angle_deg"), '"orientation" and "view_position" or "angle_deg"'
-    return Reading(contradictions=(Contradiction(problem, keys, example, values=(orientation, angle)),))
+    example = '"orientation" and "view_position" or "angle_deg"'
+    return exclude(problem, ("orientation", "angle_deg"), example, orientation, angle)
 
 
-_USUAL = (
-    MetadataValue("elevation_deg", 0.0, Origin.USUAL_VALUE, "the central ray is horizontal in the patient"),
-    MetadataValue(
-        "detector_offset_mm", (0.0, 0.0), Origin.USUAL_VALUE, "the central ray meets the middle of the picture"
-    ),
-    MetadataValue("detector_roll_deg", 0.0, Origin.USUAL_VALUE, "the detector stands upright"),
-    MetadataValue(
-        "detector_angles_deg", (0.0, 0.0), Origin.USUAL_VALUE, "the beam meets the detector at a right angle"
-    ),
+#: What holds where nothing says otherwise.
+_USUAL_VALUES = (
+    ("elevation_deg", 0.0, "the central ray is horizontal in the patient"),
+    ("detector_offset_mm", (0.0, 0.0), "the central ray meets the middle of the picture"),
+    ("detector_roll_deg", 0.0, "the detector stands upright"),
+    ("detector_angles_deg", (0.0, 0.0), "the beam meets the detector at a right angle"),
 )
 
 
@@ -289,8 +261,9 @@ def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]
     """
     asked_before = {key for one in others.missing for key in one.keys}
     known = merge(others)
-    by_name, distances = _angle(known), _distances(known, accept)
-    own = Reading(_USUAL) + by_name + distances
+    by_name, distances = _angle(known), _distances(others, accept)
+    usual = (found(key, value, Origin.USUAL_VALUE, where) for key, value, where in _USUAL_VALUES)
+    own = sum(usual, Reading()) + by_name + distances
     pixel = known.pixel_mm
     if pixel is None:
         problem = (
@@ -298,7 +271,7 @@ def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]
             f"(3002,0011){known.why_unusable('pixel_mm')}"
         )
         example = '"pixel_mm": [0.14, 0.14] (distance of rows, distance of columns)'
-        own += Reading(missing=(MissingField(problem, ("pixel_mm",), example),))
+        own += ask(problem, ("pixel_mm",), example)
     known = merge(others, own)
     angle = known.angle_deg
     flips: Flips | None = None
@@ -308,23 +281,21 @@ def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]
             own += _orientation_by_option(angle.value, u, v, accept)
             known = merge(others, own)
         if known.orientation is not None:
-            found = _flips(known, angle, u, v)
-            flips, own = (found, own) if isinstance(found, Flips) else (None, own + found)
+            flips = find_flips(known.orientation.value, u, v)
+            own += _not_seen(known, u, v) if flips is None else Reading()
         elif pose.seen_from_source:
             flips = Flips()
     # What a tag's question explains is not asked for a second time in general words.
     own = replace(own, missing=tuple(m for m in own.missing if not asked_before & set(m.keys)))
     if flips is None or pixel is None or distances.missing or own.contradictions:
         return None, own
-    own += Reading((MetadataValue("flips", str(flips), Origin.DERIVED, "orientation and angle_deg"),))
-    own += pose.flipped(flips)
+    own += found("flips", str(flips), Origin.DERIVED, "orientation and angle_deg") + pose.flipped(flips)
     known = merge(others, own)
     to_detector = value_of(known.source_to_detector_mm) or 1500.0
     to_isocenter = value_of(known.source_to_isocenter_mm) or 1000.0
     beam = value_of(known.beam) or "cone"
     if beam == "cone":
-        ratio = to_detector / to_isocenter
-        own += Reading((MetadataValue("magnification", ratio, Origin.DERIVED, "the two distances"),))
+        own += found("magnification", to_detector / to_isocenter, Origin.DERIVED, "the two distances")
     row_mm, column_mm = pixel.value[::-1] if flips.transpose else pixel.value
     roll = math.radians(value_of(known.detector_roll_deg) or 0.0)
     u, v = math.cos(roll) * u - math.sin(roll) * v, math.cos(roll) * v + math.sin(roll) * u

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from custom.radiographs import AcquisitionMetadata, MetadataValue, Origin
-from custom.radiographs.acquisition_metadata import Reading, merge, value_of
+from custom.radiographs.acquisition_metadata import value_of
+from custom.radiographs.readings import Reading, found, merge
 
 KNOWN = (Origin.GEOMETRY_FILE, Origin.SIDECAR, Origin.FILE)
 STAND_INS = (Origin.OPTION, Origin.USUAL_VALUE)
 
 
 def reading(key: str, value: Any, origin: Origin, **keywords: Any) -> Reading:
-    return Reading((MetadataValue(key, value, origin, f"the {origin.value}", **keywords),))
+    return found(key, value, origin, f"the {origin.value}", **keywords)
 
 
 @pytest.mark.parametrize("order", itertools.permutations(range(3)))
