@@ -8,18 +8,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from custom.geometry import Geometry
 from custom.projection.radiograph_stack import read_stack
 from custom.radiographs.acquisition_metadata import Origin
 from custom.radiographs.given_view import reading_of_view
 from custom.radiographs.readings import Reading
-from custom.radiographs.sidecar import (
-    GeometryFile,
-    GivenView,
-    describe_view,
-    find_sidecar,
-    load_sidecar,
-    load_stack_sidecar,
-)
+from custom.radiographs.sidecar import GeometryFile, GivenView, find_sidecar, load_sidecar
 
 __all__ = ["DescribedFile", "check_count", "check_entries", "describe", "describe_stack"]
 
@@ -57,6 +51,14 @@ def _entry(geometry: GeometryFile | None, *keys: str) -> Reading:
     return next((entries[key] for key in keys if key in entries), Reading())
 
 
+def _described(
+    path: Path, name: str, sidecar: str, reading: Reading, given: Sequence[tuple[Geometry, int, Origin, Path]]
+) -> DescribedFile:
+    """A file whose view is the first that is given; a second one is compared with it."""
+    views = [GivenView.of(*one) for one in given]
+    return DescribedFile(path, name, sidecar, sum(map(reading_of_view, views[1:]), reading), *views[:1])
+
+
 def describe(path: Path, name: str, geometry: GeometryFile | None, position: int) -> DescribedFile:
     """What is said about one DICOM file or picture.
 
@@ -70,18 +72,14 @@ def describe(path: Path, name: str, geometry: GeometryFile | None, position: int
         ValueError: for a sidecar that is none.
     """
     beside = find_sidecar(path)
-    sidecar = (beside or path.with_name(f"{path.stem}.json")).name
-    reading, view = _entry(geometry, str(path), name), None
-    if geometry is not None and geometry.geometry is not None:
-        view = describe_view(geometry.geometry, position, Origin.GEOMETRY_FILE, geometry.path)
-    if beside is not None:
-        described = load_sidecar(beside)
-        reading += described.reading
-        if view is None:
-            view = described.view
-        elif described.view is not None:
-            reading += reading_of_view(described.view)
-    return DescribedFile(path, name, sidecar, reading, view)
+    reading, own = (Reading(), None) if beside is None else load_sidecar(beside)
+    named = None if geometry is None else geometry.geometry
+    if own is not None and len(own) != 1:
+        raise ValueError(f"{beside}: describes {len(own)} views, but stands beside one radiograph")
+    sidecar = (beside or path.with_suffix(".json")).name
+    given = [] if geometry is None or named is None else [(named, position, Origin.GEOMETRY_FILE, geometry.path)]
+    given += [] if beside is None or own is None else [(own, 0, Origin.SIDECAR, beside)]
+    return _described(path, name, sidecar, _entry(geometry, str(path), name) + reading, given)
 
 
 def describe_stack(path: Path, name: str, geometry: GeometryFile | None) -> list[tuple[DescribedFile, Tensor]]:
@@ -92,37 +90,30 @@ def describe_stack(path: Path, name: str, geometry: GeometryFile | None) -> list
         ValueError: a damaged stack, or one of another size than its geometry.
     """
     beside = find_sidecar(path)
-    stem = path.name.removesuffix(".gz").removesuffix(".nii")
-    common, own = Reading(), None
-    if beside is not None:
-        common, own = load_stack_sidecar(beside)
-    named = geometry.geometry if geometry is not None else None
-    first, where = (named, geometry) if named is not None else (own, None)
-    said = f"--geometry {where.path.name}" if where is not None else f"sidecar {beside.name if beside else ''}"
-    stack = read_stack(path, first, said)
+    sidecar = path.name.removesuffix(".gz").removesuffix(".nii") + ".json"
+    common, own = (Reading(), None) if beside is None else load_sidecar(beside)
+    named = None if geometry is None else geometry.geometry
+    said = f"sidecar {sidecar}" if named is None or geometry is None else f"--geometry {geometry.path.name}"
+    stack = read_stack(path, own if named is None else named, said)
     count = len(stack)
-    if named is not None and own is not None and len(own) != count:
-        raise ValueError(f"{path}: {count} radiographs, but sidecar {beside.name if beside else ''} has {len(own)}")
+    if own is not None and len(own) != count:
+        raise ValueError(f"{path}: {count} radiographs, but sidecar {sidecar} describes {len(own)}")
     whole = _entry(geometry, str(path), name)
     entries = [_entry(geometry, f"{path}[{k}]", f"{name}[{k}]") for k in range(count)]
-    if first is None:
+    if named is None and own is None:
         if not (common.values or whole.values or any(entry.values for entry in entries)):
-            raise FileNotFoundError(f"{path}: no geometry: {stem}.json beside it (Geometry.save), or --geometry FILE")
+            raise FileNotFoundError(f"{path}: no geometry: {sidecar} beside it (Geometry.save), or --geometry FILE")
         if count > 1 and not all(entry.values for entry in entries):
             raise ValueError(
                 f"{path}: {count} radiographs that one entry cannot describe: name each, as {name}[0], or write a "
-                f"Geometry with {count} views into {stem}.json beside it"
+                f"Geometry with {count} views into {sidecar} beside it"
             )
     found = []
     for k in range(count):
-        view = None
-        reading = entries[k] + whole + common
-        if named is not None and geometry is not None:
-            view = describe_view(named, k, Origin.GEOMETRY_FILE, geometry.path)
-        if own is not None and beside is not None:
-            beside_view = describe_view(own, k, Origin.SIDECAR, beside)
-            view, reading = (beside_view, reading) if view is None else (view, reading + reading_of_view(beside_view))
-        found.append((DescribedFile(path, f"{name}[{k}]", f"{stem}.json", reading, view), stack[k]))
+        given = [] if geometry is None or named is None else [(named, k, Origin.GEOMETRY_FILE, geometry.path)]
+        given += [] if beside is None or own is None else [(own, k, Origin.SIDECAR, beside)]
+        file = _described(path, f"{name}[{k}]", sidecar, entries[k] + whole + common, given)
+        found.append((file, stack[k]))
     return found
 
 

@@ -17,14 +17,11 @@ from custom.radiographs.readings import Reading
 
 __all__ = [
     "SIDECAR_FORMAT",
-    "Description",
     "GeometryFile",
     "GivenView",
-    "describe_view",
     "find_sidecar",
     "load_geometry_file",
     "load_sidecar",
-    "load_stack_sidecar",
 ]
 
 SIDECAR_FORMAT = "fewview-ct radiographs 1"
@@ -129,18 +126,16 @@ class GivenView:
     angles_deg: tuple[float, ...] = ()
     isocenter_mm: tuple[float, float, float] | None = None
 
+    @classmethod
+    def of(cls, geometry: Geometry, index: int, origin: Origin, path: Path) -> GivenView:
+        """One view of a geometry that was read from a file."""
+        angles = tuple(geometry.angles_deg) if len(geometry) > 1 else ()
+        return cls(geometry.views[index], geometry.detector_shape, origin, path.name, angles, geometry.isocenter_mm)
+
     @property
     def provenance(self) -> str:
         """Where it comes from, in words."""
         return MetadataValue("", None, self.origin, self.where).provenance
-
-
-@dataclass(frozen=True)
-class Description:
-    """What one JSON file says about one radiograph: values, or a whole view."""
-
-    reading: Reading = field(default_factory=Reading)
-    view: GivenView | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +160,7 @@ def _read_json(path: Path) -> Any:
 
 def _reading(path: Path, content: Any, origin: Origin) -> Reading:
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: must be a JSON object of facts, got {type(content).__name__}")
+        raise ValueError(f"{path}: must be a JSON object of values, got {type(content).__name__}")
     values = []
     for key, value in content.items():
         if key in ("file", "format") or key.startswith("_"):
@@ -197,35 +192,8 @@ def find_sidecar(path: Path) -> Path | None:
     return None
 
 
-def describe_view(geometry: Geometry, index: int, origin: Origin, path: Path) -> GivenView:
-    """One view of a geometry that was read from a file."""
-    return GivenView(
-        geometry.views[index],
-        geometry.detector_shape,
-        origin,
-        path.name,
-        tuple(geometry.angles_deg) if len(geometry) > 1 else (),
-        geometry.isocenter_mm,
-    )
-
-
-def load_sidecar(path: Path) -> Description:
-    """What the JSON beside one radiograph says.
-
-    Raises:
-        ValueError: naming the file and the entry that is unknown or out of range.
-    """
-    content = _read_json(path)
-    geometry = _geometry(path, content)
-    if geometry is None:
-        return Description(_reading(path, content, Origin.SIDECAR))
-    if len(geometry) != 1:
-        raise ValueError(f"{path}: describes {len(geometry)} views, but stands beside one radiograph")
-    return Description(view=describe_view(geometry, 0, Origin.SIDECAR, path))
-
-
-def load_stack_sidecar(path: Path) -> tuple[Reading, Geometry | None]:
-    """What the JSON beside a stack says: values that hold for all views, or a geometry.
+def load_sidecar(path: Path) -> tuple[Reading, Geometry | None]:
+    """What the JSON beside a radiograph or a stack says: values that hold for all of it, or a geometry.
 
     Raises:
         ValueError: naming the file and the entry that is unknown or out of range.
