@@ -45,21 +45,19 @@ def reading_of_view(given: GivenView) -> Reading:
         "pixel_mm": pixel,
         "isocenter_mm": given.isocenter_mm,
     }
-    normal = np.cross(u, v)
-    along = float(ray @ normal)
-    if bool(row.is_cone) and along >= 1e-3:
-        distance = float((center - head) @ normal) / along
-        beside = center - head - distance * ray
-        level = np.array([ray[1], -ray[0], 0.0])
+    along = float(ray @ np.cross(u, v))
+    if along >= 1e-3:
+        origin = head if bool(row.is_cone) else np.zeros(3)
+        distance = float((center - origin) @ np.cross(u, v)) / along
+        beside, level = center - origin - distance * ray, np.array([ray[1], -ray[0], 0.0])
+        tilt = (float(ray @ u), -float(ray @ v))
         values |= {
-            "source_to_isocenter_mm": float(np.linalg.norm(head)),
-            "source_to_detector_mm": distance,
             "detector_offset_mm": (float(beside @ u), -float(beside @ v)),
-            "detector_angles_deg": tuple(
-                math.degrees(math.atan2(part, along)) for part in (float(ray @ u), -float(ray @ v))
-            ),
+            "detector_angles_deg": tuple(math.degrees(math.atan2(part, along)) for part in tilt),
             "detector_roll_deg": math.degrees(math.atan2(float(level @ v), float(level @ u))),
         }
+        if bool(row.is_cone):
+            values |= {"source_to_isocenter_mm": float(np.linalg.norm(head)), "source_to_detector_mm": distance}
     tolerances = {"angle_deg": _LOOK_DEG, "detector_angles_deg": _DETECTOR_ANGLE_DEG}
     read = (found(key, value, given.origin, given.where, tolerances.get(key, 0.0)) for key, value in values.items())
     return sum(read, Reading())
@@ -92,8 +90,10 @@ def place_given_view(
     # What the others lack, the view says.
     by_angle = _other_angles(given, own, others)
     everything = own + _comparable(others.without_questions(), flips) + by_angle
-    if flips is None or any(not one.settled for one in by_angle.contradictions):
-        return None, everything if by_angle.contradictions else everything + by_flips
+    if not all(one.settled for one in by_angle.contradictions):
+        return None, everything
+    if flips is None:
+        return None, everything + by_flips
     rows, columns = shape[::-1] if flips.transpose else shape
     if tuple(given.shape) != (rows, columns):
         described = f"{given.shape[1]} x {given.shape[0]}"

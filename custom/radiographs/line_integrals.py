@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from custom.core.attenuation import LARGEST_LINE_INTEGRAL
 from custom.radiographs.accepted_assumptions import LOG_RANGE
@@ -80,7 +82,7 @@ def _quantile(values: Array, share: float) -> float:
 
 def to_line_integrals(
     picture: PictureValues, others: Reading, accept: frozenset[str], name: str
-) -> tuple[tuple[Array, Mask] | None, Reading]:
+) -> tuple[tuple[Tensor, Tensor] | None, Reading]:
     """Line integrals of a picture.
 
     Linear values are I, logarithmic ones sign * log_scale * log I + constant. The unattenuated intensity is the
@@ -137,7 +139,8 @@ def to_line_integrals(
         p *= np.float32(LOG_RANGE / max(top, 1e-6))
         own += found("log_scale", scale * top / LOG_RANGE, Origin.OPTION, "log-range")
     p = np.where(inside, np.clip(p, -1.0, LARGEST_LINE_INTEGRAL), np.float32(0)).astype(np.float32)
-    return (p, inside), own + _exposed_field(inside, picture.masked_by, blades) + _implausible(p, inside)
+    pictures = torch.from_numpy(p), torch.from_numpy(inside)
+    return pictures, own + _exposed_field(inside, picture.masked_by, blades) + _implausible(p, inside)
 
 
 def _exposed_field(mask: Mask, masked_by: tuple[str, ...], blades: bool) -> Reading:

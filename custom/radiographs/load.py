@@ -33,7 +33,7 @@ from custom.radiographs.picture_files import read_picture
 from custom.radiographs.radiograph import Radiograph
 from custom.radiographs.readings import Reading, found, merge, note
 from custom.radiographs.same_patient import check_patient
-from custom.radiographs.sidecar import GeometryFile, find_sidecar, load_geometry_file
+from custom.radiographs.sidecar import find_sidecar, load_geometry_file
 from custom.radiographs.view_from_metadata import Placement, StoredPose, view_from_metadata
 
 __all__ = ["read_radiographs"]
@@ -46,7 +46,6 @@ _DISTANCES = ("source_to_detector_mm", "source_to_isocenter_mm")
 class _Request:
     """What all files of one call share."""
 
-    geometry: GeometryFile | None
     accept: frozenset[str]
     headers: Mapping[Path, dicom_header.Header]
     names: Mapping[Path, str]
@@ -79,7 +78,7 @@ def read_radiographs(
     described = None if geometry is None else load_geometry_file(Path(geometry))
     assumptions = check_accept(accept)
     chosen, headers, skipped = _select(find_radiographs(paths), described is not None)
-    request = _Request(described, assumptions, headers, _names([path for path, _ in chosen]))
+    request = _Request(assumptions, headers, _names([path for path, _ in chosen]))
     check_count(described, [kind for _, kind in chosen])
     hashes: dict[str, Path] = {}
     outcomes: list[Radiograph | _Questions] = []
@@ -195,14 +194,6 @@ def _finish(
     )
 
 
-def _integrate(
-    picture: PictureValues, reading: Reading, file: DescribedFile, accept: frozenset[str]
-) -> tuple[tuple[Tensor, Tensor] | None, AcquisitionMetadata]:
-    pictures, own = to_line_integrals(picture, reading, accept, file.name)
-    metadata = merge(reading, own)
-    return None if pictures is None else (torch.from_numpy(pictures[0]), torch.from_numpy(pictures[1])), metadata
-
-
 def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Questions:
     header, frame = request.headers[file.path], value_of(merge(file.reading).frame)
     stored, said = dicom_pixels.read_pixels(header, None if frame is None else int(frame))
@@ -218,8 +209,8 @@ def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) 
     placement, reading = _place(file, file.reading + tags, pose, shape, request.accept)
     reading += note(*notes) + dicom_intensity.read_intensity(header, file.reading)
     picture = dicom_intensity.picture_values(header, stored, pose.active)
-    pictures, metadata = _integrate(picture, reading, file, request.accept)
-    return _finish(file, digest, placement, pictures, metadata, header.modality, header.dataset)
+    pictures, own = to_line_integrals(picture, reading, request.accept, file.name)
+    return _finish(file, digest, placement, pictures, merge(reading, own), header.modality, header.dataset)
 
 
 def _of_picture(kind: str, path: Path) -> Reading:
@@ -237,8 +228,8 @@ def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request
         own += note("only 8 bits of grey: 256 steps for all line integrals")
     placement, reading = _place(file, file.reading + own, StoredPose(), shape, request.accept)
     picture = PictureValues(pixels, np.ones(shape, dtype=bool), (0.0, float(highest)))
-    pictures, metadata = _integrate(picture, reading, file, request.accept)
-    return _finish(file, digest, placement, pictures, metadata, kind)
+    pictures, own = to_line_integrals(picture, reading, request.accept, file.name)
+    return _finish(file, digest, placement, pictures, merge(reading, own), kind)
 
 
 def _read_line_integrals(file: DescribedFile, image: Tensor, digest: str, request: _Request) -> Radiograph | _Questions:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hand_written_dicom import A, F, L, P, R, dx, picture, save, without
+from hand_written_dicom import A, F, L, P, R, dx, picture, save
 
 from custom.dicom.write_dx import write_dx
 from custom.geometry import Geometry, VolumeGrid
@@ -119,7 +119,9 @@ def test_files_in_another_order_are_refused(tmp_path: Path) -> None:
         assert float(np.abs(radiograph.line_integrals.numpy() - expected).max()) < 0.1
 
 
-def test_an_orientation_that_the_view_cannot_show_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.dcm", without(dx("A\\F", "LL"), "ViewPosition"))
+@pytest.mark.parametrize("position", [None, "AP"])
+def test_an_orientation_that_the_view_cannot_show_is_refused(tmp_path: Path, position: str | None) -> None:
+    """Also where the angle is another one, too, by a few degrees."""
+    path = save(tmp_path / "a.dcm", dx("A\\F", "LL", ViewPosition=position))
     with pytest.raises(MissingMetadata, match=r"Patient Orientation A\\F .* cannot be seen in its view"):
-        read(path, geometry(90))
+        read(path, geometry(80 if position else 90))

@@ -13,8 +13,9 @@ from hand_written_dicom import A, F, L, dx, intensity, picture, save
 from PIL import Image
 
 from custom.core.files import write_nifti
-from custom.geometry import Geometry, VolumeGrid
+from custom.geometry import Geometry, VolumeGrid, rays
 from custom.radiographs import ACCEPT, SIDECAR_FORMAT, MetadataValue, MissingMetadata, Origin, read_radiographs
+from custom.trust.pose_consistency import rotated
 
 TRUTH = picture(1500 * A, -300 * A, L, F)
 FACTS = {
@@ -158,16 +159,25 @@ def test_a_sidecar_counts_beside_a_geometry_file(tmp_path: Path) -> None:
     assert radiograph.metadata.unattenuated.value == 40000
 
 
-def test_an_entry_goes_before_a_whole_view_beside_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beam", ["cone", "parallel"])
+def test_an_entry_goes_before_a_whole_view_beside_the_file(tmp_path: Path, beam: str) -> None:
+    """The view is the one that its values make: nothing else of it changes."""
     path = save_png(tmp_path / "a.png", intensity(TRUTH))
-    geometry_of(1).save(tmp_path / "a.json")
+    whole = Geometry.from_angles(
+        [80.0], beam, 1500.0, 1800.0, (96, 120), (4.0, 3.0), (20.0, -10.0), VolumeGrid.cube(64, 200.0)
+    )
+    whole.save(tmp_path / "a.json")
     meaning = {key: value for key, value in FACTS.items() if key.startswith("int")}
-    for entry, distance in (({}, 1800.0), ({"source_to_detector_mm": 1850}, 1850.0)):
-        views = [{"file": "a.png", **meaning, **entry}]
+    for angle in (None, 90.0):
+        views = [{"file": "a.png", **meaning, **({} if angle is None else {"angle_deg": angle})}]
         (tmp_path / "all.json").write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
         (radiograph,) = read_radiographs([path], geometry=tmp_path / "all.json")
-        assert radiograph.metadata.source_to_detector_mm.value == distance
-        assert radiograph.view[:6].tolist() == pytest.approx([0, 1500, 0, 0, 1500 - distance, 0], abs=1e-6)
+        assert radiograph.metadata.angle_deg.value == (angle or 80)
+        expected = rays(whole.views, (96, 120)) if angle is None else rays(rotated(whole.views, 10.0), (96, 120))
+        origin, direction = rays(radiograph.view[None], (96, 120))
+        assert torch.allclose(direction, expected[1], atol=1e-6)
+        apart = torch.linalg.cross(origin - expected[0], direction)
+        assert float(apart.abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["case.nii.gz", "case.nii.gz[0]"])
