@@ -215,15 +215,15 @@ def _agreement(evidence: Evidence) -> Statistic:
 
 
 def _angles(evidence: Evidence) -> Statistic:
-    turn = best_rotation(evidence.image, evidence.views, evidence.field_mask)
-    if turn is None:
+    rotation = best_rotation(evidence.image, evidence.views, evidence.field_mask)
+    if rotation is None:
         return Statistic(None, "angles cannot be seen from these views alone (parallel beam: from three views on)")
-    if turn.gain <= 0:
-        return Statistic(turn.gain, "the views agree best at the angles that are stated")
+    if rotation.gain <= 0:
+        return Statistic(rotation.gain, "the views agree best at the angles that are stated")
     return Statistic(
-        turn.gain,
-        f"the views would agree {math.exp(turn.gain):.1f} times as well if {evidence.name(turn.view)} stood "
-        f"{turn.degrees:+.1f} degrees further",
+        rotation.gain,
+        f"the views would agree {math.exp(rotation.gain):.1f} times as well if {evidence.name(rotation.view)} stood "
+        f"{rotation.degrees:+.1f} degrees further",
     )
 
 
