@@ -54,10 +54,12 @@ def read_stack(path: str | os.PathLike[str], geometry: Geometry | None, geometry
         shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
         if len(shape) != 3:
             raise ValueError(f"radiographs must be a stack (u, v, view), got shape {shape}")
-        if geometry is not None and shape != (*geometry.detector_shape[::-1], len(geometry)):
-            expected = (*geometry.detector_shape[::-1], len(geometry))
-            raise ValueError(f"radiographs of shape {shape} (u, v, view), but {geometry_name} describes {expected}")
-        if shape[0] * shape[1] > LARGEST_PIXELS or shape[2] > _MOST_VIEWS or 0 in shape:
+        columns, rows, count = shape
+        if geometry is not None and (rows, columns, count) != (*geometry.detector_shape, len(geometry)):
+            expected = f"{len(geometry)} views of {geometry.detector_shape[1]} x {geometry.detector_shape[0]}"
+            found = f"{count} radiographs of {columns} x {rows} pixels (u, v)"
+            raise ValueError(f"{found}, but {geometry_name} describes {expected}")
+        if columns * rows > LARGEST_PIXELS or count > _MOST_VIEWS or 0 in shape:
             raise ValueError(f"{shape} are no radiographs, or too many pixels")
         array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     except ValueError as error:

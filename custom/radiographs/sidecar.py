@@ -129,7 +129,7 @@ class GivenView:
     @classmethod
     def of(cls, geometry: Geometry, index: int, origin: Origin, path: Path) -> GivenView:
         """One view of a geometry that was read from a file."""
-        angles = tuple(geometry.angles_deg) if len(geometry) > 1 else ()
+        angles = tuple(geometry.angles_deg) if origin is Origin.GEOMETRY_FILE else ()
         return cls(geometry.views[index], geometry.detector_shape, origin, path.name, angles, geometry.isocenter_mm)
 
     @property

@@ -285,10 +285,10 @@ def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]
             own += _not_seen(known, u, v) if flips is None else Reading()
         elif pose.seen_from_source:
             flips = Flips()
-    # What a tag's question explains is not asked for a second time in general words.
-    own = replace(own, missing=tuple(m for m in own.missing if not asked_before & set(m.keys)))
+    # What a question of the tags explains is not asked for a second time in general words.
     if flips is None or pixel is None or distances.missing or own.contradictions:
-        return None, own
+        own = replace(own, missing=tuple(m for m in own.missing if not asked_before & set(m.keys)))
+        return None, replace(own, contradictions=tuple(c for c in own.contradictions if not asked_before & set(c.keys)))
     own += found("flips", str(flips), Origin.DERIVED, "orientation and angle_deg") + pose.flipped(flips)
     known = merge(others, own)
     to_detector = value_of(known.source_to_detector_mm) or 1500.0

@@ -182,7 +182,7 @@ def test_radiographs_must_fit_their_geometry(cohort: Path) -> None:
     simulate(cohort, angles_deg=[0.0, 90.0], parts="test")
     folder = cohort.parent / "radiographs/fine"
     Geometry.load(folder / "a0002.json").select([0]).save(folder / "one.json")
-    with pytest.raises(ValueError, match=r"a0002.nii.gz: radiographs of shape \(24, 16, 2\).*one.json describes"):
+    with pytest.raises(ValueError, match=r"a0002.nii.gz: 2 radiographs of 24 x 16 .*one.json describes 1 views"):
         load_stack(folder / "a0002.nii.gz", folder / "one.json")
     with pytest.raises(FileNotFoundError, match="no such file of radiographs"):
         load_stack(folder / "nobody.nii.gz", folder / "one.json")

@@ -51,9 +51,9 @@ def test_views_are_chosen_by_angle_in_the_order_asked(tmp_path: Path) -> None:
         (
             np.zeros((24, 16, 2), np.float32),
             {},
-            r"case\.nii\.gz: .*\(24, 16, 2\) .*case\.json describes \(24, 16, 3\)",
+            r"case\.nii\.gz: 2 radiographs .*, but .*case\.json describes 3 views",
         ),
-        (np.zeros((20, 16, 3), np.float32), {}, r"radiographs of shape \(20, 16, 3\)"),
+        (np.zeros((20, 16, 3), np.float32), {}, r"radiographs of 20 x 16 pixels"),
         (np.full((24, 16, 3), np.nan, np.float32), {}, "NaN"),
         (np.ones((24, 16, 3), np.float32), {"angles_deg": [45]}, "no view at 45 degrees"),
         (np.zeros((24, 16, 3, 2), np.float32), {}, "must be a stack"),
