@@ -8,12 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from custom.geometry import Geometry
 from custom.projection.radiograph_stack import read_stack
 from custom.radiographs.acquisition_metadata import Origin
 from custom.radiographs.given_view import reading_of_view
 from custom.radiographs.readings import Reading
-from custom.radiographs.sidecar import GeometryFile, GivenView, find_sidecar, load_sidecar
+from custom.radiographs.sidecar import DescriptionFile, GivenView, load_sidecar
 
 __all__ = ["DescribedFile", "check_count", "check_entries", "describe", "describe_stack"]
 
@@ -45,104 +44,93 @@ class DescribedFile:
         return any(one.origin is Origin.GEOMETRY_FILE and one.key in keys for one in self.reading.values)
 
 
-def _entry(geometry: GeometryFile | None, *keys: str) -> Reading:
-    """What a geometry file with entries says of a file, by the first of these names."""
-    entries = {} if geometry is None else geometry.entries
-    return next((entries[key] for key in keys if key in entries), Reading())
-
-
 def _described(
-    path: Path, name: str, sidecar: str, reading: Reading, given: Sequence[tuple[Geometry, int, Origin, Path]]
+    path: Path, name: str, files: Sequence[DescriptionFile], views: Sequence[GivenView], *names: str
 ) -> DescribedFile:
-    """A file whose view is the first that is given; a second one is compared with it."""
-    views = [GivenView.of(*one) for one in given]
-    return DescribedFile(path, name, sidecar, sum(map(reading_of_view, views[1:]), reading), *views[:1])
+    """A radiograph whose view is the first that is given; a second one is compared with it."""
+    beside = next((file.path for file in files if file.origin is Origin.SIDECAR), _expected_sidecar(path))
+    reading = sum((file.reading(*names) for file in files), Reading())
+    return DescribedFile(path, name, beside.name, sum(map(reading_of_view, views[1:]), reading), *views[:1])
 
 
-def describe(path: Path, name: str, geometry: GeometryFile | None, position: int) -> DescribedFile:
+def _expected_sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name.removesuffix('.nii.gz') if path.name.endswith('.nii.gz') else path.stem}.json")
+
+
+def describe(path: Path, name: str, named: DescriptionFile | None, position: int) -> DescribedFile:
     """What is said about one DICOM file or picture.
 
     Args:
         path: the file.
         name: what it is called in messages.
-        geometry: of `--geometry`.
-        position: of the file among all, for a geometry file with views.
+        named: the file of `--geometry`.
+        position: of the radiograph among all, for a geometry file with views.
 
     Raises:
         ValueError: for a sidecar that is none.
     """
-    beside = find_sidecar(path)
-    reading, own = (Reading(), None) if beside is None else load_sidecar(beside)
-    named = None if geometry is None else geometry.geometry
-    if own is not None and len(own) != 1:
-        raise ValueError(f"{beside}: describes {len(own)} views, but stands beside one radiograph")
-    sidecar = (beside or path.with_suffix(".json")).name
-    given = [] if geometry is None or named is None else [(named, position, Origin.GEOMETRY_FILE, geometry.path)]
-    given += [] if beside is None or own is None else [(own, 0, Origin.SIDECAR, beside)]
-    return _described(path, name, sidecar, _entry(geometry, str(path), name) + reading, given)
+    beside = load_sidecar(path)
+    if beside is not None and beside.geometry is not None and len(beside.geometry) != 1:
+        raise ValueError(f"{beside.path}: describes {len(beside.geometry)} views, but stands beside one radiograph")
+    files = [file for file in (named, beside) if file is not None]
+    views = [view for file in files for view in file.views(position if file is named else 0)]
+    return _described(path, name, files, views, str(path), name)
 
 
-def describe_stack(path: Path, name: str, geometry: GeometryFile | None) -> list[tuple[DescribedFile, Tensor]]:
+def describe_stack(path: Path, name: str, named: DescriptionFile | None) -> list[tuple[DescribedFile, Tensor]]:
     """What is said about every view of a NIfTI stack, and its line integrals (V, U).
 
     Raises:
         FileNotFoundError: nothing says how it was taken.
         ValueError: a damaged stack, or one of another size than its geometry.
     """
-    beside = find_sidecar(path)
-    sidecar = path.name.removesuffix(".gz").removesuffix(".nii") + ".json"
-    common, own = (Reading(), None) if beside is None else load_sidecar(beside)
-    named = None if geometry is None else geometry.geometry
-    said = f"sidecar {sidecar}" if named is None or geometry is None else f"--geometry {geometry.path.name}"
-    stack = read_stack(path, own if named is None else named, said)
+    sidecar = _expected_sidecar(path).name
+    files = [file for file in (named, load_sidecar(path)) if file is not None]
+    geometries = [(file.geometry, view.provenance) for file in files for view in file.views(0) if file.geometry]
+    stack = read_stack(path, *(geometries[0] if geometries else (None,)))
     count = len(stack)
-    if own is not None and len(own) != count:
-        raise ValueError(f"{path}: {count} radiographs, but sidecar {sidecar} describes {len(own)}")
-    whole = _entry(geometry, str(path), name)
-    entries = [_entry(geometry, f"{path}[{k}]", f"{name}[{k}]") for k in range(count)]
-    if named is None and own is None:
-        if not (common.values or whole.values or any(entry.values for entry in entries)):
-            raise FileNotFoundError(f"{path}: no geometry: {sidecar} beside it (Geometry.save), or --geometry FILE")
-        if count > 1 and not all(entry.values for entry in entries):
-            raise ValueError(
-                f"{path}: {count} radiographs that one entry cannot describe: name each, as {name}[0], or write a "
-                f"Geometry with {count} views into {sidecar} beside it"
-            )
-    found = []
-    for k in range(count):
-        given = [] if geometry is None or named is None else [(named, k, Origin.GEOMETRY_FILE, geometry.path)]
-        given += [] if beside is None or own is None else [(own, k, Origin.SIDECAR, beside)]
-        file = _described(path, f"{name}[{k}]", sidecar, entries[k] + whole + common, given)
-        found.append((file, stack[k]))
-    return found
+    for geometry, provenance in geometries:
+        if len(geometry) != count:
+            raise ValueError(f"{path}: {count} radiographs, but {provenance} describes {len(geometry)} views")
+    keys = [(f"{path}[{k}]", f"{name}[{k}]", str(path), name) for k in range(count)]
+    said = [any(file.reading(*names).values for file in files) for names in keys]
+    each = [any(file.entries.keys() & set(names[:2]) for file in files) for names in keys]
+    if not geometries and not any(said):
+        raise FileNotFoundError(f"{path}: no geometry: {sidecar} beside it (Geometry.save), or --geometry FILE")
+    if not geometries and count > 1 and not all(each):
+        raise ValueError(
+            f"{path}: {count} radiographs that one entry cannot describe: name each, as {name}[0], or write a "
+            f"Geometry with {count} views into {sidecar} beside it"
+        )
+    views = [[view for file in files for view in file.views(k)] for k in range(count)]
+    return [(_described(path, f"{name}[{k}]", files, views[k], *keys[k]), stack[k]) for k in range(count)]
 
 
-def check_count(geometry: GeometryFile | None, kinds: Sequence[str]) -> None:
+def check_count(named: DescriptionFile | None, kinds: Sequence[str]) -> None:
     """Refuse a geometry file with another number of views than there are radiographs.
 
     Raises:
         ValueError: naming the file.
     """
-    if geometry is None or geometry.geometry is None:
+    views = 0 if named is None or named.geometry is None else len(named.geometry)
+    if named is None or not views:
         return
-    if "NIfTI" not in kinds and len(kinds) != len(geometry.geometry):
-        raise ValueError(
-            f"{geometry.path}: describes {len(geometry.geometry)} views, there are {len(kinds)} radiographs"
-        )
+    if "NIfTI" not in kinds and len(kinds) != views:
+        raise ValueError(f"{named.path}: describes {views} views, there are {len(kinds)} radiographs")
     if "NIfTI" in kinds and len(kinds) > 1:
-        raise ValueError(f"--geometry {geometry.path.name} describes one stack; give the NIfTI file alone")
+        raise ValueError(f"--geometry {named.path.name} describes one stack; give the NIfTI file alone")
 
 
-def check_entries(geometry: GeometryFile | None, names: Sequence[str]) -> None:
+def check_entries(named: DescriptionFile | None, names: Sequence[str]) -> None:
     """Refuse a geometry file that describes what is not there.
 
     Args:
-        geometry: of `--geometry`.
+        named: the file of `--geometry`.
         names: that entries may use: paths, names, names with the index of a view.
 
     Raises:
         ValueError: naming the file and the entry.
     """
-    unused = sorted(set(geometry.entries) - set(names)) if geometry is not None else []
-    if geometry is not None and unused:
-        raise ValueError(f"{geometry.path}: describes {unused[0]!r}, which is not among the radiographs")
+    unused = sorted(set(named.entries) - set(names)) if named is not None else []
+    if named is not None and unused:
+        raise ValueError(f"{named.path}: describes {unused[0]!r}, which is not among the radiographs")

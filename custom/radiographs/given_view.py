@@ -43,7 +43,7 @@ def reading_of_view(given: GivenView) -> Reading:
         "angle_deg": round(float(row.angle_deg), 9) % 360,
         "elevation_deg": math.degrees(math.asin(float(np.clip(-ray[2], -1, 1)))),
         "pixel_mm": pixel,
-        "isocenter_mm": given.isocenter_mm,
+        "isocenter_mm": given.geometry.isocenter_mm,
     }
     along = float(ray @ np.cross(u, v))
     if along >= 1e-3:
@@ -95,8 +95,9 @@ def place_given_view(
     if flips is None:
         return None, everything + by_flips
     rows, columns = shape[::-1] if flips.transpose else shape
-    if tuple(given.shape) != (rows, columns):
-        described = f"{given.shape[1]} x {given.shape[0]}"
+    expected = given.geometry.detector_shape
+    if expected != (rows, columns):
+        described = f"{expected[1]} x {expected[0]}"
         raise ValueError(f"{name}: {columns} x {rows} pixels, but {given.provenance} describes {described}")
     return Placement(given.view.clone(), flips), everything + pose.flipped(flips) + by_flips
 
@@ -153,7 +154,8 @@ def _flips(given: GivenView, others: Reading) -> tuple[Flips | None, Reading]:
 
 
 def _exclusion(given: GivenView, problem: str, *values: MetadataValue[Any]) -> Reading:
-    order = f" (at {', '.join(f'{a:g}' for a in given.angles_deg)} degrees)" if given.angles_deg else ""
+    angles = ", ".join(f"{angle:g}" for angle in given.geometry.angles_deg)
+    order = f" (at {angles} degrees)" if given.origin is Origin.GEOMETRY_FILE else ""
     advice = (
         f"are the files in another order than the views{order}? Name each file, in the order of the views, instead of "
         "a folder; where the tags are wrong, say so in a sidecar instead of a geometry"

@@ -17,7 +17,7 @@ from custom.radiographs.readings import Reading
 
 __all__ = [
     "SIDECAR_FORMAT",
-    "GeometryFile",
+    "DescriptionFile",
     "GivenView",
     "find_sidecar",
     "load_geometry_file",
@@ -108,29 +108,24 @@ KEYS: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class GivenView:
-    """The view that a `Geometry` gives whole; its picture is seen from the source, row 0 superior.
+    """A view that a `Geometry` gives whole; its picture is seen from the source, row 0 superior.
 
     Args:
-        view: (13,) float64.
-        shape: rows and columns of the picture.
+        geometry: of the file.
+        index: of the view.
         origin: geometry file or sidecar.
         where: name of that file.
-        angles_deg: of all views of the file, in their order.
-        isocenter_mm: the isocentre in the CT's own frame; None: not known.
     """
 
-    view: Tensor
-    shape: tuple[int, int]
+    geometry: Geometry
+    index: int
     origin: Origin
     where: str
-    angles_deg: tuple[float, ...] = ()
-    isocenter_mm: tuple[float, float, float] | None = None
 
-    @classmethod
-    def of(cls, geometry: Geometry, index: int, origin: Origin, path: Path) -> GivenView:
-        """One view of a geometry that was read from a file."""
-        angles = tuple(geometry.angles_deg) if origin is Origin.GEOMETRY_FILE else ()
-        return cls(geometry.views[index], geometry.detector_shape, origin, path.name, angles, geometry.isocenter_mm)
+    @property
+    def view(self) -> Tensor:
+        """(13,) float64."""
+        return self.geometry.views[self.index]
 
     @property
     def provenance(self) -> str:
@@ -138,13 +133,32 @@ class GivenView:
         return MetadataValue("", None, self.origin, self.where).provenance
 
 
-@dataclass(frozen=True)
-class GeometryFile:
-    """One JSON for all radiographs: entries by file name, or a `Geometry` whose views are in the files' order."""
+@dataclass(frozen=True, eq=False)
+class DescriptionFile:
+    """A JSON file that describes radiographs.
+
+    Args:
+        path: the file.
+        origin: geometry file or sidecar.
+        values: that hold for all that it stands beside.
+        entries: values by a radiograph's name.
+        geometry: whole views, in the radiographs' order.
+    """
 
     path: Path
+    origin: Origin
+    values: Reading = field(default_factory=Reading)
     entries: Mapping[str, Reading] = field(default_factory=dict)
     geometry: Geometry | None = None
+
+    def reading(self, *names: str) -> Reading:
+        """What it says of a radiograph, by any of these names; the first goes before the others."""
+        own = (self.entries[name] for name in dict.fromkeys(names) if name in self.entries)
+        return sum(own, Reading()) + self.values
+
+    def views(self, index: int) -> list[GivenView]:
+        """The view that it gives whole, if it does."""
+        return [] if self.geometry is None else [GivenView(self.geometry, index, self.origin, self.path.name)]
 
 
 def _read_json(path: Path) -> Any:
@@ -192,18 +206,22 @@ def find_sidecar(path: Path) -> Path | None:
     return None
 
 
-def load_sidecar(path: Path) -> tuple[Reading, Geometry | None]:
-    """What the JSON beside a radiograph or a stack says: values that hold for all of it, or a geometry.
+def load_sidecar(path: Path) -> DescriptionFile | None:
+    """What the JSON beside a radiograph or a stack says; None: there is none.
 
     Raises:
         ValueError: naming the file and the entry that is unknown or out of range.
     """
-    content = _read_json(path)
-    geometry = _geometry(path, content)
-    return (_reading(path, content, Origin.SIDECAR), None) if geometry is None else (Reading(), geometry)
+    beside = find_sidecar(path)
+    if beside is None:
+        return None
+    content = _read_json(beside)
+    geometry = _geometry(beside, content)
+    values = _reading(beside, content, Origin.SIDECAR) if geometry is None else Reading()
+    return DescriptionFile(beside, Origin.SIDECAR, values, geometry=geometry)
 
 
-def load_geometry_file(path: Path) -> GeometryFile:
+def load_geometry_file(path: Path) -> DescriptionFile:
     """The file of `--geometry`.
 
     Raises:
@@ -213,7 +231,7 @@ def load_geometry_file(path: Path) -> GeometryFile:
     content = _read_json(path)
     geometry = _geometry(path, content)
     if geometry is not None:
-        return GeometryFile(path, geometry=geometry)
+        return DescriptionFile(path, Origin.GEOMETRY_FILE, geometry=geometry)
     if not isinstance(content, dict) or content.get("format") != SIDECAR_FORMAT:
         raise ValueError(f"{path}: 'format' must be {SIDECAR_FORMAT!r} or {JSON_FORMAT!r}")
     views = content.get("views")
@@ -224,4 +242,4 @@ def load_geometry_file(path: Path) -> GeometryFile:
         if view["file"] in entries:
             raise ValueError(f"{path}: {view['file']!r} is described twice")
         entries[view["file"]] = _reading(path, view, Origin.GEOMETRY_FILE)
-    return GeometryFile(path, entries)
+    return DescriptionFile(path, Origin.GEOMETRY_FILE, entries=entries)
