@@ -1,6 +1,6 @@
 """Geometry of DX, CR, XA and RF from their tags; RTIMAGE: `rt_image_pose`.
 
-Sources: PS3.3 C.8.11.5 (DX Positioning), C.8.1.2 (CR Image), C.8.7.5 (XA Positioner), C.8.7.6 (XRF Positioner),
+References: PS3.3 C.8.11.5 (DX Positioning), C.8.1.2 (CR Image), C.8.7.5 (XA Positioner), C.8.7.6 (XRF Positioner),
 C.8.11.4 (DX Detector), 10.7 (Pixel Spacing Calibration), C.7.6.1.1.1 (Patient Orientation). Every attribute may be
 absent or, of type 2, empty.
 """

@@ -1,6 +1,6 @@
 """Geometry of RTIMAGE from its tags: a linac's or simulator's gantry.
 
-Sources: PS3.3 C.8.8.2 (RT Image) and IEC 61217. IEC axes of a viewer who faces the gantry: X to the right, Y towards
+References: PS3.3 C.8.8.2 (RT Image) and IEC 61217. IEC axes of a viewer who faces the gantry: X to the right, Y towards
 the gantry, Z up. Gantry 0: the source is above; 90: at +X. The receptor's axes turn with the gantry.
 """
 

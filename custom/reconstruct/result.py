@@ -1,4 +1,4 @@
-"""What a reconstruction is in memory, and what result.json says of it."""
+"""`Reconstruction`: a CT from radiographs with all that is known of it, and the content of result.json."""
 
 from __future__ import annotations
 
