@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from custom.core.angles import angle_difference_deg
-from custom.geometry import BEAMS
+from custom.geometry import CONE, PARALLEL
 from custom.radiographs.accepted_assumptions import DEFAULT_ISOCENTER_TO_DETECTOR_MM, DEFAULT_SOURCE_TO_DETECTOR_MM
 from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
 from custom.radiographs.readings import Reading, ask, exclude, found, merge
@@ -290,23 +290,29 @@ def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]
         own = replace(own, missing=tuple(m for m in own.missing if not asked_before & set(m.keys)))
         return None, replace(own, contradictions=tuple(c for c in own.contradictions if not asked_before & set(c.keys)))
     own += found("flips", str(flips), Origin.DERIVED, "orientation and angle_deg") + pose.flipped(flips)
-    known = merge(others, own)
+    view, magnification = _view_row(merge(others, own), flips, u, v, ray)
+    return Placement(view, flips), own + found("magnification", magnification, Origin.DERIVED, "the two distances")
+
+
+def _view_row(
+    known: AcquisitionMetadata, flips: Flips, u: np.ndarray, v: np.ndarray, ray: np.ndarray
+) -> tuple[Tensor, float | None]:
+    """The view (13,) of complete metadata, and the magnification of a cone beam."""
     to_detector = value_of(known.source_to_detector_mm) or 1500.0
     to_isocenter = value_of(known.source_to_isocenter_mm) or 1000.0
-    beam = value_of(known.beam) or "cone"
-    if beam == "cone":
-        own += found("magnification", to_detector / to_isocenter, Origin.DERIVED, "the two distances")
-    row_mm, column_mm = pixel.value[::-1] if flips.transpose else pixel.value
+    assert known.pixel_mm is not None
+    row_mm, column_mm = known.pixel_mm.value[:: -1 if flips.transpose else 1]
     roll = math.radians(value_of(known.detector_roll_deg) or 0.0)
     u, v = math.cos(roll) * u - math.sin(roll) * v, math.cos(roll) * v + math.sin(roll) * u
     u, v = _tilted(u, v, ray, value_of(known.detector_angles_deg) or (0.0, 0.0))
     offset_u, offset_up = value_of(known.detector_offset_mm) or (0.0, 0.0)
     center = (to_detector - to_isocenter) * ray + offset_u * u - offset_up * v
-    head = ray if beam == "parallel" else -to_isocenter * ray
-    view = np.concatenate([head, center, u * column_mm, v * row_mm, [BEAMS[beam]]])
+    parallel = value_of(known.beam) == "parallel"
+    head = ray if parallel else -to_isocenter * ray
+    view = np.concatenate([head, center, u * column_mm, v * row_mm, [PARALLEL if parallel else CONE]])
     # Cosines of right angles leave 1e-17: zeros are easier to read.
     view[np.abs(view) < 1e-12] = 0.0
-    return Placement(torch.from_numpy(view), flips), own
+    return torch.from_numpy(view), None if parallel else to_detector / to_isocenter
 
 
 def _tilted(u: np.ndarray, v: np.ndarray, ray: np.ndarray, tilt_deg: tuple[float, float]) -> tuple[np.ndarray, ...]:

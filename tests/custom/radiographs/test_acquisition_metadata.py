@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from custom.radiographs import AcquisitionMetadata, MetadataValue, Origin
+from custom.radiographs import AcquisitionMetadata, Contradiction, MetadataValue, Origin
 from custom.radiographs.acquisition_metadata import value_of
-from custom.radiographs.readings import Reading, found, merge
+from custom.radiographs.readings import Reading, exclude, found, merge
 
 KNOWN = (Origin.GEOMETRY_FILE, Origin.SIDECAR, Origin.FILE)
 STAND_INS = (Origin.OPTION, Origin.USUAL_VALUE)
@@ -97,3 +98,18 @@ def test_every_value_with_a_unit_in_its_name_has_that_unit() -> None:
     for one in fields(AcquisitionMetadata):
         unit = one.name.rpartition("_")[2]
         assert unit not in ("mm", "deg") or MetadataValue(one.name, 0.0, Origin.FILE, "").unit == unit
+
+
+@pytest.mark.parametrize("keys", [("angle_deg", "view_position"), ("intensity_sign", "photometric")])
+def test_values_that_exclude_each_other_are_asked_about(keys: tuple[str, ...]) -> None:
+    """Of geometry and of intensity alike."""
+    values = [MetadataValue(key, "x", Origin.FILE, "the file") for key in keys]
+    (question,) = merge(Reading(tuple(values)), exclude("both cannot be", keys, "one of them", *values)).questions
+    assert isinstance(question, Contradiction) and not question.settled and list(question.values) == values
+    assert str(replace(question, file="a.dcm", sidecar="a.json")).startswith("a.dcm: both cannot be; write one of them")
+
+
+def test_the_documentation_has_the_order_of_belief() -> None:
+    text = (Path(__file__).parents[3] / "docs/reference/radiographs.md").read_text()
+    places = [text.index(f"| `{origin.value}` |") for origin in Origin]
+    assert places == sorted(places)
