@@ -7,7 +7,7 @@
 | uncertainty.nii.gz, uncertainty.dcm | standard deviation of the samples, HU, where samples were drawn |
 | samples/ | each sample, int16 HU |
 | report.html | what was made of what, and how far to trust it |
-| result.json | software, hashes (ct/: `series_sha256`), views, source of every fact, checks and verdict, seconds |
+| result.json | software, hashes (ct/: `series_sha256`), views, metadata with origins, checks and verdict, seconds |
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def write_outputs(
         name = f"samples/sample_{index:03d}.nii.gz"
         files[name] = save_volume(folder / name, sample, found.grid, found.isocenter_mm)
     if dicom:
-        sources = _headers(found.radiographs)
-        ct = SyntheticCT(found.hu, found.affine, sources, found.model_identity, found.derivation)
+        headers = _headers(found.radiographs)
+        ct = SyntheticCT(found.hu, found.affine, headers, found.model_identity, found.derivation)
         write_ct_series(ct, folder / "ct", uid_seed=uid_seed)
         if found.std is not None:
             path = folder / "uncertainty.dcm"
@@ -133,7 +133,7 @@ def _content(found: Reconstruction, hashes: dict[str, str]) -> ReportContent:
         radiographs=found.radiographs,
         image=found.image,
         views=found.views,
-        exposed=found.exposed,
+        field_mask=found.field_mask,
         reprojections=found.reprojections,
         energy_kev=model.energy_kev,
         hu=found.hu,
