@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from custom.geometry import is_cone
@@ -11,7 +12,7 @@ from custom.geometry import is_cone
 __all__ = ["isocenter_pixel_mm", "match_detector"]
 
 
-def isocenter_pixel_mm(views: Tensor) -> Tensor:
+def isocenter_pixel_mm(views: Float[Tensor, "K 13"]) -> Float[Tensor, "K 2"]:
     """Size of a detector pixel, demagnified to the isocentre: (K, 2) along v and u [mm]."""
     source, center, u_step, v_step = (views[:, i : i + 3] for i in (0, 3, 6, 9))
     normal = F.normalize(torch.linalg.cross(u_step, v_step), dim=-1)
@@ -22,8 +23,12 @@ def isocenter_pixel_mm(views: Tensor) -> Tensor:
 
 
 def match_detector(
-    image: Tensor, views: Tensor, pixel_at_isocenter_mm: float, multiple: int = 8, tolerance: float = 0.02
-) -> tuple[Tensor, Tensor]:
+    image: Float[Tensor, "K V U"],
+    views: Float[Tensor, "K 13"],
+    pixel_at_isocenter_mm: float,
+    multiple: int = 8,
+    tolerance: float = 0.02,
+) -> tuple[Float[Tensor, "K V2 U2"], Float[Tensor, "K 13"]]:
     """Resample radiographs to a pixel size at the isocentre, covering the same part of the detector.
 
     Args:
