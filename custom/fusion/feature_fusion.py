@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,15 +25,15 @@ PADDING_VIEW = (-1.0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, -1, 0)
 
 
 def fuse_points(
-    features: Tensor,
-    views: Tensor,
-    points: Tensor,
+    features: Float[Tensor, "B K C V2 U2"],
+    views: Float[Tensor, "*_ K 13"],
+    points: Float[Tensor, "*_ N 3"],
     detector_shape: Sequence[int],
-    view_mask: Tensor | None = None,
+    view_mask: Bool[Tensor, "*_ K"] | None = None,
     reduction: str = "seen",
     with_count: bool = False,
     chunk: int = CHUNK,
-) -> Tensor:
+) -> Float[Tensor, "B _ N"]:
     """Mean over the views of their features at points in space.
 
     Args:
@@ -62,16 +63,16 @@ def fuse_points(
 
 
 def fuse_features(
-    features: Tensor,
-    views: Tensor,
+    features: Float[Tensor, "B K C V2 U2"],
+    views: Float[Tensor, "*_ K 13"],
     grid: VolumeGrid,
     detector_shape: Sequence[int],
-    view_mask: Tensor | None = None,
+    view_mask: Bool[Tensor, "*_ K"] | None = None,
     reduction: str = "seen",
     with_count: bool = False,
     antialias: bool = True,
     chunk: int = CHUNK,
-) -> Tensor:
+) -> Float[Tensor, "B _ X Y Z"]:
     """Mean over the views of their features at every voxel centre of a grid: see `FeatureFusion`, its module.
 
     Args:
@@ -122,8 +123,8 @@ def fuse_features(
 
 
 def antialiasing_factors(
-    views: Tensor, grid: VolumeGrid, detector_shape: Sequence[int], map_shape: Sequence[int]
-) -> Tensor:
+    views: Float[Tensor, "*batch 13"], grid: VolumeGrid, detector_shape: Sequence[int], map_shape: Sequence[int]
+) -> Int64[Tensor, "*batch 2"]:
     """Over how many pixels feature maps are averaged before they are sampled at the voxels of a grid.
 
     A map that is much finer than the grid would be sampled at some of its pixels only (aliasing). The factor is the

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from custom.fusion.plans import PointPlan
@@ -16,12 +17,12 @@ __all__ = ["sample_features"]
 
 
 def sample_features(
-    features: Tensor,
-    views: Tensor,
-    points: Tensor,
+    features: Float[Tensor, "B K C V2 U2"],
+    views: Float[Tensor, "*_ K 13"],
+    points: Float[Tensor, "*_ N 3"],
     detector_shape: Sequence[int],
     chunk: int = 65536,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "B K C N"], Bool[Tensor, "B K N"]]:
     """What every view shows at points in space: each point is projected into the view and its feature map sampled.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from custom.geometry.view_row import ViewRow
@@ -17,7 +18,7 @@ __all__ = ["isocenter_pixel_mm", "match_detector", "resample_detector"]
 _FIELD_PART = 0.5
 
 
-def isocenter_pixel_mm(views: Tensor) -> Tensor:
+def isocenter_pixel_mm(views: Float[Tensor, "K 13"]) -> Float[Tensor, "K 2"]:
     """Size of a detector pixel, demagnified to the isocentre: (K, 2) along v and u [mm]."""
     row = ViewRow.from_tensor(views)
     ratio = row.source_to_detector_mm / row.source_to_isocenter_mm
@@ -25,8 +26,12 @@ def isocenter_pixel_mm(views: Tensor) -> Tensor:
 
 
 def match_detector(
-    image: Tensor, views: Tensor, pixel_at_isocenter_mm: float, multiple: int = 8, tolerance: float = 0.02
-) -> tuple[Tensor, Tensor]:
+    image: Float[Tensor, "K V U"],
+    views: Float[Tensor, "K 13"],
+    pixel_at_isocenter_mm: float,
+    multiple: int = 8,
+    tolerance: float = 0.02,
+) -> tuple[Float[Tensor, "K V2 U2"], Float[Tensor, "K 13"]]:
     """Resample radiographs to a pixel size at the isocentre, covering the same part of the detector.
 
     Args:

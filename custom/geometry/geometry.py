@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from custom.geometry.grid import VolumeGrid
@@ -130,7 +131,9 @@ class Geometry:
         """Angle of every source about the superior axis, in [0, 360)."""
         return [round(a, 9) % 360 for a in ViewRow.from_tensor(self.views).angle_deg.tolist()]
 
-    def tensor(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    def tensor(
+        self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "K 13"]:
         """The views as networks take them, (K, 13)."""
         return self.views.to(device=device, dtype=dtype)
 

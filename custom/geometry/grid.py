@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["VolumeGrid", "require_positive"]
@@ -58,12 +59,16 @@ class VolumeGrid:
         """Half the grid's side along x, y, z, voxel borders included."""
         return tuple(n * s / 2 for n, s in zip(self.shape, self.spacing_mm, strict=True))  # type: ignore[return-value]
 
-    def axis_mm(self, axis: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def axis_mm(
+        self, axis: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, " N"]:
         """Voxel centres along one axis [mm], shape (shape[axis],)."""
         n, step, center = self.shape[axis], self.spacing_mm[axis], self.center_mm[axis]
         return (torch.arange(n, device=device, dtype=dtype or torch.float32) - (n - 1) / 2) * step + center
 
-    def points(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    def points(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Float[Tensor, "X Y Z 3"]:
         """Every voxel centre [mm], shape (X, Y, Z, 3)."""
         axes = [self.axis_mm(axis, device, dtype) for axis in range(3)]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)

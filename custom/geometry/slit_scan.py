@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from custom.geometry.views import views_from_angles
@@ -28,7 +29,7 @@ def slit_scan_views(
     axis_mm: Sequence[float] = (0.0, 0.0),
     middle_mm: Sequence[float] = (0.0, 0.0),
     rows_per_view: int = 1,
-) -> Tensor:
+) -> Float[Tensor, "K 13"]:
     """Views of a picture that was scanned line by line, each line (or strip of lines) with its own source position.
 
     With one row per view the rays are exact. In a frontal scan (`angle_deg` 90) about the axis (0, 0) a point (x, y, z)

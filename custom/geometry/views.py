@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = [
@@ -37,7 +38,7 @@ def views_from_angles(
     source_to_detector_mm: float | Tensor = 1500.0,
     pixel_mm: float | Tensor | Sequence[float] = 2.5,
     detector_offset_mm: Sequence[float] = (0.0, 0.0),
-) -> Tensor:
+) -> Float[Tensor, "*batch 13"]:
     """Views around the superior axis. Differentiable in every tensor argument.
 
     Args:
@@ -95,12 +96,12 @@ def views_from_angles(
     return torch.cat([source, center, along_u * pixel_u, -up * pixel_v, flag], -1)
 
 
-def is_cone(views: Tensor) -> Tensor:
+def is_cone(views: Float[Tensor, "*batch 13"]) -> Bool[Tensor, "*batch"]:
     """Which views are cone beam: bool (..., K)."""
     return views[..., 12] > 0.5
 
 
-def is_vertical_parallel(views: Tensor, tolerance: float = 1e-6) -> Tensor:
+def is_vertical_parallel(views: Float[Tensor, "*batch 13"], tolerance: float = 1e-6) -> Bool[Tensor, "*batch"]:
     """Which views factorise over axial slices: parallel rays in the axial plane, upright detector. Bool (..., K)."""
     direction, u_step, v_step = views[..., 0:3], views[..., 6:9], views[..., 9:12]
     upright = v_step[..., :2].abs().amax(-1) <= tolerance * v_step[..., 2].abs()
@@ -109,7 +110,7 @@ def is_vertical_parallel(views: Tensor, tolerance: float = 1e-6) -> Tensor:
     return ~is_cone(views) & upright & level & axial
 
 
-def detector_pixels(views: Tensor, detector_shape: Sequence[int]) -> Tensor:
+def detector_pixels(views: Float[Tensor, "*batch 13"], detector_shape: Sequence[int]) -> Float[Tensor, "*batch V U 3"]:
     """Position of every detector pixel's centre [mm]: (..., K, V, U, 3)."""
     rows, columns = detector_shape
     v = torch.arange(rows, device=views.device, dtype=views.dtype) - (rows - 1) / 2
@@ -118,7 +119,9 @@ def detector_pixels(views: Tensor, detector_shape: Sequence[int]) -> Tensor:
     return center + u[:, None] * u_step + v[:, None, None] * v_step
 
 
-def rays(views: Tensor, detector_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def rays(
+    views: Float[Tensor, "*batch 13"], detector_shape: Sequence[int]
+) -> tuple[Float[Tensor, "*batch V U 3"], Float[Tensor, "*batch V U 3"]]:
     """Origin [mm] and unit direction of the ray that ends in every pixel, both (..., K, V, U, 3).
 
     The origin is the source (cone beam) or the pixel itself (parallel beam).
@@ -131,7 +134,9 @@ def rays(views: Tensor, detector_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     return origin, torch.nn.functional.normalize(direction, dim=-1)
 
 
-def projection_matrices(views: Tensor, detector_shape: Sequence[int]) -> Tensor:
+def projection_matrices(
+    views: Float[Tensor, "*batch 13"], detector_shape: Sequence[int]
+) -> Float[Tensor, "*batch 3 4"]:
     """Homogeneous matrices from a point [mm] to detector indices, (..., K, 3, 4).
 
     With (a, b, w) = M @ (x, y, z, 1) the point is seen at column a / w and row b / w (index 0 is the first pixel's
@@ -163,7 +168,9 @@ def projection_matrices(views: Tensor, detector_shape: Sequence[int]) -> Tensor:
     return torch.stack([row(u_dual, columns), row(v_dual, rows), w], -2)
 
 
-def pixel_coordinates(points: Tensor, views: Tensor, detector_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def pixel_coordinates(
+    points: Float[Tensor, "*#batch N 3"], views: Float[Tensor, "*#batch K 13"], detector_shape: Sequence[int]
+) -> tuple[Float[Tensor, "*batch K N 2"], Bool[Tensor, "*batch K N"]]:
     """Where points are seen on the detectors.
 
     Args:

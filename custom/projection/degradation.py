@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from monai.transforms.transform import Randomizable, Transform
 from torch import Tensor
 
@@ -153,7 +154,7 @@ class RandRadiograph(Randomizable, Transform):
         return noise(image) + torch.as_tensor(error).log1p().to(image)
 
 
-def focal_spot_blur_mm(focal_spot_mm: float, views: Tensor) -> Tensor:
+def focal_spot_blur_mm(focal_spot_mm: float, views: Float[Tensor, "*batch 13"]) -> Float[Tensor, "*batch"]:
     """Width of a focal spot's shadow on the detector [mm], (..., K): its size times (magnification - 1), magnification
     of the isocentre; zero for parallel beams."""
     source, center = views[..., 0:3], views[..., 3:6]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from custom.fusion import sample_features
@@ -32,13 +33,13 @@ _POINTS_AT_A_TIME = 2**20
 @torch.no_grad()
 def fdk(
     projector: Projector,
-    image: Tensor,
-    views: Tensor | None = None,
+    image: Float[Tensor, "B K V U"],
+    views: Float[Tensor, "*_ K 13"] | None = None,
     window: str = "hann",
     cutoff: float | None = None,
     bounds: tuple[float, float] = (0.0, float("inf")),
-    view_mask: Tensor | None = None,
-) -> Tensor:
+    view_mask: Bool[Tensor, "B K"] | None = None,
+) -> Float[Tensor, "B 1 X Y Z"]:
     """Filtered back-projection: for parallel beams, and with Feldkamp's weights for cones.
 
     f(x) = sum over views of w_k / U_k(x)^2 * (h * (c p_k))(x), h the ramp filter along the detector's rows, at pixels
@@ -85,7 +86,7 @@ def fdk(
     return _back_project(filtered, views, weights, grid, detector_shape).clamp_(*bounds)
 
 
-def angular_weights(views: Tensor, view_mask: Tensor | None = None) -> Tensor:
+def angular_weights(views: Float[Tensor, "*B K 13"], view_mask: Tensor | None = None) -> Float[Tensor, "*B K"]:
     """How much of the half circle each view stands for [rad]: half the gaps to its neighbours, pi in total.
 
     Angles count modulo 180 degrees, so that opposite views share what one of them would have; views at the same angle

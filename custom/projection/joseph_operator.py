@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -169,7 +170,9 @@ def _smear(image: Tensor, bundle: _Bundle, volume: Tensor) -> None:
         planes += gradient
 
 
-def joseph(volume: Tensor, views: Tensor, grid: VolumeGrid, detector_shape: Sequence[int]) -> Tensor:
+def joseph(
+    volume: Float[Tensor, "B X Y Z"], views: Float[Tensor, "K 13"], grid: VolumeGrid, detector_shape: Sequence[int]
+) -> Float[Tensor, "B K V U"]:
     """Line integrals (B, K, V, U) of a volume (B, X, Y, Z), plain autograd in volume and views (K, 13)."""
     plans = [_plan(view, grid, detector_shape, volume.dtype) for view in views]
     return torch.stack([_view_integrals(volume, plan, detector_shape) for plan in plans], 1)

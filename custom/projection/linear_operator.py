@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from custom.geometry import VolumeGrid
@@ -49,11 +50,11 @@ class LinearOperator(ABC):
         self.views, self.grid = views.detach(), grid
         self.detector_shape = (int(detector_shape[0]), int(detector_shape[1]))
 
-    def forward(self, volume: Tensor) -> Tensor:
+    def forward(self, volume: Float[Tensor, "B X Y Z"]) -> Float[Tensor, "B K V U"]:
         """Line integrals, in the volume's unit times mm."""
         return _Apply.apply(volume, self._forward, self._transpose)
 
-    def transpose(self, image: Tensor) -> Tensor:
+    def transpose(self, image: Float[Tensor, "B K V U"]) -> Float[Tensor, "B X Y Z"]:
         """The adjoint: <forward(x), y> = <x, transpose(y)>."""
         return _Apply.apply(image, self._transpose, self._forward)
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from custom.geometry import VIEW_SIZE, Geometry, VolumeGrid
@@ -49,7 +50,9 @@ class Projector(nn.Module):
         """The projector of a stored acquisition."""
         return cls(geometry.grid, geometry.detector_shape, geometry.views, engine)
 
-    def forward(self, volume: Tensor, views: Tensor | None = None) -> Tensor:
+    def forward(
+        self, volume: Float[Tensor, "B 1 X Y Z"], views: Float[Tensor, "*_ K 13"] | None = None
+    ) -> Float[Tensor, "B K V U"]:
         """Line integrals (B, K, V, U) of volumes (B, 1, X, Y, Z).
 
         Args:
@@ -75,7 +78,9 @@ class Projector(nn.Module):
             pairs = zip(volume.split(1), views.to(volume), strict=True)
             return torch.cat([joseph(one, own, self.grid, self.detector_shape) for one, own in pairs])
 
-    def adjoint(self, image: Tensor, views: Tensor | None = None) -> Tensor:
+    def adjoint(
+        self, image: Float[Tensor, "B K V U"], views: Float[Tensor, "*_ K 13"] | None = None
+    ) -> Float[Tensor, "B 1 X Y Z"]:
         """The exact transpose of `forward`: radiographs (B, K, V, U) to (B, 1, X, Y, Z).
 
         Raises:
@@ -130,12 +135,12 @@ class BoundProjector:
     def __init__(self, operators: Sequence[LinearOperator]) -> None:
         self.operators = list(operators)
 
-    def forward(self, volume: Tensor) -> Tensor:
+    def forward(self, volume: Float[Tensor, "B 1 X Y Z"]) -> Float[Tensor, "B K V U"]:
         """(B, 1, X, Y, Z) to (B, K, V, U)."""
         with torch.autocast(volume.device.type, enabled=False):
             return self._each([o.forward for o in self.operators], full_precision(volume)[:, 0])
 
-    def adjoint(self, image: Tensor) -> Tensor:
+    def adjoint(self, image: Float[Tensor, "B K V U"]) -> Float[Tensor, "B 1 X Y Z"]:
         """(B, K, V, U) to (B, 1, X, Y, Z)."""
         with torch.autocast(image.device.type, enabled=False):
             return self._each([o.transpose for o in self.operators], full_precision(image)).unsqueeze(1)

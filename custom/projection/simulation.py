@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from custom.core.attenuation import hu_to_attenuation
@@ -74,7 +75,7 @@ def simulate_paper(
     energy_kev: float = 70.0,
     hu_window: tuple[float, float] | None = SIMULATION_PRESETS["paper"].hu_window,
     oversampling: int = SIMULATION_PRESETS["paper"].oversampling,
-) -> Tensor:
+) -> Float[Tensor, "K V U"]:
     """Radiographs of the cube itself.
 
     Args:
@@ -102,7 +103,7 @@ def simulate_fine(
     geometry: Geometry,
     energy_kev: float = 70.0,
     oversampling: int = SIMULATION_PRESETS["fine"].oversampling,
-) -> Tensor:
+) -> Float[Tensor, "K V U"]:
     """Radiographs of the CT before it was resized, tissue outside the cube included.
 
     Args:

@@ -6,6 +6,7 @@ import math
 from contextlib import ExitStack
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from custom.geometry import VolumeGrid
@@ -20,15 +21,15 @@ _WORTH_PREPARING = 10
 @torch.no_grad()
 def sirt(
     projector: Projector,
-    image: Tensor,
-    views: Tensor | None = None,
+    image: Float[Tensor, "B K V U"],
+    views: Float[Tensor, "*_ K 13"] | None = None,
     iterations: int = 100,
     bounds: tuple[float, float] = (0.0, float("inf")),
-    initial: Tensor | None = None,
-    view_mask: Tensor | None = None,
+    initial: Float[Tensor, "B 1 X Y Z"] | None = None,
+    view_mask: Bool[Tensor, "B K"] | None = None,
     freedom: Tensor | None = None,
     momentum: bool = False,
-) -> Tensor:
+) -> Float[Tensor, "B 1 X Y Z"]:
     """Simultaneous iterative reconstruction technique, clipped to `bounds` after every iteration.
 
     x <- clip(x + C A^T R (p - A x)), R and C the inverse row and column sums of A (Gilbert 1972; van der Sluis and

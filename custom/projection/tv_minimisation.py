@@ -8,6 +8,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from custom.geometry import VolumeGrid
@@ -23,14 +24,14 @@ _BALANCE = 0.5
 @torch.no_grad()
 def tv(
     projector: Projector,
-    image: Tensor,
-    views: Tensor | None = None,
+    image: Float[Tensor, "B K V U"],
+    views: Float[Tensor, "*_ K 13"] | None = None,
     weight: float = 0.002,
     iterations: int = 200,
     bounds: tuple[float, float] = (0.0, float("inf")),
-    initial: Tensor | None = None,
-    view_mask: Tensor | None = None,
-) -> Tensor:
+    initial: Float[Tensor, "B 1 X Y Z"] | None = None,
+    view_mask: Bool[Tensor, "B K"] | None = None,
+) -> Float[Tensor, "B 1 X Y Z"]:
     """Least squares with total variation, by Chambolle and Pock's primal-dual method.
 
     Minimises sum over rays of r (A x - p)^2 / 2 + weight * sum over voxels of |grad x| within `bounds`. r is the area
@@ -116,7 +117,7 @@ def _primal_dual(
     return volume
 
 
-def total_variation(volume: Tensor, grid: VolumeGrid) -> Tensor:
+def total_variation(volume: Float[Tensor, "B 1 X Y Z"], grid: VolumeGrid) -> Tensor:
     """Sum over voxels of |grad x| [unit of x per mm], isotropic, forward differences: (B,)."""
     parts = [(_difference(volume, axis) / grid.spacing_mm[axis]).square() for axis in range(3)]
     return torch.stack(parts).sum(0).sqrt().sum((1, 2, 3, 4))
