@@ -14,8 +14,8 @@ import torch
 from custom import __version__
 from custom.benchmark import summary
 from custom.benchmark.jobs import DONE, Job, Plan, slug
-from custom.core.files import write_bytes
-from custom.metrics.tables import write_csv, write_json
+from custom.core.files import write_bytes, write_json
+from custom.metrics.tables import write_csv
 from custom.report.boxplots import method_boxplots
 from custom.report.document import Document
 from custom.report.montage import Panel, montage
@@ -49,7 +49,8 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
         write_csv(tests, plan.output / "paired.csv")
     write_bytes(plan.output / f"{STEM}.md", summary.markdown(rows, tests).encode())
     record = settings(plan, rows)
-    write_json({**record, "means": _means(rows, names), "paired": tests}, plan.output / f"{STEM}.json")
+    content = {**record, "means": _means(rows, names), "paired": tests}
+    write_json(plan.output / f"{STEM}.json", content, sort_keys=False)
     views = [views.name for views in plan.cohort.views]
     boxes = {name: _boxes(rows, name, plan.output / "figures" / f"{name}.png", views) for name in compared}
     pictures = _montages(plan, montages, names[0] if names else "")

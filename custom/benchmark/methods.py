@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from nibabel import nifti1
 from torch import Tensor
 
-from custom.core.attenuation import attenuation_to_hu, hu_to_attenuation
+from custom.core.attenuation import attenuation_bounds, attenuation_to_hu, hu_to_attenuation
 from custom.core.checkpoints import definition, load_checkpoint
 from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
@@ -81,7 +81,7 @@ def sirt_row(grid: VolumeGrid, energy_kev: float = 70.0, iterations: int = 100, 
 
     From the mean training CT it is the least that a prior can do: no network is needed for it.
     """
-    bounds = (0.0, float(hu_to_attenuation(torch.tensor(1000.0), energy_kev)))
+    bounds = attenuation_bounds(energy_kev=energy_kev)
 
     def run(image: Tensor, views: Tensor) -> Tensor:
         projector, initial = Projector(grid, image.shape[1:]), None

@@ -19,8 +19,8 @@ from custom.benchmark.bundle_method import MODEL_KEY, bundle_parser, bundle_row
 from custom.benchmark.classical_methods import fdk_row, tv_row
 from custom.benchmark.cohort import common_grid
 from custom.benchmark.methods import VIEW_SETS, Method, mean_training_ct, network_row, sirt_row
-from custom.core.checkpoints import load_checkpoint, sha256
-from custom.core.files import read_json_object
+from custom.core.checkpoints import load_checkpoint
+from custom.core.files import read_json_object, sha256_file
 from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
 
@@ -117,13 +117,13 @@ class Entry:
         named = set(_texts(self.content))
         if self.content.get("simple") in _OF_TRAINING:
             named.add(setting.data_list_file)
-        files = {text: sha256(text) for text in sorted(named) if os.path.isfile(text)}
+        files = {text: sha256_file(text) for text in sorted(named) if os.path.isfile(text)}
         if self.kind == "bundle":
             code = sorted(Path(self.content["bundle"]).rglob("*.py"))
-            files |= {str(path): sha256(path) for path in (*self._config_files(), *code) if path.is_file()}
+            files |= {str(path): sha256_file(path) for path in (*self._config_files(), *code) if path.is_file()}
             weights = self._parser(None)
             if MODEL_KEY in weights and (path := weights.get_parsed_content(MODEL_KEY)):
-                files[str(path)] = sha256(path)
+                files[str(path)] = sha256_file(path)
         content = {key: value for key, value in self.content.items() if key not in ("name", "view_sets", "shuffled")}
         return {"content": content, "files": files}
 

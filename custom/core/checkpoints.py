@@ -7,7 +7,6 @@ every argument of the network, so that whoever has the file can build it: no arc
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import logging
@@ -23,6 +22,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from custom import __version__
+from custom.core.files import sha256_file as sha256
 from custom.core.files import write_tensors
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "definition",
     "load_checkpoint",
     "save_checkpoint",
-    "sha256",
     "trained_setting",
 ]
 
@@ -250,9 +249,3 @@ def trained_setting(path: str | os.PathLike[str], name: str, value: Any = None) 
     if value is not None and trained is not None and value != trained:
         logger.warning("%s %s, but %s was trained with %s", name, value, checkpoint.path, trained)
     return trained if value is None else value
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import math
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from importlib import resources
 
 import matplotlib
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from custom.core.files import compressed, nifti_bytes
 from custom.geometry import VolumeGrid
 from custom.report.document import Document, Markup, escape
 from custom.report.figures import SPREAD_COLOURS
@@ -104,9 +103,7 @@ def _pack(name: str, label: str, volume: Tensor, grid: VolumeGrid, halvings: int
         values = F.interpolate(values[None, None], size=shape, mode="area")[0, 0]
     own = grid.resized(shape)
     numbers = values.round().clamp(-32768, 32767).to(torch.int16).numpy()
-    image = nib.Nifti1Image(numbers, own.affine())
-    image.header.set_xyzt_units("mm")
-    content = gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+    content = compressed(nifti_bytes(numbers, own.affine()))
     return PackedVolume(name, label, content, own.spacing_mm, halvings > 0)
 
 

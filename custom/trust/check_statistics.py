@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from custom.core.attenuation import hu_to_attenuation
 from custom.projection import ProjectorCache
 from custom.trust.evidence import Evidence
 from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off
@@ -101,9 +100,8 @@ class Meter:
         if evidence.hu is None:
             return Statistic(None, "nothing was reconstructed")
         shape = evidence.image.shape[1:]
-        projected = self._projector(evidence.grid, shape)(
-            hu_to_attenuation(evidence.hu.float(), evidence.energy_kev)[None, None], evidence.views
-        )[0]
+        projector = self._projector(evidence.grid, shape)
+        projected = projector.of_hu(evidence.hu, evidence.views, evidence.energy_kev)
         values = relative_residuals(evidence.image, projected, evidence.exposed)
         worst = max(range(len(values)), key=values.__getitem__)
         return Statistic(

@@ -16,7 +16,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from custom.core.checkpoints import load_checkpoint, save_checkpoint, sha256
+from custom.core.checkpoints import load_checkpoint, save_checkpoint
+from custom.core.files import sha256_file
 from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
 from scripts import benchmark_posterior
@@ -101,7 +102,7 @@ def trained(paths: dict[str, Any]) -> dict[str, Any]:
 def test_training_leaves_weights_that_know_their_parents(trained: dict[str, Any]) -> None:
     models = Path(trained["bundle_root"]) / "models"
     checkpoint = load_checkpoint(models / "model.pt")
-    assert checkpoint.meta["parents"] == {"autoencoder": sha256(trained["autoencoder_checkpoint"]), "mean": None}
+    assert checkpoint.meta["parents"] == {"autoencoder": sha256_file(trained["autoencoder_checkpoint"]), "mean": None}
     assert checkpoint.meta["pixel_at_isocenter_mm"] == VOXEL_MM
     network = checkpoint.network()
     index = json.loads((Path(trained["latents_dir"]) / "latents.json").read_text())
