@@ -57,6 +57,10 @@ class Quantiles:
     center: tuple[float, ...]
     spread: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.center) != len(LEVELS) or len(self.spread) != len(LEVELS) or min(self.spread) <= 0:
+            raise ValueError(f"quantiles need {len(LEVELS)} centres and as many positive spreads")
+
     @classmethod
     def of(cls, pictures: Tensor) -> Quantiles:
         """From the quantiles of many pictures (N, len(LEVELS)): medians, and half the range of the middle 90%."""

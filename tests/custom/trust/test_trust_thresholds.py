@@ -109,7 +109,7 @@ def _without(key: str) -> Any:
     [
         (_without("groups"), "'groups' is missing"),
         (_without("format"), "format"),
-        (lambda c: c["trained"].pop("tilt_deg"), "'tilt_deg' is missing"),
+        (lambda c: c["trained"].pop("tilt_deg"), "'trained.tilt_deg' is missing"),
         (lambda c: c["trained"].update(beams=["fan"]), "beams"),
         (lambda c: c["trained"].update(source_to_isocenter_mm=[5, 1]), "smallest first"),
         (lambda c: c["groups"].update({"sideways 2": {}}), "sideways 2"),
