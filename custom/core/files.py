@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import gzip
 import hashlib
 import json
@@ -106,7 +107,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_tensors(path: Path, content: object) -> None:
-    """Write with torch.save, atomically.
+    """Write with torch.save, atomically. What earlier runs left of this file goes: checkpoints are large.
 
     Args:
         path: target; its folder is made.
@@ -115,6 +116,8 @@ def write_tensors(path: Path, content: object) -> None:
     Raises:
         OSError: with the file, where it could not be written; no partial file is left.
     """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART_SUFFIX}"):
+        left.unlink(missing_ok=True)
     try:
         # Into a stream: of a path torch would store the name, and no two files would be the same.
         with atomic_file(path) as stream:

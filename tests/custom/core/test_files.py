@@ -100,6 +100,13 @@ def test_really_full_disk(small_disk: Path) -> None:
     assert [p for p in small_disk.rglob("*") if p.is_file()] == []
 
 
+def test_what_killed_runs_left_of_a_checkpoint_goes(tmp_path: Path) -> None:
+    for name in (".a.pt.99.part", ".b.pt.99.part"):
+        (tmp_path / name).write_bytes(b"half")
+    write_tensors(tmp_path / "a.pt", {})
+    assert {path.name for path in tmp_path.iterdir()} == {"a.pt", ".b.pt.99.part"}
+
+
 def test_equal_tensors_are_equal_files_whatever_their_name(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
         write_tensors(tmp_path / name, {"x": torch.arange(3)})
