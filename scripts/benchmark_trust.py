@@ -116,9 +116,9 @@ def _run(job: _Job) -> bool:
                 if name == "none" or (job.reconstruct_all and count == 2):
                     evidence = reconstructed(model, shown, views, samples=job.samples, seed=job.trial.seed)
                 else:
-                    exposed = torch.ones_like(shown, dtype=torch.bool)
+                    field_mask = torch.ones_like(shown, dtype=torch.bool)
                     prior = find_prior(model.network)
-                    evidence = Evidence(shown, views, exposed, None, model.grid, training=model.meta, prior=prior)
+                    evidence = Evidence(shown, views, field_mask, None, model.grid, training=model.meta, prior=prior)
                 found[f"{beam} {count}, {name}"] = measured(evidence, meter)
     write_json(job.file, {"settings": settings, "found": found})
     return True

@@ -21,6 +21,7 @@ check "ruff check" "$bin/ruff" check .
 check "ruff format" "$bin/ruff" format --check .
 check "mypy" "$bin/mypy"
 check "import-linter" "$bin/lint-imports"
+check "documentation" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --strict --quiet
 # One thread each: small volumes do not gain from more, and results stay the same on any machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" MPLBACKEND=Agg
 # Without arguments everything runs, spread over the processors; a chosen test runs alone, so that it can be debugged.

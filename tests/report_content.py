@@ -13,7 +13,7 @@ from torch import Tensor
 from custom.core.attenuation import hu_to_attenuation
 from custom.geometry import VolumeGrid, views_from_angles
 from custom.projection import Projector
-from custom.radiographs import Radiograph, Sourced
+from custom.radiographs import AcquisitionMetadata, MetadataValue, Origin, Radiograph
 from custom.report.reconstruction_page import ReportContent
 from custom.trust import CheckResult, Verdict
 
@@ -39,22 +39,22 @@ def radiograph(name: str, angle_deg: float) -> Radiograph:
     header.SpecificCharacterSet = "ISO_IR 192"
     header.PatientName, header.PatientID, header.StudyDate = "Müller^Jürgen", "PAT-7", "20260131"
     view = views_from_angles([angle_deg], pixel_mm=15.0)
-    facts = {
-        "beam": Sourced("cone", "DICOM Modality (0008,0060) DX"),
-        "angle_deg": Sourced(angle_deg, "DICOM (0018,5101)"),
-        "source_to_detector_mm": Sourced(1500.0, "DICOM (0018,1110)"),
-        "detector_offset_mm": Sourced((0.0, 0.0), "default: the detector is centred"),
-        "kvp": Sourced(None, "DICOM (0018,0060), empty"),
-    }
+    said = (
+        MetadataValue("beam", "cone", Origin.FILE, "DICOM Modality (0008,0060) DX"),
+        MetadataValue("angle_deg", angle_deg, Origin.FILE, "DICOM (0018,5101)"),
+        MetadataValue("source_to_detector_mm", 1500.0, Origin.FILE, "DICOM (0018,1110)"),
+        MetadataValue("detector_offset_mm", (0.0, 0.0), Origin.USUAL_VALUE, "the detector is centred"),
+        MetadataValue("kvp", None, Origin.FILE, "DICOM (0018,0060), empty"),
+    )
     return Radiograph(
         name=name,
         path=Path(name),
         sha256="a" * 64,
         line_integrals=torch.zeros(SHAPE),
-        exposed=torch.ones(SHAPE, dtype=torch.bool),
+        field_mask=torch.ones(SHAPE, dtype=torch.bool),
         view=view[0],
-        facts=facts,
-        warnings=["a warning of this file"],
+        metadata=AcquisitionMetadata(**{one.key: one for one in said}),
+        warnings=("a warning of this file",),
         header=header,
         modality="DX",
     )
@@ -65,14 +65,14 @@ def content(**changes: Any) -> ReportContent:
     views = views_from_angles([90.0, 0.0], pixel_mm=15.0)
     hu = chest()
     image = Projector(GRID, SHAPE)(hu_to_attenuation(hu[None, None], 70.0), views.float())[0]
-    exposed = torch.ones(2, *SHAPE, dtype=torch.bool)
-    exposed[0, :4] = False
+    field_mask = torch.ones(2, *SHAPE, dtype=torch.bool)
+    field_mask[0, :4] = False
     coarse = torch.nn.functional.avg_pool3d(hu[None, None], 2)[0, 0]
     fields: dict[str, Any] = {
         "radiographs": [radiograph("frontal.dcm", 90.0), radiograph("lateral.dcm", 0.0)],
         "image": image,
         "views": views,
-        "exposed": exposed,
+        "field_mask": field_mask,
         "reprojections": 0.98 * image,
         "energy_kev": 70.0,
         "hu": hu,

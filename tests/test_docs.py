@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from custom import __version__
 from custom.cli import VERBS
 from custom.core.files import sha256_file
 from tests.bundles.documented import assert_overrides_exist, commands
@@ -94,3 +95,18 @@ LEAST = {
 )
 def test_overrides_of_documented_bundle_commands_exist(name: str) -> None:
     assert_overrides_exist(ROOT / name, ROOT, LEAST.get(name, 1))
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    cited = re.search(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert cited is not None and cited.group(1) == __version__ == released[0]
+
+
+def test_the_site_has_every_page_and_every_room() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    named = set(re.findall(r": ([\w./-]+\.md)$", text, re.M))
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    bundles = {p.relative_to(ROOT).as_posix() for p in (ROOT / "bundles").glob("*/docs/README.md")}
+    rooms = {f"api/{p.parent.name}.md" for p in (ROOT / "custom").glob("*/__init__.py")}
+    assert named == pages | bundles | rooms | {"index.md", "CHANGELOG.md", "CONTRIBUTING.md"}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
-from custom.radiographs import Gap, MissingFacts
+from custom.radiographs import MissingField, MissingMetadata
 from tests.app_module import app_module
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -198,7 +198,7 @@ def test_a_name_that_is_too_long_is_refused(roots: list[Path]) -> None:
 
 
 def test_http_status() -> None:
-    missing = MissingFacts([Gap("a.dcm", "a thing", "say it")])
+    missing = MissingMetadata((MissingField("a thing", advice="say it", file="a.dcm"),))
     errors = [missing, ValueError("x"), FileNotFoundError("x"), request.Outside("x"), ModuleNotFoundError("x")]
     assert [request.http_status(error) for error in errors] == [422, 400, 404, 403, 501]
     assert request.http_status(OSError("disk")) == request.http_status(RuntimeError("x")) == 500

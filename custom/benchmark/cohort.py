@@ -17,6 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from torch import Tensor
 
 from custom.benchmark.methods import VIEW_SETS, read_volume
+from custom.core.angles import angle_difference_deg
 from custom.data.datalist import load_cases
 from custom.data.transforms import LoadRadiographsd, SampleOnGridd
 from custom.geometry import Geometry, VolumeGrid, is_cone
@@ -229,7 +230,7 @@ def _lacks(beam: str, angles: Sequence[float], geometries: Mapping[str, Mapping[
         return f"no datalist has radiographs of {beam} beam"
     for case, geometry in geometries[beam].items():
         stored = geometry.angles_deg
-        gone = [a for a in angles if not any(abs((s - a + 180) % 360 - 180) < 0.01 for s in stored)]
+        gone = [a for a in angles if not any(abs(angle_difference_deg(s, a)) < 0.01 for s in stored)]
         if gone:
             return f"case {case} has no radiograph at {gone[0]:g} degrees, it has {[round(a, 2) for a in stored]}"
     return ""

@@ -31,7 +31,7 @@ def command(
     """Turn one to eight radiographs of a patient into a CT, with its uncertainty and a report on how far to trust it.
 
     The output folder appears whole or not at all. It holds ct.nii.gz (int16 HU), ct/ (the same as a DICOM series),
-    report.html and result.json (hashes, views, the source of every fact, checks); with samples also
+    report.html and result.json (hashes, views, the origin of every value, checks); with samples also
     uncertainty.nii.gz, uncertainty.dcm and samples/. What is not known about a radiograph is never assumed in silence:
     the error names each missing thing, and how to say it.
 

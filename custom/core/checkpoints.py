@@ -22,8 +22,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from custom import __version__
-from custom.core.files import sha256_file as sha256
-from custom.core.files import write_tensors
+from custom.core.files import sha256_file, write_tensors
 
 __all__ = [
     "PUBLISHED_CLASSES",
@@ -167,7 +166,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-        self.path, self.meta, self.state, self.hash = path, meta, state, sha256(path)
+        self.path, self.meta, self.state, self.hash = path, meta, state, sha256_file(path)
 
     def network(self, **overrides: Any) -> nn.Module:
         """The network with its weights, in evaluation mode. `overrides` replace arguments that hold no weights, such

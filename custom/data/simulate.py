@@ -25,7 +25,7 @@ from custom.geometry import Geometry, VolumeGrid
 from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter
 from custom.projection.simulation import SIMULATION_PRESETS, simulate_fine, simulate_paper
 
-__all__ = ["Acquisition", "case_geometry", "load_radiographs", "simulate", "simulate_case"]
+__all__ = ["Acquisition", "case_geometry", "simulate", "simulate_case"]
 
 logger = logging.getLogger(__name__)
 
@@ -318,33 +318,3 @@ def _is_done(job: _Job, record: dict[str, Any]) -> bool:
     except (ValueError, AttributeError):
         logger.warning("%s is damaged and is made again", job.geometry)
         return False
-
-
-def load_radiographs(image: str | os.PathLike[str], geometry: str | os.PathLike[str]) -> tuple[Tensor, Geometry]:
-    """Radiographs and geometry that `simulate` stored (or anyone in the same form).
-
-    Args:
-        image: NIfTI, axes u, v, view.
-        geometry: JSON of `Geometry.save`.
-
-    Returns:
-        Line integrals (K, V, U), float32, and the geometry.
-
-    Raises:
-        FileNotFoundError: for a file that is not there.
-        ValueError: if their number or size differ from the geometry's, or for values that are not finite.
-    """
-    path, acquisition = Path(image), Geometry.load(geometry)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of radiographs")
-    array = np.asarray(nib.nifti1.load(path).dataobj, dtype=np.float32)
-    array = array[..., None] if array.ndim == 2 else array
-    rows, columns = acquisition.detector_shape
-    expected = (columns, rows, len(acquisition))
-    if array.shape != expected:
-        raise ValueError(
-            f"{path} holds radiographs of shape {array.shape} (u, v, view), but {geometry} describes {expected}"
-        )
-    if not np.isfinite(array).all():
-        raise ValueError(f"{path} holds values that are not finite numbers")
-    return torch.from_numpy(array).permute(2, 1, 0).contiguous(), acquisition

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,12 @@ import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
-from nibabel import nifti1
-from nibabel.filebasedimages import ImageFileError
-from torch import Tensor
 
-from custom.core.attenuation import LARGEST_LINE_INTEGRAL
+from custom.core.angles import angle_difference_deg
 from custom.core.hu_window import unit_to_hu
-from custom.geometry import Geometry, VolumeGrid
+from custom.geometry import VolumeGrid
 from custom.geometry.detector import match_detector
+from custom.projection.radiograph_stack import load_stack
 
 __all__ = ["LoadRadiographsd", "PlaceVolumed", "RepeatRandom", "SampleOnGridd"]
 
@@ -141,32 +137,10 @@ class LoadRadiographsd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         path = out[self.image_key]
-        geometry = Geometry.load(out[self.geometry_key])
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"{path}: no such file of radiographs")
-        try:
-            image = np.asarray(nifti1.load(path).dataobj, dtype=np.float32)
-        except (ImageFileError, EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path}: not a readable NIfTI file: {error}") from error
-        image = image[..., None] if image.ndim == 2 else image
-        if image.ndim != 3:
-            raise ValueError(f"{path}: radiographs must be a stack (U, V, K), got shape {image.shape}")
-        stack = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 1, 0)))
-        if len(stack) != len(geometry):
-            raise ValueError(
-                f"{path}: {len(stack)} radiographs, but {out[self.geometry_key]} has {len(geometry)} views"
-            )
-        if tuple(stack.shape[1:]) != geometry.detector_shape:
-            raise ValueError(
-                f"{path}: radiographs of {tuple(stack.shape[1:])} pixels, but {out[self.geometry_key]} says "
-                f"{geometry.detector_shape}"
-            )
-        if not torch.isfinite(stack).all():
-            raise ValueError(f"{path}: radiographs contain NaN or infinite values")
+        stack, geometry = load_stack(path, out[self.geometry_key])
         if self.angles_deg is not None:
             chosen = [_index_of(angle, geometry.angles_deg, out[self.geometry_key]) for angle in self.angles_deg]
             stack, geometry = stack[chosen], geometry.select(chosen)
-        _check_line_integrals(path, stack)
         views = geometry.tensor()
         if self.pixel_mm is not None:
             stack, views = match_detector(stack, views, self.pixel_mm)
@@ -176,18 +150,6 @@ class LoadRadiographsd(Transform):
         out["isocenter_mm"] = torch.tensor(geometry.isocenter_mm or (0.0, 0.0, 0.0), dtype=torch.float64)
         out["name"] = Path(path).name.split(".")[0]
         return out
-
-
-def _check_line_integrals(path: str, stack: Tensor) -> None:
-    """Detector values are the commonest mistake, and a network answers them with confidence."""
-    largest = float(stack.amax(dim=(1, 2)).amin()), float(stack.max())
-    if largest[0] <= 0:
-        raise ValueError(f"{path}: a radiograph without any attenuation: empty, or not line integrals -log(I / I0)")
-    if largest[1] > LARGEST_LINE_INTEGRAL:
-        raise ValueError(
-            f"{path}: values up to {largest[1]:.4g} are no line integrals -log(I / I0), which reach about 10 behind a "
-            "chest: convert the detector's values first"
-        )
 
 
 class PlaceVolumed(MapTransform):
@@ -227,6 +189,6 @@ class PlaceVolumed(MapTransform):
 
 def _index_of(angle: float, angles: Sequence[float], path: Any) -> int:
     for index, candidate in enumerate(angles):
-        if abs((candidate - angle + 180) % 360 - 180) < 0.01:
+        if abs(angle_difference_deg(candidate, angle)) < 0.01:
             return index
     raise ValueError(f"{path}: no view at {angle:g} degrees; it has {[round(a, 2) for a in angles]}")

@@ -27,7 +27,7 @@ def tagged_exposure(dataset: pydicom.Dataset, shape: tuple[int, int]) -> tuple[M
     Returns:
         bool (V, U), and the attributes that were used.
     """
-    exposed = np.ones(shape, dtype=bool)
+    field_mask = np.ones(shape, dtype=bool)
     used = []
     rows = np.arange(1, shape[0] + 1)[:, None]
     columns = np.arange(1, shape[1] + 1)[None, :]
@@ -52,10 +52,10 @@ def tagged_exposure(dataset: pydicom.Dataset, shape: tuple[int, int]) -> tuple[M
             if vertices is not None and 6 <= len(vertices) <= 2000 and len(vertices) % 2 == 0:
                 inside.append(_polygon(np.array(vertices).reshape(-1, 2), shape))
         for mask in inside:
-            exposed &= mask
+            field_mask &= mask
         if inside:
             used.append(f"{kind} Shape {tag(f'{kind}Shape')}")
-    return exposed, used
+    return field_mask, used
 
 
 def _polygon(vertices: npt.NDArray[np.float64], shape: tuple[int, int]) -> Mask:

@@ -13,7 +13,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
@@ -23,6 +23,7 @@ __all__ = [
     "LARGEST_PIXELS",
     "RADIOGRAPH_CLASSES",
     "Header",
+    "NotARadiograph",
     "numbers",
     "one_line",
     "quiet_pydicom",
@@ -53,7 +54,11 @@ _LONGEST_TEXT = 512
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
-@dataclass
+class NotARadiograph(ValueError):
+    """An intact DICOM object of another kind: what a folder may hold beside radiographs."""
+
+
+@dataclass(frozen=True, eq=False)
 class Header:
     """What `read_header` finds.
 
@@ -62,14 +67,12 @@ class Header:
         dataset: all elements but the pixel data; elements that cannot be decoded are taken out.
         modality: by SOP class.
         damaged: attributes that were taken out, as "Name (gggg,eeee)".
-        warnings: about the pixels, of `read_pixels`.
     """
 
     path: Path
     dataset: pydicom.Dataset
     modality: str
-    damaged: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    damaged: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -198,7 +201,8 @@ def read_header(path: Path) -> Header:
         path: DICOM file.
 
     Raises:
-        ValueError: not DICOM, damaged, another kind of object, colour, or impossible in size.
+        NotARadiograph: another kind of object.
+        ValueError: not DICOM, damaged, colour, or impossible in size.
     """
     dataset = read_dataset(path, pixels=False)
     damaged: list[str] = []
@@ -213,11 +217,11 @@ def read_header(path: Path) -> Header:
     if not sop_class:
         raise ValueError(f"{path}: damaged or not a DICOM file (no SOP class in its header)")
     if sop_class not in RADIOGRAPH_CLASSES:
-        raise ValueError(
+        raise NotARadiograph(
             f"{path}: a DICOM {_class_name(sop_class)}, not a radiograph: DX, CR, XA, RF and RTIMAGE single frames "
             "are read (others: export as 16-bit PNG with a sidecar)"
         )
-    header = Header(path, dataset, RADIOGRAPH_CLASSES[sop_class], damaged)
+    header = Header(path, dataset, RADIOGRAPH_CLASSES[sop_class], tuple(damaged))
     samples, photometric = numbers(dataset, "SamplesPerPixel"), text(dataset, "PhotometricInterpretation")
     if not photometric:
         raise ValueError(f"{path}: no Photometric Interpretation (0028,0004); is the file truncated or damaged?")

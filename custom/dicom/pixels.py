@@ -31,8 +31,8 @@ def frame_count(header: Header) -> int:
     return count
 
 
-def read_pixels(header: Header, frame: int | None = None) -> npt.NDArray[np.int32]:
-    """Stored values (V, U) of the file as int32, unused bits removed; a warning in the header where those held values.
+def read_pixels(header: Header, frame: int | None = None) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+    """Stored values (V, U) of the file as int32, unused bits removed, and what is to be said where those held values.
 
     Args:
         header: of `read_header`.
@@ -92,7 +92,7 @@ def _native(dataset: pydicom.Dataset, shape: tuple[int, ...], frame: int, big_en
     return np.frombuffer(data, kind, size, frame * size * kind.itemsize).reshape(shape)
 
 
-def _used_bits(header: Header, pixels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+def _used_bits(header: Header, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
     """Values without what other bits than Bits Stored (0028,0101) up to High Bit (0028,0102) hold, as overlays did."""
     stored, high, signed = (numbers(header.dataset, k) for k in ("BitsStored", "HighBit", "PixelRepresentation"))
     bits = 16 if stored is None else int(stored[0])
@@ -101,15 +101,16 @@ def _used_bits(header: Header, pixels: npt.NDArray[Any]) -> npt.NDArray[np.int32
         raise ValueError(f"{header.path}: Bits Stored (0028,0101) {bits} and High Bit (0028,0102) do not fit together")
     values = pixels.astype(np.int32)
     share = _share_above(values, shift + bits, _overlay_bits(header.dataset))
+    notes: tuple[str, ...] = ()
     if share:
-        header.warnings.append(
+        notes = (
             f"{100 * share:.2g} % of the pixels have bits above High Bit (0028,0102), which are not used: their values "
-            f"are above what Bits Stored (0028,0101) {bits} allows; is that right?"
+            f"are above what Bits Stored (0028,0101) {bits} allows; is that right?",
         )
     values = (values >> shift) & ((1 << bits) - 1)
     if signed is not None and signed[0] == 1:
         values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values).astype(np.int32)
-    return values
+    return values, notes
 
 
 def _share_above(values: npt.NDArray[np.int32], first: int, overlays: list[int]) -> float:

@@ -16,6 +16,8 @@ isocentre. A view is a row of 13 numbers, so that networks and projector see a p
 
 from custom.geometry.geometry import JSON_FORMAT, Geometry
 from custom.geometry.grid import VolumeGrid
+from custom.geometry.slit_scan import slit_scan_views
+from custom.geometry.view_row import ViewRow
 from custom.geometry.views import (
     BEAMS,
     CONE,
@@ -37,6 +39,7 @@ __all__ = [
     "PARALLEL",
     "VIEW_SIZE",
     "Geometry",
+    "ViewRow",
     "VolumeGrid",
     "detector_pixels",
     "is_cone",
@@ -44,5 +47,6 @@ __all__ = [
     "pixel_coordinates",
     "projection_matrices",
     "rays",
+    "slit_scan_views",
     "views_from_angles",
 ]

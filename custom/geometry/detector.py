@@ -1,24 +1,27 @@
-"""Bringing radiographs of any detector to the pixel size that a network was trained with."""
+"""Radiographs on detectors of other pixels: the one resampler, and the pixel size that a network was trained with."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom.geometry import is_cone
+from custom.geometry.view_row import ViewRow
 
-__all__ = ["isocenter_pixel_mm", "match_detector"]
+__all__ = ["isocenter_pixel_mm", "match_detector", "resample_detector"]
+
+#: A pixel of the new detector belongs to the field where at least this part of its area does.
+_FIELD_PART = 0.5
 
 
 def isocenter_pixel_mm(views: Tensor) -> Tensor:
     """Size of a detector pixel, demagnified to the isocentre: (K, 2) along v and u [mm]."""
-    source, center, u_step, v_step = (views[:, i : i + 3] for i in (0, 3, 6, 9))
-    normal = F.normalize(torch.linalg.cross(u_step, v_step), dim=-1)
-    to_detector = ((center - source) * normal).sum(-1)
-    to_isocenter = (-source * normal).sum(-1)
-    magnification = torch.where(is_cone(views), to_detector / to_isocenter, torch.ones_like(to_detector))
-    return torch.stack([v_step.norm(dim=-1), u_step.norm(dim=-1)], -1) / magnification[:, None]
+    row = ViewRow.from_tensor(views)
+    ratio = row.source_to_detector_mm / row.source_to_isocenter_mm
+    return row.pixel_mm / torch.where(row.is_cone, ratio, torch.ones_like(ratio))[:, None]
 
 
 def match_detector(
@@ -55,19 +58,57 @@ def match_detector(
     ratio = pixel_at_isocenter_mm / pixel
     matched, steps = [], views.clone()
     for k, view in enumerate(image):
-        matched.append(_resample(view, shape, ratio[k]))
+        matched.append(resample_detector(view, None, shape, ratio[k].tolist())[0])
         steps[k, 6:9] *= ratio[k, 1]
         steps[k, 9:12] *= ratio[k, 0]
     return torch.stack(matched), steps
 
 
-def _resample(view: Tensor, shape: list[int], ratio: Tensor) -> Tensor:
-    """Pixels of `ratio` old pixels' size around the same centre; each the mean of its area (midpoints)."""
-    samples = [max(1, int(r.ceil())) for r in ratio]
-    axes = []
-    for size, old, step, count in zip(shape, view.shape, ratio.tolist(), samples, strict=True):
-        offset = (torch.arange(size * count, device=view.device) + 0.5) / count - size / 2
-        axes.append(offset * step * 2 / old)
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)[None].to(view.dtype)
-    fine = F.grid_sample(view[None, None], grid, padding_mode="border", align_corners=False)
-    return F.avg_pool2d(fine, samples)[0, 0]
+def resample_detector(
+    image: Tensor,
+    field_mask: Tensor | None,
+    shape: Sequence[int],
+    ratio: Sequence[float],
+    offset: Sequence[float] = (0.0, 0.0),
+) -> tuple[Tensor, Tensor]:
+    """A radiograph in other pixels: each the mean of the part of its area that belongs to the field (midpoints).
+
+    Args:
+        image: line integrals (V, U).
+        field_mask: bool (V, U); None: all of it is exposed.
+        shape: rows and columns of the result (V', U').
+        ratio: size of a new pixel in old ones, along v and u.
+        offset: middle of the old picture beside that of the new one, in old pixels along v and u.
+
+    Returns:
+        Image (V', U'), 0 outside the field, and the field, bool (V', U').
+    """
+    axes, inside, samples, reach = [], [], [], []
+    for old, size, step, moved in zip(image.shape, shape, ratio, offset, strict=True):
+        count = max(1, math.ceil(step))
+        # Only pixels that see something of the picture: a fine one on a wide detector would take endless memory.
+        first, last = (
+            min(size, max(0, round_((moved + side * old / 2) / step + size / 2)))
+            for round_, side in ((math.floor, -1), (math.ceil, 1))
+        )
+        if last == first:
+            return image.new_zeros(tuple(shape)), torch.zeros(tuple(shape), dtype=torch.bool, device=image.device)
+        middles = (torch.arange(first * count, last * count, device=image.device) + 0.5) / count - size / 2
+        # In float64, where the border of a picture is not a matter of rounding.
+        position = (middles.double() * step - moved) * 2 / old
+        axes.append(position.to(image.dtype))
+        inside.append((position.abs() <= 1 + 1e-9).to(image.dtype))
+        samples.append(count)
+        reach.append(slice(first, last))
+    weight = torch.ones_like(image) if field_mask is None else field_mask.to(image.dtype)
+    planes = torch.stack([image * weight, weight])[None]
+    total = image.new_zeros((2, *shape))
+    # Row by row of sub-pixels, so that fine pictures do not need a grid of millions of points at once.
+    for part in range(samples[0]):
+        rows = slice(part, None, samples[0])
+        grid = torch.stack(torch.meshgrid(axes[0][rows], axes[1], indexing="ij")[::-1], -1)[None]
+        fine = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+        fine = fine * inside[0][rows, None] * inside[1]
+        total[:, reach[0], reach[1]] += F.avg_pool2d(fine, (1, samples[1]))[0] / samples[0]
+    mask = total[1] >= _FIELD_PART
+    return torch.where(mask, total[0] / total[1].clamp(min=1e-6), image.new_zeros(())), mask

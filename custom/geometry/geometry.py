@@ -16,6 +16,7 @@ from torch import Tensor
 
 from custom.geometry.grid import VolumeGrid
 from custom.geometry.validation import validate
+from custom.geometry.view_row import ViewRow
 from custom.geometry.views import BEAMS, CONE, is_cone, views_from_angles
 
 __all__ = ["JSON_FORMAT", "Geometry"]
@@ -127,9 +128,7 @@ class Geometry:
     @property
     def angles_deg(self) -> list[float]:
         """Angle of every source about the superior axis, in [0, 360)."""
-        toward_source = torch.where(is_cone(self.views)[:, None], self.views[:, 0:3], -self.views[:, 0:3])
-        angles = torch.rad2deg(torch.atan2(toward_source[:, 1], toward_source[:, 0])) % 360
-        return [round(a, 9) % 360 for a in angles.tolist()]
+        return [round(a, 9) % 360 for a in ViewRow.from_tensor(self.views).angle_deg.tolist()]
 
     def tensor(self, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """The views as networks take them, (K, 13)."""

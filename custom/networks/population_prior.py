@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from custom.core.checkpoints import describes_itself
-from custom.geometry import VolumeGrid
+from custom.geometry import ViewRow, VolumeGrid
 from custom.projection import ProjectorCache
 
 __all__ = ["OutOfFoldPriors", "PopulationPrior", "average_pixels", "sample_on"]
@@ -25,10 +26,10 @@ def average_pixels(image: Tensor, views: Tensor, factor: int) -> tuple[Tensor, T
         return image, views
     rows, columns = (n // factor * factor for n in image.shape[2:])
     cut_v, cut_u = image.shape[2] - rows, image.shape[3] - columns
-    moved = views.clone()
-    moved[..., 3:6] -= views[..., 6:9] * (cut_u / 2) + views[..., 9:12] * (cut_v / 2)
-    moved[..., 6:12] *= factor
-    return F.avg_pool2d(image, factor), moved
+    row = ViewRow.from_tensor(views)
+    center = row.detector_center - (row.u_step * (cut_u / 2) + row.v_step * (cut_v / 2))
+    moved = replace(row, detector_center=center, u_step=row.u_step * factor, v_step=row.v_step * factor)
+    return F.avg_pool2d(image, factor), moved.to_tensor()
 
 
 def sample_on(grid: VolumeGrid, volume: Tensor, source: VolumeGrid) -> Tensor:

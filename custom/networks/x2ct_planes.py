@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom.geometry import VolumeGrid, is_cone, pixel_coordinates
+from custom.geometry import ViewRow, VolumeGrid, is_cone, pixel_coordinates
 
 __all__ = ["FRONTAL", "LATERAL", "PLANES", "face_picture", "ray_deviation_deg", "swap_frame"]
 
@@ -28,7 +28,7 @@ def ray_deviation_deg(views: Tensor, grid: VolumeGrid) -> Tensor:
     views = views.cpu().double()
     middle, half = (torch.tensor(v, dtype=torch.float64) for v in (grid.center_mm, grid.half_extent_mm))
     corners = middle + half * torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
-    head = views[..., None, :3]
+    head = ViewRow.from_tensor(views).head[..., None, :]
     rays = torch.where(is_cone(views)[..., None, None], corners - head, head.expand(*head.shape[:-2], 8, 3))
     cosines = F.normalize(rays, dim=-1)[..., :2].abs().amin(-2)
     return torch.rad2deg(torch.arccos(cosines.clamp(max=1)))

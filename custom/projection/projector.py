@@ -167,7 +167,7 @@ class ProjectorCache:
 
     def __init__(self, size: int = 4) -> None:
         self.size = size
-        self._projectors: OrderedDict[tuple, Projector] = OrderedDict()
+        self._projectors: OrderedDict[tuple[VolumeGrid, tuple[int, ...]], Projector] = OrderedDict()
 
     def __call__(self, grid: VolumeGrid, detector_shape: Sequence[int]) -> Projector:
         """The projector of a grid and a detector of (V, U) pixels."""

@@ -160,7 +160,7 @@ def from_tigre(geo: Any, angles: Array, isocenter_mm: Sequence[float] | None = N
     grid = VolumeGrid(
         tuple(int(n) for n in geo.nVoxel[::-1]),  # type: ignore[arg-type]
         tuple(float(d) for d in geo.dVoxel[::-1]),  # type: ignore[arg-type]
-        tuple(center[0, ::-1].tolist()),  # type: ignore[arg-type]
+        tuple(center[0, ::-1].tolist()),
     )
     head = source if cone else -towards_source
     flag = np.full((count, 1), float(cone))

@@ -1,91 +1,91 @@
-"""Collecting facts about one radiograph from several sources: the first that knows wins, the others may disagree."""
+"""How a radiograph was taken: every value with its unit and origin, and what is missing or contradicts itself.
+
+Every reader returns a `Reading`, the values that it found, and `merge` makes one `AcquisitionMetadata` of all of them
+(`custom.radiographs.readings`). Everything here is immutable; sentences are made of it at the end, for people.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, Generic, TypeVar
 
-from custom.radiographs.radiograph import Gap, Sourced
+from custom.core.angles import angle_difference_deg
 
-__all__ = ["ACCEPT", "LIMITS", "FactSheet", "check_accept"]
+__all__ = [
+    "AcquisitionMetadata",
+    "Contradiction",
+    "MetadataValue",
+    "MissingField",
+    "MissingMetadata",
+    "Origin",
+    "Quantity",
+    "UnusableValue",
+    "plain_text",
+    "quantity",
+    "value_of",
+]
 
-#: Line integral that `--accept log-range` gives to the most attenuated exposed pixels: about 25 cm of water at 70 keV.
-LOG_RANGE = 5.0
-#: Distances that `--accept default-distances` takes: a chest radiograph at the wall stand [mm].
-DEFAULT_SOURCE_TO_DETECTOR_MM = 1800.0
-DEFAULT_ISOCENTER_TO_DETECTOR_MM = 150.0
-
-#: Names that `--accept` takes, each with what it assumes.
-ACCEPT: dict[str, str] = {
-    "default-distances": (
-        f"where distances are missing: source to detector {DEFAULT_SOURCE_TO_DETECTOR_MM:g} mm, the middle of the "
-        f"patient {DEFAULT_ISOCENTER_TO_DETECTOR_MM:g} mm in front of the detector (a chest radiograph at the wall "
-        "stand)"
-    ),
-    "pixel-spacing-at-detector": (
-        "Pixel Spacing (0028,0030) is measured on the detector where neither Imager Pixel Spacing nor a calibration "
-        "type says so"
-    ),
-    "pixel-spacing-at-isocenter": (
-        "Pixel Spacing (0028,0030) is measured in the middle of the patient, and is magnified onto the detector by the "
-        "distances"
-    ),
-    "as-displayed": (
-        "a frontal radiograph without Patient Orientation is stored as it is shown: the patient's left at the right "
-        "of the picture, head up"
-    ),
-    "seen-from-source": "a radiograph without Patient Orientation is stored as seen from the source, head up",
-    "seen-from-detector": "a radiograph without Patient Orientation is stored as seen from the detector, head up",
-    "head-first-supine": "an RTIMAGE without Patient Position shows a patient head first, supine",
-    "for-presentation": (
-        "a picture made for viewing, or one that does not say how its values follow from the X-ray intensity, is read "
-        "as a logarithm of the intensity (or as Pixel Intensity Relationship says), dark or bright by Photometric "
-        "Interpretation; tone curves and enhancement are not undone, so line integrals are only roughly right"
-    ),
-    "log-range": (
-        "a logarithmic picture without a scale: the most attenuated 0.1 % of the exposed pixels have a line integral "
-        f"of {LOG_RANGE:g}"
-    ),
-    "brightest-as-air": (
-        "where no air is seen beside the patient, the 0.1 % of the exposed pixels with the highest intensity are "
-        "taken as the unattenuated beam"
-    ),
-    "several-patients": "radiographs that name different patients belong to one; no CT series, give --nodicom",
-}
-
-#: Lowest and highest value that can be: beyond them a sidecar is refused, and a tag is not used.
-LIMITS: dict[str, tuple[float, float]] = {
-    "elevation_deg": (-85, 85),
-    "source_to_detector_mm": (10, 10000),
-    "source_to_isocenter_mm": (10, 10000),
-    "pixel_mm": (1e-3, 50),
-    "detector_offset_mm": (-2000, 2000),
-    "detector_angles_deg": (-80, 80),
-    "kvp": (1, 1e5),
-}
-
-#: Order of facts in a report.
-_ORDER = (
-    "modality", "beam", "view_position", "angle_deg", "elevation_deg", "source_to_detector_mm",
-    "source_to_isocenter_mm", "magnification", "pixel_mm", "detector_offset_mm", "detector_angles_deg",
-    "detector_roll_deg", "patient_position", "orientation", "flips", "isocenter_mm", "kvp", "frame", "intent",
-    "photometric", "intensity_relationship", "intensity_sign", "rescale", "log_scale", "unattenuated", "exposed",
-)  # fmt: skip
+T = TypeVar("T", covariant=True)
+V = TypeVar("V")
 
 
-def check_accept(accept: Sequence[str] | str) -> frozenset[str]:
-    """The accepted assumptions as a set.
+class Origin(Enum):
+    """Where a value comes from. This is the order of belief: of several values, that of the first origin is used."""
 
-    Raises:
-        ValueError: for a name that is not in `ACCEPT`.
+    GEOMETRY_FILE = "geometry file"  # named by --geometry
+    SIDECAR = "sidecar"  # the JSON beside the radiograph
+    FILE = "file"  # the radiograph's own file: its tags or its format
+    DERIVED = "derived"  # follows from other values, which it names
+    ESTIMATE = "estimate"  # seen in the picture
+    OPTION = "option"  # an assumption that --accept allowed
+    USUAL_VALUE = "usual value"  # holds for nearly all radiographs, and nothing says otherwise
+
+
+_PROVENANCE = {
+    Origin.GEOMETRY_FILE: "--geometry {}", Origin.SIDECAR: "sidecar {}", Origin.FILE: "{}", Origin.DERIVED: "{}",
+    Origin.ESTIMATE: "estimated from {}", Origin.OPTION: "option --accept {}", Origin.USUAL_VALUE: "default: {}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What holds for all values of one key.
+
+    Args:
+        unit: "mm", "deg", "kV", or "" for texts and ratios.
+        limits: lowest and highest value that can be: beyond them a sidecar is refused, and a tag is not used.
+        absolute: difference of two values, in the unit, that is no contradiction.
+        relative: likewise, as a share of the larger value.
+        asks: two different values in one file are a question, not a warning.
+        settled_by: another key that answers that question, where a sidecar or geometry file gives it.
     """
-    names = [accept] if isinstance(accept, str) else list(accept)
-    names = [part.strip() for name in names for part in str(name).split(",") if part.strip()]
-    for name in names:
-        if name not in ACCEPT:
-            raise ValueError(f"--accept {name} is not known; it takes {', '.join(ACCEPT)}")
-    return frozenset(names)
+
+    unit: str = ""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    absolute: float = 0.0
+    relative: float = 0.0
+    asks: bool = False
+    settled_by: str = ""
+
+    def is_possible(self, value: Any) -> bool:
+        """Whether all numbers of a value lie within the limits."""
+        numbers = value if isinstance(value, tuple) else (value,)
+        return all(self.limits[0] <= n <= self.limits[1] for n in numbers if isinstance(n, int | float))
+
+    def agree(self, one: Any, other: Any, tolerance: float = 0.0) -> bool:
+        """Whether two values differ by no more than the tolerance, or the larger one that is given."""
+        if isinstance(one, tuple) and isinstance(other, tuple):
+            same = (self.agree(a, b, tolerance) for a, b in zip(one, other, strict=False))
+            return len(one) == len(other) and all(same)
+        if not (isinstance(one, int | float) and isinstance(other, int | float)):
+            return bool(one == other)
+        if self.unit == "deg":
+            return abs(angle_difference_deg(one, other)) <= max(self.absolute, tolerance)
+        if self.absolute:
+            return abs(one - other) <= max(self.absolute, tolerance)
+        return math.isclose(one, other, rel_tol=max(self.relative, tolerance))
 
 
 def _plain(value: Any) -> Any:
@@ -95,107 +95,213 @@ def _plain(value: Any) -> Any:
     return round(value, 6) + 0.0 if isinstance(value, float) else value
 
 
-def _agree(key: str, one: Any, other: Any, tolerance: float) -> bool:
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(_agree(key, a, b, tolerance) for a, b in zip(one, other, strict=True))
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        if key.endswith("_deg"):
-            return abs((one - other + 180) % 360 - 180) <= tolerance
-        relative = 0.0 if key == "detector_offset_mm" else tolerance
-        return math.isclose(one, other, rel_tol=relative, abs_tol=tolerance)
-    return bool(one == other)
+def plain_text(value: Any) -> str:
+    """A value as messages write it."""
+    return "(" + ", ".join(map(plain_text, value)) + ")" if isinstance(value, tuple) else str(value)
 
 
-def _possible(key: str, value: Any) -> bool:
-    low, high = LIMITS.get(key, (-math.inf, math.inf))
-    numbers = value if isinstance(value, tuple) else (value,)
-    return all(low <= number <= high for number in numbers if isinstance(number, int | float))
-
-
-class FactSheet:
-    """Facts, warnings and gaps of one radiograph while it is read.
+@dataclass(frozen=True)
+class MetadataValue(Generic[T]):
+    """One value, and where it comes from.
 
     Args:
-        name: of the radiograph, in messages.
-        sidecar_name: of the file that the reader of a message should write into.
-        accept: assumptions that the caller allows, of `ACCEPT`.
+        key: of the value, a field of `AcquisitionMetadata`.
+        value: number, text, or tuple of numbers; numbers are rounded to 6 decimals.
+        origin: kind of the place that it comes from.
+        where: the place: attributes such as "DICOM (0018,1110)", a file's name, an option's name, or what else tells
+            it from other places of that kind.
+        tolerance: difference to another value that is no contradiction, where it is known less exactly than others of
+            its quantity: in the unit if the quantity's tolerance is absolute, else relative.
     """
 
-    def __init__(self, name: str, sidecar_name: str, accept: frozenset[str] = frozenset()) -> None:
-        self.name, self.sidecar_name, self.accept = name, sidecar_name, accept
-        self.facts: dict[str, Sourced] = {}
-        self.refused: dict[str, str] = {}
-        self.warnings: list[str] = []
-        self.gaps: list[Gap] = []
+    key: str
+    value: T
+    origin: Origin
+    where: str
+    tolerance: float = 0.0
 
-    def offer(self, key: str, value: Any, source: str, tolerance: float = 1e-3) -> None:
-        """Take a value, unless a better source gave one already; a value that differs from it is a warning.
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", _plain(self.value))
 
-        Args:
-            key: of the fact, with its unit.
-            value: None is no offer.
-            source: where it comes from.
-            tolerance: difference of numbers that is no conflict: absolute, and except of angles and offsets relative.
-        """
-        if value is None:
-            return
-        value = _plain(value)
-        if source.startswith("DICOM") and not _possible(key, value):
-            self.refused[key] = f"{_text(value)} by {source} cannot be"
-            self.warn(f"{key} {self.refused[key]} and is not used")
-        elif key not in self.facts:
-            self.facts[key] = Sourced(value, source)
-        elif not _agree(key, self.facts[key].value, value, tolerance):
-            mine = self.facts[key]
-            self.warn(
-                f"{key} is {_text(mine.value)} by {mine.source}, but {_text(value)} by {source}; the first is used"
-            )
+    @property
+    def unit(self) -> str:
+        """ "mm", "deg", "kV", or "" for texts and ratios."""
+        return quantity(self.key).unit
 
-    def default(self, key: str, value: Any, source: str) -> None:
-        """Take a value where no source gave one; that a source knew better is no conflict."""
-        if key not in self.facts:
-            self.offer(key, value, source)
+    @property
+    def provenance(self) -> str:
+        """Origin and place in words, such as "option --accept default-distances"."""
+        return _PROVENANCE[self.origin].format(self.where)
 
-    def get(self, key: str) -> Any:
-        """The value of a fact, None where it is not known."""
-        return self.facts[key].value if key in self.facts else None
-
-    def missing(self, key: str) -> str:
-        """What to add where a fact is asked for: that a tag has it, with an impossible value."""
-        return f"; {self.refused[key]}" if key in self.refused else ""
-
-    def source(self, key: str) -> str:
-        """Where a fact comes from, "" where it is not known."""
-        return self.facts[key].source if key in self.facts else ""
-
-    def warn(self, sentence: str) -> None:
-        """A sentence for the reader of the report; said once."""
-        sentence = f"{self.name}: {sentence}"
-        if sentence not in self.warnings:
-            self.warnings.append(sentence)
-
-    def gap(self, problem: str, example: str, accept: Sequence[str] = ()) -> None:
-        """Something missing.
-
-        Args:
-            problem: what, with its tag.
-            example: JSON members that a sidecar would need, such as '"angle_deg": 90'.
-            accept: names of `ACCEPT` that would do.
-        """
-        remedy = f"write {example} into {self.sidecar_name} or the file of --geometry"
-        if accept:
-            remedy += ", or give --accept " + " or --accept ".join(accept)
-        self.gaps.append(Gap(self.name, problem, remedy))
-
-    def accepts(self, name: str) -> bool:
-        """Whether the caller allows an assumption."""
-        return name in self.accept
-
-    def ordered(self) -> dict[str, Sourced]:
-        """The facts in the order of a report."""
-        keys = [*(k for k in _ORDER if k in self.facts), *(k for k in self.facts if k not in _ORDER)]
-        return {key: self.facts[key] for key in keys}
+    def __str__(self) -> str:
+        return f"{plain_text(self.value)} by {self.provenance}"
 
 
-def _text(value: Any) -> str:
-    return "(" + ", ".join(_text(v) for v in value) + ")" if isinstance(value, tuple) else str(value)
+def value_of(found: MetadataValue[V] | None) -> V | None:
+    """The value itself, None where it is not known."""
+    return None if found is None else found.value
+
+
+@dataclass(frozen=True)
+class UnusableValue:
+    """A value that stands in the file and cannot be.
+
+    Args:
+        value: as the file has it.
+        reason: what is wrong with it.
+    """
+
+    value: MetadataValue[Any]
+    reason: str = "cannot be"
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.reason}"
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Something that has to be answered before the radiograph can be used.
+
+    Args:
+        problem: what is not known, with the attribute and its tag.
+        keys: of the fields that would answer it.
+        example: JSON members that a sidecar would need, such as '"angle_deg": 90'.
+        accept: names of `--accept` that would do.
+        advice: what to do, where it is not writing the example into a sidecar.
+        file: the radiograph's name.
+        sidecar: the name of the file to write into.
+    """
+
+    problem: str
+    keys: tuple[str, ...] = ()
+    example: str = ""
+    accept: tuple[str, ...] = ()
+    advice: str = ""
+    file: str = ""
+    sidecar: str = ""
+
+    @property
+    def remedy(self) -> str:
+        """What to write into the sidecar, or which --accept name says it."""
+        if self.advice:
+            return self.advice
+        options = ", or give --accept " + " or --accept ".join(self.accept) if self.accept else ""
+        return f"write {self.example} into {self.sidecar} or the file of --geometry{options}"
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class MissingField(_Question):
+    """Something that no file says, and that must not be assumed in silence."""
+
+
+@dataclass(frozen=True)
+class Contradiction(_Question):
+    """Values that exclude each other, of one key or of several.
+
+    Args:
+        values: all of them, the one that is used first.
+        settled: the order of belief decides, so that it is a warning; else it is asked about.
+    """
+
+    values: tuple[MetadataValue[Any], ...] = ()
+    settled: bool = False
+
+
+class MissingMetadata(ValueError):
+    """All that is missing or contradicts itself, in every file, in one message of one line.
+
+    Args:
+        questions: one by one.
+    """
+
+    def __init__(self, questions: tuple[MissingField | Contradiction, ...]) -> None:
+        self.questions = questions
+        things = "1 thing is" if len(questions) == 1 else f"{len(questions)} things are"
+        listed = " | ".join(f"({i}) {question}" for i, question in enumerate(questions, 1))
+        super().__init__(f"{things} not known about the radiographs and will not be assumed in silence: {listed}")
+
+
+@dataclass(frozen=True)
+class AcquisitionMetadata:
+    """All that is known of how one radiograph was taken; None where it is not known. The order is a report's.
+
+    Angles and axes are those of `docs/explanation/conventions.md`; what each field means and which attributes tell it
+    stands in `docs/reference/radiographs.md`.
+    """
+
+    modality: MetadataValue[str] | None = None
+    beam: MetadataValue[str] | None = None
+    view_position: MetadataValue[str] | None = None
+    angle_deg: MetadataValue[float] | None = None
+    elevation_deg: MetadataValue[float] | None = None
+    source_to_detector_mm: MetadataValue[float] | None = None
+    source_to_isocenter_mm: MetadataValue[float] | None = None
+    magnification: MetadataValue[float] | None = None
+    pixel_mm: MetadataValue[tuple[float, float]] | None = None
+    detector_offset_mm: MetadataValue[tuple[float, float]] | None = None
+    detector_angles_deg: MetadataValue[tuple[float, float]] | None = None
+    detector_roll_deg: MetadataValue[float] | None = None
+    patient_position: MetadataValue[str] | None = None
+    orientation: MetadataValue[str] | None = None
+    flips: MetadataValue[str] | None = None
+    isocenter_mm: MetadataValue[tuple[float, float, float]] | None = None
+    kvp: MetadataValue[float] | None = None
+    frame: MetadataValue[float] | None = None
+    intent: MetadataValue[str] | None = None
+    photometric: MetadataValue[str] | None = None
+    intensity_relationship: MetadataValue[str] | None = None
+    intensity_sign: MetadataValue[int] | None = None
+    rescale: MetadataValue[str] | None = None
+    log_scale: MetadataValue[float] | None = None
+    unattenuated: MetadataValue[float] | None = None
+    exposed_field: MetadataValue[str] | None = None
+    questions: tuple[MissingField | Contradiction, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()
+    unusable: tuple[UnusableValue, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def get(self, key: str) -> MetadataValue[Any] | None:
+        """The value of a field, by its name."""
+        found = getattr(self, key, None)
+        return found if isinstance(found, MetadataValue) else None
+
+    def known(self) -> dict[str, MetadataValue[Any]]:
+        """All values that are known, in the order of a report."""
+        return {f.name: found for f in fields(self) if (found := self.get(f.name)) is not None}
+
+    def why_unusable(self, key: str) -> str:
+        """What to add where a field is asked for: that the file has it, with an impossible value."""
+        return next((f"; {one}" for one in self.unusable if one.value.key == key), "")
+
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what is not as it should be, each once."""
+        said = [f"{one.value.key} {one} and is not used" for one in self.unusable]
+        said += [one.problem for one in self.contradictions if one.settled]
+        return tuple(dict.fromkeys([*said, *self.notes]))
+
+
+#: What holds for the values of a field; fields that are not here are texts or plain numbers, which have to be equal.
+_QUANTITIES = {
+    "view_position": Quantity(asks=True, settled_by="angle_deg"),
+    "angle_deg": Quantity("deg", absolute=0.5),
+    "elevation_deg": Quantity("deg", (-85, 85), absolute=0.5),
+    "source_to_detector_mm": Quantity("mm", (10, 10000), relative=1e-3),
+    "source_to_isocenter_mm": Quantity("mm", (10, 10000), relative=1e-3),
+    "magnification": Quantity(relative=1e-3),
+    "pixel_mm": Quantity("mm", (1e-3, 50), relative=1e-3),
+    "detector_offset_mm": Quantity("mm", (-2000, 2000), absolute=0.5),
+    "detector_angles_deg": Quantity("deg", (-80, 80), absolute=0.1),
+    "detector_roll_deg": Quantity("deg", absolute=0.1),
+    "isocenter_mm": Quantity("mm", absolute=1e-3),
+    "kvp": Quantity("kV", (1, 1e5), relative=1e-3),
+    "log_scale": Quantity(relative=1e-3),
+    "unattenuated": Quantity(relative=1e-3),
+}
+
+
+def quantity(key: str) -> Quantity:
+    """What holds for all values of a key."""
+    return _QUANTITIES.get(key, Quantity())

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from custom.geometry import is_cone
-from custom.geometry.detector import isocenter_pixel_mm, match_detector
+from custom.geometry import ViewRow
+from custom.geometry.detector import isocenter_pixel_mm, resample_detector
 from custom.radiographs.radiograph import Radiograph
 
 __all__ = ["Assembled", "assemble"]
 
 _MULTIPLE = 8
 _LARGEST_SIDE = 4096
-#: A pixel of the common detector counts as exposed where at least this part of its area is.
-_EXPOSED_PART = 0.5
+#: Relative difference of pixel sizes that is left alone where rows and columns fit already.
+_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -27,14 +26,14 @@ class Assembled:
     """All views on one detector.
 
     Args:
-        image: (K, V, U) float32, line integrals; 0 where not exposed.
+        image: (K, V, U) float32, line integrals; 0 outside the fields.
         views: (K, 13) float32.
-        exposed: bool (K, V, U).
+        field_mask: bool (K, V, U).
     """
 
     image: Tensor
     views: Tensor
-    exposed: Tensor
+    field_mask: Tensor
 
 
 def assemble(
@@ -42,9 +41,9 @@ def assemble(
 ) -> Assembled:
     """All views on one detector.
 
-    Radiographs of one size that are exposed throughout go through `custom.geometry.detector.match_detector` where no
-    detector is asked for. Others are resampled, in the same planes, to detectors whose middle is where the ray through
-    the isocentre meets them, so that offsets vanish.
+    Radiographs of one size that are exposed throughout, with the wanted pixels and rows and columns in multiples of 8,
+    stay as they are where no detector is asked for. Others are resampled, in the same planes, to detectors whose middle
+    is where the ray through the isocentre meets them, so that offsets vanish.
 
     Args:
         radiographs: of `read_radiographs`.
@@ -52,7 +51,7 @@ def assemble(
         detector_shape: rows and columns (V, U); None takes the smallest multiple of 8 that holds every radiograph.
 
     Returns:
-        Image, views and exposed. Padding is not exposed and is 0.
+        Image, views and field. Padding is outside the field and is 0.
 
     Raises:
         ValueError: no radiographs, a pixel that is not positive, a picture that is smaller than it or thousands of
@@ -64,14 +63,20 @@ def assemble(
         raise ValueError(f"pixel_at_isocenter_mm must be positive, got {pixel_at_isocenter_mm}")
     views = torch.stack([r.view.double() for r in radiographs])
     _check_sizes(radiographs, views, pixel_at_isocenter_mm)
-    alike = len({tuple(r.line_integrals.shape) for r in radiographs}) == 1
-    whole = all(bool(r.exposed.all()) for r in radiographs)
-    if alike and whole and detector_shape is None:
+    ratio = pixel_at_isocenter_mm / isocenter_pixel_mm(views)
+    shapes = {tuple(r.line_integrals.shape) for r in radiographs}
+    whole = all(bool(r.field_mask.all()) for r in radiographs)
+    pixels_fit = bool(((1 / ratio - 1).abs() <= _TOLERANCE).all())
+    if (
+        detector_shape is None
+        and len(shapes) == 1
+        and whole
+        and pixels_fit
+        and not any(side % _MULTIPLE for side in next(iter(shapes)))
+    ):
         # The same pixels as every other reader of stored stacks gives.
         image = torch.stack([r.line_integrals for r in radiographs])
-        image, matched = match_detector(image, views.float(), pixel_at_isocenter_mm)
-        return Assembled(image, matched, torch.ones_like(image, dtype=torch.bool))
-    ratio = pixel_at_isocenter_mm / isocenter_pixel_mm(views)
+        return Assembled(image, views.float(), torch.ones_like(image, dtype=torch.bool))
     shape = detector_shape or _smallest(radiographs, views, ratio)
     if min(shape) < 1 or max(shape) > _LARGEST_SIDE:
         raise ValueError(
@@ -79,7 +84,10 @@ def assemble(
         )
     images, masks = [], []
     for k, radiograph in enumerate(radiographs):
-        image, mask = _resample(radiograph, views[k], shape, ratio[k])
+        offset = _offset(views[k])
+        image, mask = resample_detector(
+            radiograph.line_integrals, radiograph.field_mask, shape, ratio[k].tolist(), offset
+        )
         if not bool(mask.any()):
             raise ValueError(
                 f"{radiograph.name}: nothing of it falls on the detector of {shape[0]} x {shape[1]} pixels; is its "
@@ -87,17 +95,17 @@ def assemble(
             )
         images.append(image)
         masks.append(mask)
-        views[k, 3:6] = _foot(views[k])
-        views[k, 6:9] *= ratio[k, 1]
-        views[k, 9:12] *= ratio[k, 0]
-    return Assembled(torch.stack(images), views.float(), torch.stack(masks))
+    row = ViewRow.from_tensor(views)
+    moved = replace(row, detector_center=row.foot, u_step=row.u_step * ratio[:, 1:], v_step=row.v_step * ratio[:, :1])
+    return Assembled(torch.stack(images), moved.to_tensor().float(), torch.stack(masks))
 
 
 def _check_sizes(radiographs: Sequence[Radiograph], views: Tensor, pixel_at_isocenter_mm: float) -> None:
     """Refuse sizes that would take memory and time without end."""
     for radiograph, view, pixel in zip(radiographs, views, isocenter_pixel_mm(views), strict=True):
         rows, columns = radiograph.line_integrals.shape
-        height, width = (float(n * step.norm()) for n, step in ((rows, view[9:12]), (columns, view[6:9])))
+        row_mm, column_mm = ViewRow.from_tensor(view).pixel_mm.tolist()
+        height, width = rows * row_mm, columns * column_mm
         sides = [rows * float(pixel[0]) / pixel_at_isocenter_mm, columns * float(pixel[1]) / pixel_at_isocenter_mm]
         if not max(sides) <= _LARGEST_SIDE:
             raise ValueError(
@@ -113,58 +121,19 @@ def _check_sizes(radiographs: Sequence[Radiograph], views: Tensor, pixel_at_isoc
             )
 
 
-def _foot(view: Tensor) -> Tensor:
-    """Where the ray through the isocentre meets the detector's plane [mm]."""
-    normal = torch.linalg.cross(view[6:9], view[9:12])
-    head, center = view[0:3], view[3:6]
-    if bool(is_cone(view)):
-        return head - head * (((center - head) @ normal) / (-head @ normal))
-    return head * ((center @ normal) / (head @ normal))
-
-
-def _corner_offset(view: Tensor) -> tuple[float, float]:
-    """The middle of the picture beside `_foot`, in its own pixels along v and u."""
-    away = view[3:6] - _foot(view)
-    return tuple(float(away @ step / (step @ step)) for step in (view[9:12], view[6:9]))  # type: ignore[return-value]
+def _offset(view: Tensor) -> tuple[float, float]:
+    """The middle of the picture beside the ray through the isocentre, in its own pixels along v and u."""
+    row = ViewRow.from_tensor(view)
+    beside = row.detector_center - row.foot
+    along_v, along_u = (float(beside @ step / (step @ step)) for step in (row.v_step, row.u_step))
+    return along_v, along_u
 
 
 def _smallest(radiographs: Sequence[Radiograph], views: Tensor, ratio: Tensor) -> tuple[int, int]:
     """Rows and columns, multiples of 8, of the detector around the axis that holds every radiograph."""
     sides = [0.0, 0.0]
     for k, radiograph in enumerate(radiographs):
-        for axis, (size, offset) in enumerate(
-            zip(radiograph.line_integrals.shape, _corner_offset(views[k]), strict=True)
-        ):
+        for axis, (size, offset) in enumerate(zip(radiograph.line_integrals.shape, _offset(views[k]), strict=True)):
             sides[axis] = max(sides[axis], (size + 2 * abs(offset)) / float(ratio[k, axis]))
     rows, columns = (math.ceil((side - 0.01) / _MULTIPLE) * _MULTIPLE for side in sides)
     return rows, columns
-
-
-def _resample(radiograph: Radiograph, view: Tensor, shape: tuple[int, int], ratio: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels of `ratio` old ones around the axis: means over their exposed area, by midpoints."""
-    offsets = _corner_offset(view)
-    axes, samples, reach = [], [], []
-    for axis in range(2):
-        old, step = radiograph.line_integrals.shape[axis], float(ratio[axis])
-        count = max(1, math.ceil(step))
-        # Pixels that see something of the picture, whose border fades over half a pixel.
-        first, last = (
-            min(shape[axis], max(0, round_((offsets[axis] + side * (old + 1) / 2) / step + shape[axis] / 2)))
-            for round_, side in ((math.floor, -1), (math.ceil, 1))
-        )
-        if last == first:
-            return torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
-        position = (torch.arange(first * count, last * count) + 0.5) / count - shape[axis] / 2
-        axes.append(((position * step - offsets[axis]) * 2 / old).float())
-        samples.append(count)
-        reach.append(slice(first, last))
-    weight = radiograph.exposed.float()
-    planes = torch.stack([radiograph.line_integrals * weight, weight])[None]
-    total = torch.zeros(2, *shape)
-    # Row by row of sub-pixels, so that fine pictures do not need a grid of millions of points at once.
-    for part in range(samples[0]):
-        grid = torch.stack(torch.meshgrid(axes[0][part :: samples[0]], axes[1], indexing="ij")[::-1], -1)[None]
-        fine = F.grid_sample(planes, grid, padding_mode="zeros", align_corners=False)
-        total[:, reach[0], reach[1]] += F.avg_pool2d(fine, (1, samples[1]))[0] / samples[0]
-    exposed = total[1] >= _EXPOSED_PART
-    return torch.where(exposed, total[0] / total[1].clamp(min=1e-6), torch.zeros(())), exposed

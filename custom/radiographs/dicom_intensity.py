@@ -1,11 +1,13 @@
-"""From stored values of a DICOM radiograph to line integrals.
+"""From stored values of a DICOM radiograph to values after the modality transformation, and what they mean.
 
-Sources: PS3.3 C.8.11.3.1.2 (Pixel Intensity Relationship of DX: about stored values, not about display), C.8.7.1.1.2
+References: PS3.3 C.8.11.3.1.2 (Pixel Intensity Relationship of DX: about stored values, not about display), C.8.7.1.1.2
 (XA: with LOG, the Modality LUT leads back to linear), C.11.1 (Modality LUT), C.7.5.1.1.2 (Pixel Padding). VOI LUT,
 window and Presentation LUT are for viewing and change no stored value, so they play no part.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,47 +15,122 @@ import pydicom
 
 from custom.dicom.detector_tags import tagged_exposure
 from custom.dicom.header import PRESENTATION_CLASS, PROCESSING_CLASS, Header, numbers, tag, text
-from custom.radiographs import dicom_pose as dicom_pose
-from custom.radiographs.acquisition_metadata import FactSheet
-from custom.radiographs.line_integrals import relate
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Contradiction, Origin, UnusableValue
+from custom.radiographs.dicom_pose import tagged
+from custom.radiographs.line_integrals import PictureValues
+from custom.radiographs.readings import Reading, found, merge, note
 
-__all__ = ["line_integrals", "offer_intensity"]
+__all__ = ["picture_values", "read_intensity"]
 
 
-def offer_intensity(header: Header, sheet: FactSheet) -> None:
-    """Facts about the meaning of values: intent, photometric, intensity_relationship, intensity_sign."""
-    dataset = header.dataset
+class _Rescale(NamedTuple):
+    """A linear modality transformation: slope * stored + intercept."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+def read_intensity(header: Header, given: Reading) -> Reading:
+    """What the tags say about the meaning of values after the modality transformation.
+
+    Args:
+        header: of `read_header`.
+        given: what geometry file and sidecar say; they speak of values after the modality transformation.
+
+    Returns:
+        intent, photometric, intensity_relationship, intensity_sign and rescale.
+
+    Raises:
+        ValueError: a Modality LUT that is not followed.
+    """
+    dataset, own = header.dataset, _intents(header.dataset)
+    own += tagged("photometric", text(dataset, "PhotometricInterpretation"), "PhotometricInterpretation")
+    relationship = text(dataset, "PixelIntensityRelationship")
+    stated = tagged("intensity_relationship", relationship[:20] or None, "PixelIntensityRelationship")
+    if relationship not in ("", "LIN", "LOG"):
+        own += Reading(unusable=(UnusableValue(stated.values[0], "is neither LIN nor LOG"),))
+        stated = Reading()
+    number = numbers(dataset, "PixelIntensityRelationshipSign")
+    sign = int(number[0]) if number is not None and abs(number[0]) == 1 else None
+    by_sign = tagged("intensity_sign", sign, "PixelIntensityRelationshipSign")
+    own += _against_display(merge(given, own, by_sign))
+    if text(dataset, "LossyImageCompression") == "01":
+        own += note("the picture was compressed with losses before it came here")
+    if text(dataset, "BurnedInAnnotation") == "YES":
+        own += note("the picture has burned-in annotation, which is read as if it were patient")
+    if "ModalityLUTSequence" in dataset:
+        return own + _by_lookup(header, merge(given), sign)
+    rescale, said = _rescale(dataset)
+    own += stated + note(*said)
+    if rescale != _Rescale():
+        shown = f"{rescale.slope:g} * stored + {rescale.intercept:g}"
+        own += tagged("rescale", shown, "RescaleSlope", "RescaleIntercept")
+    if sign is None or rescale.slope > 0:
+        return own + by_sign
+    # The sign is about stored values, which a negative slope turns round.
+    where = f"DICOM {tag('PixelIntensityRelationshipSign')}, turned by the negative slope"
+    return own + found("intensity_sign", -sign, Origin.FILE, where)
+
+
+def _intents(dataset: pydicom.Dataset) -> Reading:
     by_class = {PROCESSING_CLASS: "processing", PRESENTATION_CLASS: "presentation"}.get(text(dataset, "SOPClassUID"))
     by_type = text(dataset, "PresentationIntentType").removeprefix("FOR ").lower()
-    sources = [("PresentationIntentType", by_type), ("SOPClassUID", by_class)]
+    own = tagged("intent", by_type if by_type in ("processing", "presentation") else None, "PresentationIntentType")
+    own += tagged("intent", by_class, "SOPClassUID")
     # Where they disagree the careful reading comes first.
-    for keyword, intent in sorted(sources, key=lambda s: s[1] != "presentation"):
-        if intent in ("processing", "presentation"):
-            sheet.offer("intent", intent, f"DICOM {tag(keyword)}")
-    sheet.offer("photometric", text(dataset, "PhotometricInterpretation"), f"DICOM {tag('PhotometricInterpretation')}")
-    relationship = text(dataset, "PixelIntensityRelationship")
-    if relationship in ("LIN", "LOG"):
-        sheet.offer("intensity_relationship", relationship, f"DICOM {tag('PixelIntensityRelationship')}")
-    elif relationship:
-        sheet.refused["intensity_relationship"] = f"{relationship[:20]!r}, which is neither LIN nor LOG"
-        sheet.warn(
-            f"Pixel Intensity Relationship (0028,1040) is {relationship[:20]!r}: values are not said to follow the "
-            "X-ray intensity"
+    return Reading(tuple(sorted(own.values, key=lambda one: one.value != "presentation")))
+
+
+def _against_display(known: AcquisitionMetadata) -> Reading:
+    """A picture for viewing shows bones bright: its sign and photometric interpretation have to say the same."""
+    photometric, sign = known.photometric, known.intensity_sign
+    if photometric is None or sign is None or known.intent is None or known.intent.value != "presentation":
+        return Reading()
+    if sign.value != {"MONOCHROME1": -1, "MONOCHROME2": 1}.get(photometric.value):
+        return Reading()
+    problem = f"{photometric.value} and intensity_sign {sign.value} together show bones dark: one of them may be wrong"
+    keys = ("intensity_sign", "photometric")
+    return Reading(contradictions=(Contradiction(problem, keys, values=(sign, photometric), settled=True),))
+
+
+def _by_lookup(header: Header, given: AcquisitionMetadata, sign: int | None) -> Reading:
+    """Relationship and sign of values that a Modality LUT leads back to linear."""
+    dataset = header.dataset
+    ends = _lookup(dataset, np.array(_stored_range(dataset), dtype=np.int32))
+    logarithmic = text(dataset, "PixelIntensityRelationship") == "LOG" and given.intensity_relationship is None
+    if ends is None or ends[0] == ends[1] or header.modality not in ("XA", "RF") or not logarithmic:
+        raise ValueError(
+            f"{header.path}: has a Modality LUT {tag('ModalityLUTSequence')}, which is only followed in XA and RF "
+            "with Pixel Intensity Relationship LOG, where it leads back to linear; export the picture without it"
         )
-    sign = numbers(dataset, "PixelIntensityRelationshipSign")
-    if sign is not None and abs(sign[0]) == 1:
-        sheet.offer("intensity_sign", int(sign[0]), f"DICOM {tag('PixelIntensityRelationshipSign')}")
-    photometric = sheet.get("photometric")
-    shown = {"MONOCHROME1": 1, "MONOCHROME2": -1}.get(photometric)
-    if sheet.get("intent") == "presentation" and sheet.get("intensity_sign") == -(shown or 0):
-        sheet.warn(
-            f"{photometric} and intensity_sign {sheet.get('intensity_sign')} together show bones dark: one of them may "
-            "be wrong"
-        )
-    if text(dataset, "LossyImageCompression") == "01":
-        sheet.warn("the picture was compressed with losses before it came here")
-    if text(dataset, "BurnedInAnnotation") == "YES":
-        sheet.warn("the picture has burned-in annotation, which is read as if it were patient")
+    where = f"DICOM {tag('PixelIntensityRelationship')}, linear by Modality LUT {tag('ModalityLUTSequence')}"
+    rising = int(np.sign(ends[1] - ends[0])) * (sign or 1)
+    linear = found("intensity_relationship", "LIN", Origin.FILE, where)
+    return linear + found("intensity_sign", rising, Origin.FILE, where)
+
+
+def _rescale(dataset: pydicom.Dataset) -> tuple[_Rescale, list[str]]:
+    """Rescale Slope and Intercept, and what is to be said of them."""
+    notes = []
+    slope, intercept = numbers(dataset, "RescaleSlope"), numbers(dataset, "RescaleIntercept")
+    for keyword, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
+        if value is None and text(dataset, keyword):
+            said = text(dataset, keyword)[:20]
+            notes.append(f"{keyword} {tag(keyword)} is {said!r}, which is no number, and is not used")
+    m, b = (1.0 if slope is None else slope[0]), (0.0 if intercept is None else intercept[0])
+    if m == 0 or not 1e-9 < abs(m) < 1e9 or abs(b) > 1e9:
+        notes.append(f"Rescale Slope {m:g} and Intercept {b:g} cannot be and are not used")
+        return _Rescale(), notes
+    return _Rescale(m, b), notes
+
+
+def _stored_range(dataset: pydicom.Dataset) -> tuple[int, int]:
+    """Lowest and highest value that the file can hold, by Bits Stored (0028,0101) and Pixel Representation."""
+    stored, signed = numbers(dataset, "BitsStored"), numbers(dataset, "PixelRepresentation")
+    bits = 16 if stored is None else int(stored[0])
+    return (
+        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed is not None and signed[0] == 1 else (0, (1 << bits) - 1)
+    )
 
 
 def _lookup(dataset: pydicom.Dataset, stored: npt.NDArray[np.int32]) -> npt.NDArray[np.float32] | None:
@@ -71,87 +148,33 @@ def _lookup(dataset: pydicom.Dataset, stored: npt.NDArray[np.int32]) -> npt.NDAr
     return table[np.clip(stored - first, 0, count - 1)].astype(np.float32)
 
 
-def _modality(
-    header: Header, sheet: FactSheet, stored: npt.NDArray[np.int32], bits: int, signed: bool
-) -> tuple[npt.NDArray[np.float32], tuple[float, float], float]:
-    """Values after the Modality LUT or rescale, their range and unit; the sheet's sign follows a falling one."""
-    dataset = header.dataset
-    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
-    if "ModalityLUTSequence" in dataset:
-        ends = _lookup(dataset, np.array([low, high], dtype=np.int32))
-        values = _lookup(dataset, stored)
-        logarithmic = sheet.source("intensity_relationship").startswith("DICOM") and (
-            sheet.get("intensity_relationship") == "LOG"
-        )
-        if (
-            values is None
-            or ends is None
-            or ends[0] == ends[1]
-            or header.modality not in ("XA", "RF")
-            or not logarithmic
-        ):
-            raise ValueError(
-                f"{header.path}: has a Modality LUT {tag('ModalityLUTSequence')}, which is only followed in XA and RF "
-                "with Pixel Intensity Relationship LOG, where it leads back to linear; export the picture without it"
-            )
-        sign = int(np.sign(ends[1] - ends[0])) * int(sheet.get("intensity_sign") or 1)
-        del sheet.facts["intensity_relationship"]
-        sheet.facts.pop("intensity_sign", None)
-        source = f"DICOM {tag('PixelIntensityRelationship')}, linear by Modality LUT {tag('ModalityLUTSequence')}"
-        sheet.offer("intensity_relationship", "LIN", source)
-        sheet.offer("intensity_sign", sign, source)
-        return values, (float(ends.min()), float(ends.max())), 1.0
-    slope, intercept = numbers(dataset, "RescaleSlope"), numbers(dataset, "RescaleIntercept")
-    for keyword, found in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
-        if found is None and text(dataset, keyword):
-            said = text(dataset, keyword)[:20]
-            sheet.warn(f"{keyword} {tag(keyword)} is {said!r}, which is no number, and is not used")
-    m, b = (1.0 if slope is None else slope[0]), (0.0 if intercept is None else intercept[0])
-    if m == 0 or not 1e-9 < abs(m) < 1e9 or abs(b) > 1e9:
-        sheet.warn(f"Rescale Slope {m:g} and Intercept {b:g} cannot be and are not used")
-        m, b = 1.0, 0.0
-    if (m, b) != (1.0, 0.0):
-        sheet.offer("rescale", f"{m:g} * stored + {b:g}", f"DICOM {tag('RescaleSlope')}, {tag('RescaleIntercept')}")
-        sign = sheet.get("intensity_sign")
-        if m < 0 and sign is not None and sheet.source("intensity_sign").startswith("DICOM"):
-            # The sign is about stored values, which a negative slope turns round.
-            source = sheet.source("intensity_sign")
-            del sheet.facts["intensity_sign"]
-            sheet.offer("intensity_sign", -sign, f"{source}, turned by the negative slope")
-    ends = np.array([low * m + b, high * m + b])
-    values = (stored * np.float32(m) + np.float32(b)).astype(np.float32)
-    return values, (float(ends.min()), float(ends.max())), abs(m)
-
-
-def line_integrals(
-    header: Header, stored: npt.NDArray[np.int32], pose: dicom_pose.Pose, sheet: FactSheet
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]] | None:
-    """Line integrals of a DICOM radiograph, as stored (not turned).
+def picture_values(
+    header: Header, stored: npt.NDArray[np.int32], active: npt.NDArray[np.bool_] | None
+) -> PictureValues:
+    """Values of a DICOM radiograph after the modality transformation, as stored (not flipped).
 
     Args:
-        header: of `read_header`.
+        header: of `read_header`, whose tags passed `read_intensity`.
         stored: (V, U) of `read_pixels`.
-        pose: with the active area of the detector.
-        sheet: facts of `offer_intensity` and the sidecar.
-
-    Returns:
-        (V, U) float32 and exposed, bool (V, U); None where gaps were noted.
-
-    Raises:
-        ValueError: nothing exposed, or no contrast.
+        active: bool (V, U), the active area of the detector; None where it is not told.
     """
     dataset = header.dataset
-    exposed, masked_by = tagged_exposure(dataset, stored.shape)  # type: ignore[arg-type]
+    mask, masked_by = tagged_exposure(dataset, (stored.shape[0], stored.shape[1]))
     padding, limit = numbers(dataset, "PixelPaddingValue"), numbers(dataset, "PixelPaddingRangeLimit")
     if padding is not None:
         low, high = sorted([padding[0], padding[0] if limit is None else limit[0]])
-        exposed &= ~((stored >= low) & (stored <= high))
+        mask &= ~((stored >= low) & (stored <= high))
         masked_by.append(f"Pixel Padding {tag('PixelPaddingValue')}")
-    if pose.active is not None and pose.active.shape == stored.shape and not pose.active.all():
-        exposed &= pose.active
+    if active is not None and active.shape == stored.shape and not active.all():
+        mask &= active
         masked_by.append(f"detector active area {tag('DetectorActiveDimensions')}")
-    bits, signed = numbers(dataset, "BitsStored"), numbers(dataset, "PixelRepresentation")
-    found = _modality(
-        header, sheet, stored, 16 if bits is None else int(bits[0]), signed is not None and signed[0] == 1
-    )
-    return relate(found[0], exposed, sheet, found[1], masked_by, found[2])
+    ends = np.array(_stored_range(dataset), dtype=np.int32)
+    if "ModalityLUTSequence" in dataset:
+        values, looked_up = _lookup(dataset, stored), _lookup(dataset, ends)
+        assert values is not None and looked_up is not None
+        return PictureValues(values, mask, (float(looked_up.min()), float(looked_up.max())), tuple(masked_by))
+    rescale, _ = _rescale(dataset)
+    m, b = rescale.slope, rescale.intercept
+    values = (stored * np.float32(m) + np.float32(b)).astype(np.float32)
+    low, high = sorted(float(end * m + b) for end in ends)
+    return PictureValues(values, mask, (low, high), tuple(masked_by), abs(m))

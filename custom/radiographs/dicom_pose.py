@@ -1,26 +1,24 @@
-"""Geometry of DX, CR, XA and RF from their tags, as facts with provenance; RTIMAGE: `rt_image_pose`.
+"""Geometry of DX, CR, XA and RF from their tags; RTIMAGE: `rt_image_pose`.
 
-Sources: PS3.3 C.8.11.5 (DX Positioning), C.8.1.2 (CR Image), C.8.7.5 (XA Positioner), C.8.7.6 (XRF Positioner),
+References: PS3.3 C.8.11.5 (DX Positioning), C.8.1.2 (CR Image), C.8.7.5 (XA Positioner), C.8.7.6 (XRF Positioner),
 C.8.11.4 (DX Detector), 10.7 (Pixel Spacing Calibration), C.7.6.1.1.1 (Patient Orientation). Every attribute may be
 absent or, of type 2, empty.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pydicom
-from torch import Tensor
 
 from custom.dicom.detector_tags import active_area
 from custom.dicom.header import Header, numbers, tag, text
-from custom.radiographs.acquisition_metadata import FactSheet
-from custom.radiographs.view_from_metadata import VIEW_ANGLES_DEG, Turn, place
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
+from custom.radiographs.readings import Reading, ask, found, merge, note
+from custom.radiographs.view_from_metadata import VIEW_ANGLES_DEG, StoredPose
 
-__all__ = ["Pose", "locate", "offer_common"]
+__all__ = ["common_tags", "read_pose", "tagged"]
 
 #: View codes (CID 4010) where View Position is empty: SNOMED CT and the older SRT.
 _VIEW_CODES = {
@@ -29,36 +27,15 @@ _VIEW_CODES = {
 }  # fmt: skip
 
 
-@dataclass
-class Pose:
-    """Where a picture stands, in the axes of the stored picture.
-
-    Args:
-        offset_mm: middle of the picture beside the central ray, along increasing columns and rows.
-        offset_source: its provenance.
-        tilt_deg: Detector Primary and Secondary Angle.
-        active: bool (V, U), pixels within the detector's active area; None where it is not told.
-    """
-
-    offset_mm: tuple[float, float] | None = None
-    offset_source: str = ""
-    tilt_deg: tuple[float, float] | None = None
-    tilt_source: str = ""
-    active: npt.NDArray[np.bool_] | None = None
-
-    def place(self, sheet: FactSheet) -> tuple[Tensor, Turn] | None:
-        """View and turn, see `custom.radiographs.view_from_metadata.place`."""
-        return place(sheet, self.offset_mm, self.offset_source, self.tilt_deg, self.tilt_source)
-
-
-def _source(*keywords: str) -> str:
-    return "DICOM " + ", ".join(tag(k) for k in keywords)
+def tagged(key: str, value: Any, *keywords: str, tolerance: float = 0.0) -> Reading:
+    """A value of these attributes; nothing where it is None."""
+    return found(key, value, Origin.FILE, f"DICOM {', '.join(map(tag, keywords))}", tolerance)
 
 
 def _positive(dataset: pydicom.Dataset, keyword: str) -> float | None:
     """A length or ratio; zero and negative ones are how some devices write "not known"."""
-    found = numbers(dataset, keyword)
-    return found[0] if found is not None and found[0] > 0 else None
+    values = numbers(dataset, keyword)
+    return values[0] if values is not None and values[0] > 0 else None
 
 
 def _code(dataset: pydicom.Dataset) -> str | None:
@@ -68,184 +45,173 @@ def _code(dataset: pydicom.Dataset) -> str | None:
         return None
 
 
-def offer_common(header: Header, sheet: FactSheet) -> None:
-    """Facts that every modality shares: modality, beam, kVp, Patient Orientation."""
+def common_tags(header: Header) -> Reading:
+    """What every modality shares: modality, beam, kVp, Patient Orientation."""
     dataset = header.dataset
-    sheet.offer("modality", header.modality, _source("SOPClassUID"))
-    sheet.default("beam", "cone", f"{header.modality}: a point source")
-    kvp = _positive(dataset, "KVP")
-    sheet.offer("kvp", kvp, _source("KVP"))
+    own = tagged("modality", header.modality, "SOPClassUID") + tagged("kvp", _positive(dataset, "KVP"), "KVP")
+    own += found("beam", "cone", Origin.DERIVED, f"modality: a {header.modality} has a point source")
     orientation = text(dataset, "PatientOrientation")
     parts = orientation.split("\\")
     if len(parts) == 2 and all(0 < len(p) <= 3 and set(p) <= set("RLAPHF") for p in parts):
-        sheet.offer("orientation", orientation, _source("PatientOrientation"))
-    elif orientation.strip("\\"):
-        sheet.warn(f"Patient Orientation {tag('PatientOrientation')} is {orientation[:40]!r}, which is not understood")
+        return own + tagged("orientation", orientation, "PatientOrientation")
+    if not orientation.strip("\\"):
+        return own
+    said = f"Patient Orientation {tag('PatientOrientation')} is {orientation[:40]!r}, which is not understood"
+    return own + note(said)
 
 
-def _offer_view(header: Header, sheet: FactSheet, frame: int) -> None:
+def _view(header: Header, known: AcquisitionMetadata, frame: int) -> Reading:
     dataset = header.dataset
     position = text(dataset, "ViewPosition")
-    if position in VIEW_ANGLES_DEG:
-        sheet.offer("view_position", position, _source("ViewPosition"))
-    elif position and sheet.get("view_position") is None:
-        sheet.warn(f"View Position {tag('ViewPosition')} is {position[:40]!r}, which names no angle")
-    code = _code(dataset)
-    own = sheet.source("view_position") == _source("ViewPosition")
-    if own and code is not None and code != position and sheet.get("angle_deg") is None:
-        sheet.gap(
-            f"two views that exclude each other: {position} by {_source('ViewPosition')}, but {code} by "
-            f"{_source('ViewCodeSequence')}",
-            f'"view_position": "{position}" or "{code}"',
-        )
-    else:
-        sheet.offer("view_position", code, _source("ViewCodeSequence"))
+    own = tagged("view_position", position if position in VIEW_ANGLES_DEG else None, "ViewPosition")
+    if position and not own.values and known.view_position is None:
+        own += note(f"View Position {tag('ViewPosition')} is {position[:40]!r}, which names no angle")
+    own += tagged("view_position", _code(dataset), "ViewCodeSequence")
     primary, secondary = (numbers(dataset, f"Positioner{k}Angle") for k in ("Primary", "Secondary"))
     c_arm = header.modality == "XA" or text(dataset, "PositionerType") == "CARM"
     if primary is None or not c_arm:
         # Wall stands write 0 here whatever the view, so only a C-arm's angles are those of PS3.3 C.8.7.5.
-        return
+        return own
     angles = [primary[0], secondary[0] if secondary is not None else 0.0]
     for k, name in enumerate(("Primary", "Secondary")):
         steps = numbers(dataset, f"Positioner{name}AngleIncrement", None)
         if frame > 1 and steps is not None:
             angles[k] += sum(steps[1:frame]) if len(steps) > 1 else steps[0] * (frame - 1)
     if not (abs(angles[0]) <= 360 and abs(angles[1]) <= 85):
-        sheet.warn(f"positioner angles {angles[0]:g} and {angles[1]:g} degrees are out of range and are not used")
-        return
+        said = f"positioner angles {angles[0]:g} and {angles[1]:g} degrees are out of range and are not used"
+        return own + note(said)
     # The angles are the detector's: 0 in front of the chest, +90 at the patient's left, cranial positive.
-    sheet.offer("angle_deg", (angles[0] - 90) % 360, _source("PositionerPrimaryAngle"), tolerance=0.5)
-    if secondary is not None:
-        sheet.offer("elevation_deg", -angles[1], _source("PositionerSecondaryAngle"), tolerance=0.5)
+    own += tagged("angle_deg", (angles[0] - 90) % 360, "PositionerPrimaryAngle")
+    return own + tagged("elevation_deg", None if secondary is None else -angles[1], "PositionerSecondaryAngle")
 
 
-def _offer_distances(header: Header, sheet: FactSheet) -> None:
+def _distances(header: Header, others: Reading) -> Reading:
     dataset = header.dataset
     detector, patient, factor = (
         _positive(dataset, k)
         for k in ("DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor")
     )
-    sheet.offer("source_to_detector_mm", detector, _source("DistanceSourceToDetector"))
-    detector = sheet.get("source_to_detector_mm")
-    implied = detector / factor if detector is not None and factor is not None and factor > 1 else None
-    by_factor = _source("DistanceSourceToDetector", "EstimatedRadiographicMagnificationFactor")
-    stated = sheet.get("source_to_isocenter_mm") is not None
+    own = tagged("source_to_detector_mm", detector, "DistanceSourceToDetector")
+    known = merge(others, own)
+    to_detector = value_of(known.source_to_detector_mm)
+    implied = to_detector / factor if to_detector is not None and factor is not None and factor > 1 else None
     agree = implied is not None and patient is not None and abs(implied / patient - 1) <= 0.01
+    by_factor = ("DistanceSourceToDetector", "EstimatedRadiographicMagnificationFactor")
+    # Factors are written with two or three digits.
+    from_factor = tagged("source_to_isocenter_mm", implied, *by_factor, tolerance=0.01)
     if header.modality in ("XA", "RF") or agree:
         # C.8.7.5: to the isocentre.
-        sheet.offer("source_to_isocenter_mm", patient, _source("DistanceSourceToPatient"))
-        sheet.offer("source_to_isocenter_mm", implied, by_factor, tolerance=0.01)
-        return
+        return own + tagged("source_to_isocenter_mm", patient, "DistanceSourceToPatient") + from_factor
     # C.8.11.5: to the table or bucky. The factor is the ratio at the object, so it knows better.
-    sheet.offer("source_to_isocenter_mm", implied, by_factor)
-    sheet.offer("source_to_isocenter_mm", patient, _source("DistanceSourceToPatient"), tolerance=0.01)
-    if implied is None and patient is not None and not stated:
-        sheet.warn(
-            f"the middle of the patient is taken to be {patient:g} mm from the source, by Distance Source to Patient "
-            "(0018,1111); the standard measures that to the table or bucky, so if the device does, the scale of the "
-            'result is a little wrong: "source_to_isocenter_mm" in a sidecar says it better'
-        )
+    own += from_factor + tagged("source_to_isocenter_mm", patient, "DistanceSourceToPatient", tolerance=0.01)
+    if implied is not None or patient is None or known.source_to_isocenter_mm is not None:
+        return own
+    return own + note(
+        f"the middle of the patient is taken to be {patient:g} mm from the source, by Distance Source to Patient "
+        "(0018,1111); the standard measures that to the table or bucky, so if the device does, the scale of the "
+        'result is a little wrong: "source_to_isocenter_mm" in a sidecar says it better'
+    )
 
 
-def _pixel_spacing(header: Header, sheet: FactSheet) -> None:
+def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> Reading:
     """Imager Pixel Spacing before Pixel Spacing, which may be corrected to a depth in the patient (10.7.1.1)."""
     dataset = header.dataset
     imager, nominal, plain = (
-        found if (found := numbers(dataset, k, 2)) is not None and min(found) > 0 else None
+        pair if (pair := numbers(dataset, k, 2)) is not None and min(pair) > 0 else None
         for k in ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacing")
     )
     calibration = text(dataset, "PixelSpacingCalibrationType")
     factor = _positive(dataset, "EstimatedRadiographicMagnificationFactor")
-    if imager is not None or nominal is not None or sheet.get("pixel_mm") is not None:
-        sheet.offer("pixel_mm", imager, _source("ImagerPixelSpacing"))
-        if imager is None:
-            sheet.offer("pixel_mm", nominal, _source("NominalScannedPixelSpacing"))
-        _cross_check(sheet, plain, calibration)
-        return
+    known = merge(others)
+    if imager is not None or nominal is not None or known.pixel_mm is not None:
+        keyword = "NominalScannedPixelSpacing" if imager is None else "ImagerPixelSpacing"
+        own = tagged("pixel_mm", nominal if imager is None else imager, keyword)
+        return own + _cross_check(merge(others, own), plain, calibration)
     if plain is None:
-        return
+        return Reading()
     if calibration == "GEOMETRY" and factor is not None and factor > 1:
-        source = _source("PixelSpacing", "EstimatedRadiographicMagnificationFactor")
-        sheet.offer("pixel_mm", tuple(p * factor for p in plain), source)
-        return
-    detector, isocenter = sheet.get("source_to_detector_mm"), sheet.get("source_to_isocenter_mm")
-    if not calibration and sheet.accepts("pixel-spacing-at-detector"):
-        sheet.offer("pixel_mm", plain, f"{_source('PixelSpacing')}, option --accept pixel-spacing-at-detector")
-    elif sheet.accepts("pixel-spacing-at-isocenter") and detector and isocenter:
-        scaled = tuple(p * detector / isocenter for p in plain)
-        sheet.offer("pixel_mm", scaled, f"{_source('PixelSpacing')}, option --accept pixel-spacing-at-isocenter")
-    else:
-        what = f"is calibrated ({calibration})" if calibration else "does not say at which depth it is measured"
-        sheet.gap(
-            f"Pixel Spacing {tag('PixelSpacing')} {plain[0]:g} x {plain[1]:g} mm {what}, and Imager Pixel Spacing "
-            f"{tag('ImagerPixelSpacing')} is absent",
-            f'"pixel_mm": [{plain[0]:g}, {plain[1]:g}] if that is measured on the detector',
-            ([] if calibration else ["pixel-spacing-at-detector"]) + ["pixel-spacing-at-isocenter"],
-        )
+        size = tuple(p * factor for p in plain)
+        return tagged("pixel_mm", size, "PixelSpacing", "EstimatedRadiographicMagnificationFactor")
+    detector, isocenter = value_of(known.source_to_detector_mm), value_of(known.source_to_isocenter_mm)
+    option, size = "", plain
+    if not calibration and "pixel-spacing-at-detector" in accept:
+        option = "pixel-spacing-at-detector"
+    elif "pixel-spacing-at-isocenter" in accept and detector and isocenter:
+        option, size = "pixel-spacing-at-isocenter", tuple(p * detector / isocenter for p in plain)
+    if option:
+        where = f"{option}, DICOM {tag('PixelSpacing')}"
+        return found("pixel_mm", size, Origin.OPTION, where)
+    what = f"is calibrated ({calibration})" if calibration else "does not say at which depth it is measured"
+    problem = (
+        f"Pixel Spacing {tag('PixelSpacing')} {plain[0]:g} x {plain[1]:g} mm {what}, and Imager Pixel Spacing "
+        f"{tag('ImagerPixelSpacing')} is absent"
+    )
+    example = f'"pixel_mm": [{plain[0]:g}, {plain[1]:g}] if that is measured on the detector'
+    options = (*(() if calibration else ("pixel-spacing-at-detector",)), "pixel-spacing-at-isocenter")
+    return ask(problem, ("pixel_mm",), example, *options)
 
 
-def _cross_check(sheet: FactSheet, plain: tuple[float, ...] | None, calibration: str) -> None:
+def _cross_check(known: AcquisitionMetadata, plain: tuple[float, ...] | None, calibration: str) -> Reading:
     """Say so where Pixel Spacing fits neither the detector nor the patient's depth."""
-    pixel, detector, isocenter = (sheet.get(k) for k in ("pixel_mm", "source_to_detector_mm", "source_to_isocenter_mm"))
-    if plain is None or pixel is None:
-        return
+    pixel = value_of(known.pixel_mm)
+    detector, isocenter = value_of(known.source_to_detector_mm), value_of(known.source_to_isocenter_mm)
+    if plain is None or pixel is None or calibration == "FIDUCIAL":
+        return Reading()
     ratio = pixel[0] / plain[0]
     expected = detector / isocenter if detector and isocenter else None
-    if abs(ratio - 1) <= 0.01 or calibration == "FIDUCIAL":
-        return
-    if expected is None or abs(ratio / expected - 1) > 0.05:
-        shown = f"the distances give {expected:.3f}" if expected is not None else "no distances are known"
-        sheet.warn(
-            f"Pixel Spacing (0028,0030) implies a magnification of {ratio:.3f}, {shown}; the size on the detector, "
-            f"{pixel[0]:g} mm, is used"
-        )
+    if abs(ratio - 1) <= 0.01 or (expected is not None and abs(ratio / expected - 1) <= 0.05):
+        return Reading()
+    shown = f"the distances give {expected:.3f}" if expected is not None else "no distances are known"
+    return note(
+        f"Pixel Spacing (0028,0030) implies a magnification of {ratio:.3f}, {shown}; the size on the detector, "
+        f"{pixel[0]:g} mm, is used"
+    )
 
 
-def _offer_tilt(header: Header, sheet: FactSheet, pose: Pose) -> None:
-    dataset = header.dataset
+def _tilt(dataset: pydicom.Dataset, known: AcquisitionMetadata) -> Reading:
+    """Detector angles in the axes of the stored picture, and what is to be said or asked about them."""
     primary, secondary = (numbers(dataset, f"Detector{k}Angle") for k in ("Primary", "Secondary"))
     if primary is not None or secondary is not None:
-        tilt = tuple(0.0 if found is None else found[0] for found in (primary, secondary))
+        tilt = tuple(0.0 if angle is None else angle[0] for angle in (primary, secondary))
         if max(map(abs, tilt)) > 80:
-            sheet.warn(f"detector angles of {tilt[0]:g} and {tilt[1]:g} degrees are out of range and are not used")
-        else:
-            pose.tilt_deg = (tilt[0], tilt[1])
-            pose.tilt_source = _source("DetectorPrimaryAngle", "DetectorSecondaryAngle")
-        return
+            return note(f"detector angles of {tilt[0]:g} and {tilt[1]:g} degrees are out of range and are not used")
+        return tagged("detector_angles_deg", tilt, "DetectorPrimaryAngle", "DetectorSecondaryAngle")
     column = numbers(dataset, "ColumnAngulation")
-    if column is not None and abs(column[0]) > 0.5 and sheet.get("detector_angles_deg") is None:
-        sheet.gap(
-            f"how the beam meets the detector: Column Angulation {tag('ColumnAngulation')} is {column[0]:g} degrees "
-            "towards the head of the table, not of the patient",
-            f'"detector_angles_deg": [0, {abs(column[0]):g}] (beam tilted to higher columns, to lower rows) and '
-            '"elevation_deg"',
-        )
+    if column is None or abs(column[0]) <= 0.5 or known.detector_angles_deg is not None:
+        return Reading()
+    return ask(
+        f"how the beam meets the detector: Column Angulation {tag('ColumnAngulation')} is {column[0]:g} degrees "
+        "towards the head of the table, not of the patient",
+        ("detector_angles_deg", "elevation_deg"),
+        f'"detector_angles_deg": [0, {abs(column[0]):g}] (beam tilted to higher columns, to lower rows) and '
+        '"elevation_deg"',
+    )
 
 
-def locate(header: Header, sheet: FactSheet, shape: tuple[int, int], frame: int = 1) -> Pose:
-    """Offer all geometry that the tags hold to the sheet.
+def read_pose(
+    header: Header, others: Reading, shape: tuple[int, int], frame: int = 1, accept: frozenset[str] = frozenset()
+) -> tuple[Reading, StoredPose]:
+    """All geometry that the tags hold.
 
     Args:
         header: of a DX, CR, XA or RF image.
-        sheet: facts so far (sidecar first); what cannot be told is noted there.
+        others: what geometry file and sidecar say; it decides what the tags are asked for, and is not part of the
+            result.
         shape: rows and columns as stored.
         frame: number of the frame from 1, for positioners that move.
+        accept: assumptions that are allowed, of `ACCEPT`.
 
     Returns:
-        What `place` needs besides the facts.
+        What the tags say, and what of it is in the axes of the stored picture.
     """
-    offer_common(header, sheet)
-    _offer_view(header, sheet, frame)
-    _offer_distances(header, sheet)
-    _pixel_spacing(header, sheet)
-    pose = Pose()
-    _offer_tilt(header, sheet, pose)
-    pixel: Any = sheet.get("pixel_mm")
-    found = active_area(header.dataset, shape, pixel) if pixel is not None else None
-    if found is not None:
-        pose.offset_mm, pose.active = found
-        pose.offset_source = (
-            f"{_source('FieldOfViewOrigin', 'DetectorActiveOrigin', 'DetectorActiveDimensions')}; the central ray "
-            "meets the middle of the active area"
-        )
-    return pose
+    own = common_tags(header) + _view(header, merge(others), frame) + _distances(header, others)
+    own += _pixel_spacing(header, others + own, accept)
+    tilt = _tilt(header.dataset, merge(others))
+    own, turned = own + replace(tilt, values=()), next(iter(tilt.values), None)
+    pixel = value_of(merge(others, own).pixel_mm)
+    area = active_area(header.dataset, shape, pixel) if pixel is not None else None
+    if area is None:
+        return own, StoredPose(tilt=turned)
+    keywords = ("FieldOfViewOrigin", "DetectorActiveOrigin", "DetectorActiveDimensions")
+    where = f"DICOM {', '.join(map(tag, keywords))}; the central ray meets the middle of the active area"
+    return own, StoredPose(MetadataValue("detector_offset_mm", area[0], Origin.FILE, where), turned, area[1])

@@ -38,14 +38,14 @@ class Air:
         self.level, self.share = level, share
 
 
-def _blocks(q: Array, exposed: Mask) -> tuple[Array, Mask, int]:
+def _blocks(q: Array, field_mask: Mask) -> tuple[Array, Mask, int]:
     """Means of intensity over blocks as q, blocks that are exposed throughout, and a block's side."""
     side = max(1, math.ceil(max(q.shape) / _SIDE))
     rows, columns = (n // side for n in q.shape)
-    lowest = float(q[exposed].min()) if exposed.any() else 0.0
+    lowest = float(q[field_mask].min()) if field_mask.any() else 0.0
     intensity = np.exp(np.minimum(lowest - q[: rows * side, : columns * side], 0.0))
     mean = intensity.reshape(rows, side, columns, side).mean((1, 3))
-    full: Mask = np.all(exposed[: rows * side, : columns * side].reshape(rows, side, columns, side), axis=(1, 3))
+    full: Mask = np.all(field_mask[: rows * side, : columns * side].reshape(rows, side, columns, side), axis=(1, 3))
     return lowest - np.log(np.maximum(mean, 1e-12)), full, side
 
 
@@ -74,7 +74,7 @@ def _edge(q: Array, lines: Mask, share: float) -> int:
     return best
 
 
-def dark_borders(q: Array, exposed: Mask) -> Mask:
+def dark_borders(q: Array, field_mask: Mask) -> Mask:
     """Pixels that are not behind collimator blades parallel to the picture's sides.
 
     A blade is a border that is dark throughout and ends in a straight, sharp edge along most of its length. Blades that
@@ -87,10 +87,10 @@ def dark_borders(q: Array, exposed: Mask) -> Mask:
     Returns:
         bool (V, U), `exposed` without the blades.
     """
-    block, full, side = _blocks(q, exposed)
+    block, full, side = _blocks(q, field_mask)
     rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
     if len(rows) < 16 or len(columns) < 16:
-        return exposed
+        return field_mask
     top, left = int(rows[0]), int(columns[0])
     block = block[top : rows[-1] + 1, left : columns[-1] + 1]
     height, width = block.shape
@@ -101,16 +101,16 @@ def dark_borders(q: Array, exposed: Mask) -> Mask:
         before, after = _edge(block, lines, share), _edge(block[:, ::-1], lines, share)
         upper, lower = _edge(block.T, stripes, share), _edge(block[::-1].T, stripes, share)
     if upper + lower >= height - 4 or before + after >= width - 4:
-        return exposed
-    inside = np.zeros_like(exposed)
+        return field_mask
+    inside = np.zeros_like(field_mask)
     first_row, first_column = ((top + upper) * side if upper else 0), ((left + before) * side if before else 0)
     last_row = (top + height - lower) * side if lower else q.shape[0]
     last_column = (left + width - after) * side if after else q.shape[1]
     inside[first_row:last_row, first_column:last_column] = True
-    return exposed & inside
+    return field_mask & inside
 
 
-def find_air(q: Array, exposed: Mask) -> Air | None:
+def find_air(q: Array, field_mask: Mask) -> Air | None:
     """The level of the unattenuated beam, from air beside the patient.
 
     Air is a plateau at the lowest q that touches the border of the exposed field: at least 1 % of it, and at least
@@ -119,12 +119,12 @@ def find_air(q: Array, exposed: Mask) -> Air | None:
 
     Args:
         q: relative line integrals (V, U).
-        exposed: bool (V, U).
+        field_mask: bool (V, U).
 
     Returns:
         None where no air is seen.
     """
-    block, full, _ = _blocks(q, exposed)
+    block, full, _ = _blocks(q, field_mask)
     if full.sum() < 64:
         return None
     smooth = ndimage.median_filter(np.where(full, block, block[full].max()), 3)
@@ -146,9 +146,9 @@ def find_air(q: Array, exposed: Mask) -> Air | None:
     return Air(float(np.median(block[air])), share)
 
 
-def looks_inverted(line_integrals: Array, exposed: Mask) -> bool:
+def looks_inverted(line_integrals: Array, field_mask: Mask) -> bool:
     """Whether the rim of the exposed field is clearly more attenuated than its middle."""
-    block, full, _ = _blocks(line_integrals, exposed)
+    block, full, _ = _blocks(line_integrals, field_mask)
     rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
     if len(rows) < 16 or len(columns) < 16:
         return False

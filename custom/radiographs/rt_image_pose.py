@@ -1,23 +1,25 @@
-"""Geometry of RTIMAGE from its tags, as facts with provenance: a linac's or simulator's gantry.
+"""Geometry of RTIMAGE from its tags: a linac's or simulator's gantry.
 
-Sources: PS3.3 C.8.8.2 (RT Image) and IEC 61217. IEC axes of a viewer who faces the gantry: X to the right, Y towards
+References: PS3.3 C.8.8.2 (RT Image) and IEC 61217. IEC axes of a viewer who faces the gantry: X to the right, Y towards
 the gantry, Z up. Gantry 0: the source is above; 90: at +X. The receptor's axes turn with the gantry.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pydicom
 
+from custom.core.angles import angle_difference_deg
 from custom.dicom.header import Header, numbers, tag, text
-from custom.radiographs import dicom_pose as dicom_pose
-from custom.radiographs.acquisition_metadata import FactSheet
-from custom.radiographs.view_from_metadata import letters
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
+from custom.radiographs.dicom_pose import common_tags, tagged
+from custom.radiographs.readings import Reading, ask, found, merge, note
+from custom.radiographs.view_from_metadata import StoredPose, letters
 
-__all__ = ["locate_rt"]
+__all__ = ["read_rt_pose"]
 
 #: Rows are the patient's R, A, S in the fixed IEC axes X, Y, Z, by Patient Position (0018,5100).
 _PATIENT_AXES = {
@@ -31,78 +33,85 @@ _NOT_PICTURES = ("BLANK", "FLUENCE")
 
 def _exposure(dataset: pydicom.Dataset, keyword: str) -> tuple[float, ...] | None:
     """An attribute of the image, or else of the first item of its Exposure Sequence (3002,0030)."""
-    found = numbers(dataset, keyword)
-    if found is not None:
-        return found
+    values = numbers(dataset, keyword)
+    if values is not None:
+        return values
     try:
         return numbers(dataset.ExposureSequence[0], keyword)
     except Exception:  # absent, empty or damaged
         return None
 
 
-def locate_rt(header: Header, sheet: FactSheet, shape: tuple[int, int], frame: int = 1) -> dicom_pose.Pose:
-    """Offer all geometry that the tags hold to the sheet; see `custom.radiographs.dicom_pose.locate`."""
-    dataset = header.dataset
+def read_rt_pose(
+    header: Header, others: Reading, shape: tuple[int, int], frame: int = 1, accept: frozenset[str] = frozenset()
+) -> tuple[Reading, StoredPose]:
+    """All geometry that the tags hold; see `custom.radiographs.dicom_pose.read_pose`."""
+    dataset, given = header.dataset, merge(others)
     for kind in _NOT_PICTURES:
         if kind in text(dataset, "ImageType").split("\\"):
             raise ValueError(f"{header.path}: an RTIMAGE of type {kind} shows no patient")
-    if "DRR" in text(dataset, "ImageType").split("\\"):
-        sheet.warn("this is a DRR, computed from a CT, not a measured radiograph")
-    kvp = _exposure(dataset, "KVP")
-    if kvp is not None and kvp[0] > 0:
-        sheet.offer("kvp", kvp[0], f"DICOM {tag('KVP')}")
-        if kvp[0] > 400:
-            sheet.warn(
-                f"a megavoltage beam ({kvp[0]:g} kV): its line integrals are several times smaller than those of the "
-                "X-rays that networks are trained with"
-            )
     # Patient Orientation follows from gantry and patient position here; one that is stored is only compared.
     stored = text(dataset, "PatientOrientation")
-    if "orientation" not in sheet.facts and stored.strip("\\"):
+    if given.orientation is None and stored.strip("\\"):
         dataset = dataset.copy()
         del dataset.PatientOrientation
-    dicom_pose.offer_common(Header(header.path, dataset, header.modality), sheet)
+    own = _exposure_tags(dataset) + common_tags(replace(header, dataset=dataset))
     for key, keyword in (("source_to_detector_mm", "RTImageSID"), ("source_to_isocenter_mm", "RadiationMachineSAD")):
-        found = numbers(dataset, keyword)
-        if found is not None and found[0] > 0:
-            sheet.offer(key, found[0], f"DICOM {tag(keyword)}")
+        distance = numbers(dataset, keyword)
+        own += tagged(key, distance[0] if distance is not None and distance[0] > 0 else None, keyword)
     spacing = numbers(dataset, "ImagePlanePixelSpacing", 2)
-    if spacing is not None and min(spacing) > 0:
-        sheet.offer("pixel_mm", spacing, f"DICOM {tag('ImagePlanePixelSpacing')}")
-    _offer_couch(dataset, sheet)
-    gantry = _exposure(dataset, "GantryAngle")
+    own += tagged("pixel_mm", spacing if spacing is not None and min(spacing) > 0 else None, "ImagePlanePixelSpacing")
     position = text(dataset, "PatientPosition")
-    if position in _PATIENT_AXES:
-        sheet.offer("patient_position", position, f"DICOM {tag('PatientPosition')}")
-    if sheet.get("angle_deg") is not None and sheet.get("orientation") is not None:
-        return dicom_pose.Pose()
+    own += tagged("patient_position", position if position in _PATIENT_AXES else None, "PatientPosition")
+    own += _couch(dataset, given)
+    if given.angle_deg is not None and given.orientation is not None:
+        return own, StoredPose()
+    gantry = _exposure(dataset, "GantryAngle")
     if gantry is None:
-        sheet.gap(f"the angle: Gantry Angle {tag('GantryAngle')} is empty", '"angle_deg" and "orientation"')
-        return dicom_pose.Pose()
-    if sheet.get("patient_position") is None and sheet.accepts("head-first-supine"):
-        sheet.offer("patient_position", "HFS", "option --accept head-first-supine")
-    if sheet.get("patient_position") is None:
+        problem = f"the angle: Gantry Angle {tag('GantryAngle')} is empty"
+        return own + ask(problem, ("angle_deg", "orientation"), '"angle_deg" and "orientation"'), StoredPose()
+    if "head-first-supine" in accept:
+        own += found("patient_position", "HFS", Origin.OPTION, "head-first-supine")
+    if merge(others, own).patient_position is None:
         said = f"is {position!r}" if position else "is empty"
-        sheet.gap(
-            f"how the patient lay: Patient Position {tag('PatientPosition')} {said}",
+        problem = f"how the patient lay: Patient Position {tag('PatientPosition')} {said}"
+        keys, example = (
+            ("patient_position", "angle_deg", "orientation"),
             '"patient_position": "HFS", "HFP", "FFS" or "FFP"',
-            ["head-first-supine"],
         )
-        return dicom_pose.Pose()
-    return _by_gantry(dataset, sheet, gantry[0], shape, stored)
+        return own + ask(problem, keys, example, "head-first-supine"), StoredPose()
+    by_gantry, pose = _by_gantry(dataset, merge(others, own), gantry[0], shape, stored)
+    return own + by_gantry, pose
 
 
-def _offer_couch(dataset: pydicom.Dataset, sheet: FactSheet) -> None:
+def _exposure_tags(dataset: pydicom.Dataset) -> Reading:
+    own = Reading()
+    if "DRR" in text(dataset, "ImageType").split("\\"):
+        own += note("this is a DRR, computed from a CT, not a measured radiograph")
+    kvp = _exposure(dataset, "KVP")
+    if kvp is None or kvp[0] <= 0:
+        return own
+    if kvp[0] > 400:
+        own += note(
+            f"a megavoltage beam ({kvp[0]:g} kV): its line integrals are several times smaller than those of the "
+            "X-rays that networks are trained with"
+        )
+    return own + tagged("kvp", kvp[0], "KVP")
+
+
+def _couch(dataset: pydicom.Dataset, given: AcquisitionMetadata) -> Reading:
     couch = _exposure(dataset, "PatientSupportAngle")
-    if couch is not None and abs((couch[0] + 180) % 360 - 180) > 0.5 and sheet.get("angle_deg") is None:
-        sheet.gap(
-            f"the angle to the patient: the couch is turned by {couch[0]:g} degrees, Patient Support Angle "
-            f"{tag('PatientSupportAngle')}",
-            '"angle_deg", "elevation_deg" and "orientation"',
-        )
+    if couch is None or abs(angle_difference_deg(couch[0], 0)) <= 0.5 or given.angle_deg is not None:
+        return Reading()
+    problem = (
+        f"the angle to the patient: the couch is turned by {couch[0]:g} degrees, Patient Support Angle "
+        f"{tag('PatientSupportAngle')}"
+    )
+    keys = ("angle_deg", "elevation_deg", "orientation")
+    return ask(problem, keys, '"angle_deg", "elevation_deg" and "orientation"')
 
 
-def _receptor_axes(dataset: pydicom.Dataset, sheet: FactSheet) -> tuple[np.ndarray, np.ndarray] | None:
+def _receptor_axes(dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray] | Reading:
     """Directions of columns and rows of the stored picture in the receptor's plane (Xr, Yr)."""
     columns, rows = np.array([1.0, 0.0]), np.array([0.0, -1.0])
     cosines = numbers(dataset, "RTImageOrientation", 6)
@@ -112,28 +121,31 @@ def _receptor_axes(dataset: pydicom.Dataset, sheet: FactSheet) -> tuple[np.ndarr
         columns, rows = np.array(cosines[:2]), np.array(cosines[3:5])
         lengths = float(np.linalg.norm(columns)), float(np.linalg.norm(rows))
         flat = all(abs(n - 1) < 1e-2 for n in lengths) and abs(float(columns @ rows)) < 1e-2
-    if not flat or plane == "NON_NORMAL":
-        sheet.gap(
-            f"where the receptor stands: RT Image Plane {tag('RTImagePlane')} is {plane or 'empty'} and RT Image "
-            f"Orientation {tag('RTImageOrientation')} is not in the receptor's plane",
-            '"angle_deg", "orientation" and "detector_angles_deg"',
-        )
-        return None
-    return columns, rows
+    if flat and plane != "NON_NORMAL":
+        return columns, rows
+    return ask(
+        f"where the receptor stands: RT Image Plane {tag('RTImagePlane')} is {plane or 'empty'} and RT Image "
+        f"Orientation {tag('RTImageOrientation')} is not in the receptor's plane",
+        ("angle_deg", "orientation", "detector_angles_deg"),
+        '"angle_deg", "orientation" and "detector_angles_deg"',
+    )
 
 
 def _by_gantry(
-    dataset: pydicom.Dataset, sheet: FactSheet, gantry_deg: float, shape: tuple[int, int], stored: str
-) -> dicom_pose.Pose:
-    axes = _receptor_axes(dataset, sheet)
-    if axes is None or abs(gantry_deg) > 720:
-        return dicom_pose.Pose()
+    dataset: pydicom.Dataset, known: AcquisitionMetadata, gantry_deg: float, shape: tuple[int, int], stored: str
+) -> tuple[Reading, StoredPose]:
+    axes, position = _receptor_axes(dataset), known.patient_position
+    if isinstance(axes, Reading):
+        return axes, StoredPose()
+    if abs(gantry_deg) > 720 or position is None:
+        return Reading(), StoredPose()
     g = math.radians(gantry_deg)
     x_axis, y_axis = np.array([math.cos(g), 0.0, -math.sin(g)]), np.array([0.0, 1.0, 0.0])
-    to_patient = np.array(_PATIENT_AXES[sheet.get("patient_position")], dtype=float)
+    to_patient = np.array(_PATIENT_AXES[position.value], dtype=float)
     toward_source = to_patient @ np.array([math.sin(g), 0.0, math.cos(g)])
     angle = math.degrees(math.atan2(toward_source[1], toward_source[0])) % 360
-    sheet.offer("angle_deg", angle, f"DICOM {tag('GantryAngle')}, {sheet.source('patient_position')}", tolerance=0.5)
+    where = f"DICOM {tag('GantryAngle')}, {position.provenance}"
+    own = found("angle_deg", angle, Origin.FILE, where)
     turned = math.radians((numbers(dataset, "XRayImageReceptorAngle") or (0.0,))[0])
     turn = np.array([[math.cos(turned), -math.sin(turned)], [math.sin(turned), math.cos(turned)]])
     columns, rows = turn @ axes[0], turn @ axes[1]
@@ -145,34 +157,35 @@ def _by_gantry(
     names = [
         letters(to_patient @ (axis[0] * x_axis + axis[1] * y_axis)) for axis in (upright @ columns, upright @ rows)
     ]
-    source = f"DICOM {tag('GantryAngle')}, {tag('RTImageOrientation')}, {sheet.source('patient_position')}"
-    sheet.offer("orientation", "\\".join(names), source)
-    if stored.replace("\\", "") and stored.split("\\")[0][:1] != names[0][:1] and sheet.source("orientation") == source:
-        sheet.warn(
+    where = f"DICOM {tag('GantryAngle')}, {tag('RTImageOrientation')}, {position.provenance}"
+    own += found("orientation", "\\".join(names), Origin.FILE, where)
+    if known.orientation is None and stored.replace("\\", "") and stored.split("\\")[0][:1] != names[0][:1]:
+        own += note(
             f"Patient Orientation (0020,0020) is {stored[:20]}, but gantry and patient position give "
             f"{names[0]}\\{names[1]}; the latter is used"
         )
-    if abs(roll) > 0.05:
-        sheet.offer("detector_roll_deg", roll, f"DICOM {tag('XRayImageReceptorAngle')}", tolerance=0.1)
-    pose = dicom_pose.Pose()
-    pixel: Any = sheet.get("pixel_mm")
+    own += tagged("detector_roll_deg", roll if abs(roll) > 0.05 else None, "XRayImageReceptorAngle")
+    pixel = value_of(known.pixel_mm)
     corner = numbers(dataset, "RTImagePosition", 2)
-    if corner is not None and pixel is not None:
-        translation = numbers(dataset, "XRayImageReceptorTranslation", 3) or (0.0, 0.0, 0.0)
-        middle = np.array(corner) + axes[0] * (shape[1] - 1) / 2 * pixel[1] + axes[1] * (shape[0] - 1) / 2 * pixel[0]
-        middle = turn @ middle + np.array(translation[:2])
-        pose.offset_mm = float(middle @ columns), float(middle @ rows)
-        pose.offset_source = f"DICOM {tag('RTImagePosition')}, {tag('XRayImageReceptorTranslation')}"
-        _check_receptor(sheet, translation, pose.offset_mm)
-    return pose
+    if corner is None or pixel is None:
+        return own, StoredPose()
+    translation = numbers(dataset, "XRayImageReceptorTranslation", 3) or (0.0, 0.0, 0.0)
+    middle = np.array(corner) + axes[0] * (shape[1] - 1) / 2 * pixel[1] + axes[1] * (shape[0] - 1) / 2 * pixel[0]
+    middle = turn @ middle + np.array(translation[:2])
+    offset = float(middle @ columns), float(middle @ rows)
+    where = f"DICOM {tag('RTImagePosition')}, {tag('XRayImageReceptorTranslation')}"
+    pose = StoredPose(MetadataValue("detector_offset_mm", offset, Origin.FILE, where))
+    return own + _check_receptor(known, translation, offset), pose
 
 
-def _check_receptor(sheet: FactSheet, translation: tuple[float, ...], offset: tuple[float, float]) -> None:
-    sid, sad = sheet.get("source_to_detector_mm"), sheet.get("source_to_isocenter_mm")
+def _check_receptor(known: AcquisitionMetadata, translation: tuple[float, ...], offset: tuple[float, float]) -> Reading:
+    sid, sad = value_of(known.source_to_detector_mm), value_of(known.source_to_isocenter_mm)
+    own = Reading()
     if translation[2] and sid and sad and abs(sad - translation[2] - sid) > 5:
-        sheet.warn(
+        own += note(
             f"the receptor stands {-translation[2]:g} mm behind the isocentre by (3002,000D), but {sid - sad:g} mm by "
             "RT Image SID and SAD, which are used"
         )
     if max(map(abs, offset)) > 400:
-        sheet.warn(f"the picture's middle lies {max(map(abs, offset)):.0f} mm beside the central ray")
+        own += note(f"the picture's middle lies {max(map(abs, offset)):.0f} mm beside the central ray")
+    return own

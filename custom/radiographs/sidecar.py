@@ -1,10 +1,10 @@
-"""JSON that says about radiographs what their files do not: beside each file, or one for all."""
+"""JSON files that describe radiographs: a sidecar beside each, or the one of `--geometry` for all."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,17 @@ from typing import Any
 from torch import Tensor
 
 from custom.geometry import JSON_FORMAT, Geometry
-from custom.radiographs.acquisition_metadata import LIMITS
+from custom.radiographs.acquisition_metadata import MetadataValue, Origin, quantity
+from custom.radiographs.readings import Reading
 
-__all__ = ["SIDECAR_FORMAT", "GeometryFile", "Sidecar", "find_sidecar", "load_geometry_file"]
+__all__ = [
+    "SIDECAR_FORMAT",
+    "DescriptionFile",
+    "GivenView",
+    "find_sidecar",
+    "load_geometry_file",
+    "load_sidecar",
+]
 
 SIDECAR_FORMAT = "fewview-ct radiographs 1"
 _LARGEST_FILE = 16 * 2**20
@@ -29,6 +37,10 @@ def _number(low: float, high: float) -> Callable[[Any], float]:
         return float(value)
 
     return check
+
+
+def _within(key: str) -> Callable[[Any], float]:
+    return _number(*quantity(key).limits)
 
 
 def _whole(low: float, high: float) -> Callable[[Any], float]:
@@ -75,17 +87,17 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "beam": _choice("cone", "parallel"),
     "view_position": _choice("AP", "PA", "LL", "RL"),
     "angle_deg": _number(-360, 360),
-    "elevation_deg": _number(*LIMITS["elevation_deg"]),
-    "source_to_detector_mm": _number(*LIMITS["source_to_detector_mm"]),
-    "source_to_isocenter_mm": _number(*LIMITS["source_to_isocenter_mm"]),
-    "pixel_mm": _pair(_number(*LIMITS["pixel_mm"]), single=True),
-    "detector_offset_mm": _pair(_number(*LIMITS["detector_offset_mm"])),
-    "detector_angles_deg": _pair(_number(*LIMITS["detector_angles_deg"])),
+    "elevation_deg": _within("elevation_deg"),
+    "source_to_detector_mm": _within("source_to_detector_mm"),
+    "source_to_isocenter_mm": _within("source_to_isocenter_mm"),
+    "pixel_mm": _pair(_within("pixel_mm"), single=True),
+    "detector_offset_mm": _pair(_within("detector_offset_mm")),
+    "detector_angles_deg": _pair(_within("detector_angles_deg")),
     "detector_roll_deg": _number(-180, 180),
     "patient_position": _choice("HFS", "HFP", "FFS", "FFP"),
     "orientation": _orientation,
     "frame": _whole(1, 1e6),
-    "kvp": _number(*LIMITS["kvp"]),
+    "kvp": _within("kvp"),
     "intent": _choice("processing", "presentation"),
     "intensity_relationship": _choice("LIN", "LOG"),
     "intensity_sign": _choice(1, -1),
@@ -94,32 +106,59 @@ KEYS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Sidecar:
-    """Facts about one radiograph.
+@dataclass(frozen=True, eq=False)
+class GivenView:
+    """A view that a `Geometry` gives whole; its picture is seen from the source, row 0 superior.
 
     Args:
-        source: for provenance, such as "sidecar frontal.json".
-        values: of `KEYS`, checked.
-        view: (13,) of a geometry file; then the picture is stored as seen from the source, row 0 superior.
-        shape: rows and columns that the geometry file states for it.
-        angles_deg: of all views of the geometry file, in their order.
+        geometry: of the file.
+        index: of the view.
+        origin: geometry file or sidecar.
+        where: name of that file.
     """
 
-    source: str
-    values: dict[str, Any] = field(default_factory=dict)
-    view: Tensor | None = None
-    shape: tuple[int, int] | None = None
-    angles_deg: tuple[float, ...] = ()
+    geometry: Geometry
+    index: int
+    origin: Origin
+    where: str
+
+    @property
+    def view(self) -> Tensor:
+        """(13,) float64."""
+        return self.geometry.views[self.index]
+
+    @property
+    def provenance(self) -> str:
+        """Where it comes from, in words."""
+        return MetadataValue("", None, self.origin, self.where).provenance
 
 
-@dataclass
-class GeometryFile:
-    """One JSON for all radiographs: entries by file name, or a `Geometry` whose views are in the files' order."""
+@dataclass(frozen=True, eq=False)
+class DescriptionFile:
+    """A JSON file that describes radiographs.
+
+    Args:
+        path: the file.
+        origin: geometry file or sidecar.
+        values: that hold for all that it stands beside.
+        entries: values by a radiograph's name.
+        geometry: whole views, in the radiographs' order.
+    """
 
     path: Path
-    entries: dict[str, Sidecar] = field(default_factory=dict)
+    origin: Origin
+    values: Reading = field(default_factory=Reading)
+    entries: Mapping[str, Reading] = field(default_factory=dict)
     geometry: Geometry | None = None
+
+    def reading(self, *names: str) -> Reading:
+        """What it says of a radiograph, by any of these names; the first goes before the others."""
+        own = (self.entries[name] for name in dict.fromkeys(names) if name in self.entries)
+        return sum(own, Reading()) + self.values
+
+    def views(self, index: int) -> list[GivenView]:
+        """The view that it gives whole, if it does."""
+        return [] if self.geometry is None else [GivenView(self.geometry, index, self.origin, self.path.name)]
 
 
 def _read_json(path: Path) -> Any:
@@ -133,20 +172,20 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
 
 
-def _values(path: Path, content: Any) -> dict[str, Any]:
+def _reading(path: Path, content: Any, origin: Origin) -> Reading:
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: must be a JSON object of facts, got {type(content).__name__}")
-    values = {}
+        raise ValueError(f"{path}: must be a JSON object of values, got {type(content).__name__}")
+    values = []
     for key, value in content.items():
         if key in ("file", "format") or key.startswith("_"):
             continue
         if key not in KEYS:
             raise ValueError(f"{path}: {key!r} is not known; a sidecar may say {', '.join(KEYS)}")
         try:
-            values[key] = KEYS[key](value)
+            values.append(MetadataValue(key, KEYS[key](value), origin, path.name))
         except ValueError as error:
             raise ValueError(f"{path}: {key} is {value!r}, it {error}") from error
-    return values
+    return Reading(tuple(values))
 
 
 def _geometry(path: Path, content: Any) -> Geometry | None:
@@ -167,22 +206,22 @@ def find_sidecar(path: Path) -> Path | None:
     return None
 
 
-def load_sidecar(path: Path) -> Sidecar:
-    """What the JSON beside one radiograph says.
+def load_sidecar(path: Path) -> DescriptionFile | None:
+    """What the JSON beside a radiograph or a stack says; None: there is none.
 
     Raises:
         ValueError: naming the file and the entry that is unknown or out of range.
     """
-    content = _read_json(path)
-    geometry = _geometry(path, content)
-    if geometry is None:
-        return Sidecar(f"sidecar {path.name}", _values(path, content))
-    if len(geometry) != 1:
-        raise ValueError(f"{path}: describes {len(geometry)} views, but stands beside one radiograph")
-    return Sidecar(f"sidecar {path.name}", view=geometry.views[0], shape=geometry.detector_shape)
+    beside = find_sidecar(path)
+    if beside is None:
+        return None
+    content = _read_json(beside)
+    geometry = _geometry(beside, content)
+    values = _reading(beside, content, Origin.SIDECAR) if geometry is None else Reading()
+    return DescriptionFile(beside, Origin.SIDECAR, values, geometry=geometry)
 
 
-def load_geometry_file(path: Path) -> GeometryFile:
+def load_geometry_file(path: Path) -> DescriptionFile:
     """The file of `--geometry`.
 
     Raises:
@@ -192,15 +231,15 @@ def load_geometry_file(path: Path) -> GeometryFile:
     content = _read_json(path)
     geometry = _geometry(path, content)
     if geometry is not None:
-        return GeometryFile(path, geometry=geometry)
+        return DescriptionFile(path, Origin.GEOMETRY_FILE, geometry=geometry)
     if not isinstance(content, dict) or content.get("format") != SIDECAR_FORMAT:
         raise ValueError(f"{path}: 'format' must be {SIDECAR_FORMAT!r} or {JSON_FORMAT!r}")
     views = content.get("views")
     if not isinstance(views, list) or not all(isinstance(v, dict) and isinstance(v.get("file"), str) for v in views):
         raise ValueError(f"{path}: 'views' must be a list of objects, each with the 'file' that it describes")
-    found = GeometryFile(path)
+    entries: dict[str, Reading] = {}
     for view in views:
-        if view["file"] in found.entries:
+        if view["file"] in entries:
             raise ValueError(f"{path}: {view['file']!r} is described twice")
-        found.entries[view["file"]] = Sidecar(f"--geometry {path.name}", _values(path, view))
-    return found
+        entries[view["file"]] = _reading(path, view, Origin.GEOMETRY_FILE)
+    return DescriptionFile(path, Origin.GEOMETRY_FILE, entries=entries)

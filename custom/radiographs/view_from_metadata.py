@@ -1,34 +1,54 @@
-"""From facts about a radiograph to its `view` row, and how to turn the picture to the one seen from the source."""
+"""The `view` of a radiograph from its metadata, and how to flip the stored picture to the one seen from the source."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from custom.geometry import BEAMS
-from custom.radiographs.acquisition_metadata import (
-    DEFAULT_ISOCENTER_TO_DETECTOR_MM,
-    DEFAULT_SOURCE_TO_DETECTOR_MM,
-    FactSheet,
-)
+from custom.core.angles import angle_difference_deg
+from custom.geometry import CONE, PARALLEL
+from custom.radiographs.accepted_assumptions import DEFAULT_ISOCENTER_TO_DETECTOR_MM, DEFAULT_SOURCE_TO_DETECTOR_MM
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
+from custom.radiographs.readings import Reading, ask, exclude, found, merge
 
-__all__ = ["VIEW_ANGLES_DEG", "Turn", "letters", "place", "turn_of", "turned_tilt"]
+__all__ = [
+    "OTHER_VIEW_DEG",
+    "VIEW_ANGLES_DEG",
+    "Flips",
+    "Placement",
+    "StoredPose",
+    "find_flips",
+    "letters",
+    "view_from_metadata",
+]
 
 #: Angle of the source by View Position (0018,5101): the first word is the side that the beam enters, a left lateral
 #: has the left side at the detector. PS3.3 C.8.1.1 (CR Series) and C.8.11.5 (DX Positioning).
 VIEW_ANGLES_DEG = {"AP": 90.0, "PA": 270.0, "LL": 0.0, "RL": 180.0}
+#: Angles that are further apart belong to different views.
+OTHER_VIEW_DEG = 45.0
 
 _LETTERS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
 #: Largest angle between a side named by a letter and the detector's axis: cos of about 60 degrees.
 _ALONG = 0.5
+_DISTANCES = {
+    "source_to_detector_mm": (
+        "the distance from source to detector: Distance Source to Detector (0018,1110), or RT Image SID (3002,0026)"
+    ),
+    "source_to_isocenter_mm": (
+        "the distance from source to the middle of the patient: Distance Source to Patient (0018,1111), Estimated "
+        "Radiographic Magnification Factor (0018,1114), or Radiation Machine SAD (3002,0022)"
+    ),
+}
 
 
 @dataclass(frozen=True)
-class Turn:
+class Flips:
     """How a stored picture becomes the one seen from the source: transposed first, then columns and rows reversed."""
 
     transpose: bool = False
@@ -36,7 +56,7 @@ class Turn:
     reverse_rows: bool = False
 
     def picture(self, pixels: Tensor) -> Tensor:
-        """Turn (V, U) pixels."""
+        """Flip (V, U) pixels."""
         pixels = pixels.mT if self.transpose else pixels
         axes = [axis for axis, reverse in ((-1, self.reverse_columns), (-2, self.reverse_rows)) if reverse]
         return pixels.flip(axes).contiguous() if axes else pixels.contiguous()
@@ -46,17 +66,55 @@ class Turn:
         u, v = (along_rows, along_columns) if self.transpose else (along_columns, along_rows)
         return (-u if self.reverse_columns else u), (-v if self.reverse_rows else v)
 
+    def tilt_deg(self, stored_tilt_deg: tuple[float, float]) -> tuple[float, float]:
+        """Detector Primary and Secondary Angle of the stored picture in the axes seen from the source.
+
+        Positive primary: the beam tilts to higher columns; positive secondary: to lower rows (PS3.3 C.8.7.5.1.4).
+        """
+        primary, secondary = (math.tan(math.radians(t)) for t in stored_tilt_deg)
+        along_u, along_v = self.vector(primary, -secondary)
+        return math.degrees(math.atan(along_u)), math.degrees(math.atan(-along_v))
+
     def __str__(self) -> str:
-        done = [
-            word
-            for word, on in (
-                ("transposed", self.transpose),
-                ("columns reversed", self.reverse_columns),
-                ("rows reversed", self.reverse_rows),
-            )
-            if on
-        ]
-        return ", ".join(done) or "none"
+        words = {"transposed": self.transpose, "columns reversed": self.reverse_columns,
+                 "rows reversed": self.reverse_rows}  # fmt: skip
+        return ", ".join(word for word, on in words.items() if on) or "none"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPose:
+    """What tags say about the detector in the axes of the stored picture, which flips turn to those of the view.
+
+    Args:
+        offset: `detector_offset_mm`, but along increasing columns and rows: middle of the picture beside the central
+            ray.
+        tilt: `detector_angles_deg`: Detector Primary and Secondary Angle (0018,1530/1531).
+        active: bool (V, U), pixels within the detector's active area; None where it is not told.
+        seen_from_source: a picture without orientation is known to be stored so.
+    """
+
+    offset: MetadataValue[tuple[float, float]] | None = None
+    tilt: MetadataValue[tuple[float, float]] | None = None
+    active: npt.NDArray[np.bool_] | None = None
+    seen_from_source: bool = False
+
+    def flipped(self, flips: Flips) -> Reading:
+        """Offset (+u, +z) and tilt as seen from the source."""
+        own = Reading()
+        if self.offset is not None:
+            right, down = flips.vector(*self.offset.value)
+            own += found("detector_offset_mm", (right, -down), self.offset.origin, self.offset.where)
+        if self.tilt is not None:
+            own += found("detector_angles_deg", flips.tilt_deg(self.tilt.value), self.tilt.origin, self.tilt.where)
+        return own
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """Where a radiograph stands: its view (13,), float64 in the isocentre frame, and how its picture is stored."""
+
+    view: Tensor
+    flips: Flips
 
 
 def letters(direction: np.ndarray) -> str:
@@ -74,111 +132,7 @@ def _direction(text: str) -> np.ndarray:
     return total / max(float(np.linalg.norm(total)), 1e-9)
 
 
-def _axes(angle_deg: float, elevation_deg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unit vectors u, v and the ray from the source through the isocentre; (u, v, ray) is right-handed."""
-    a, e = math.radians(angle_deg), math.radians(elevation_deg)
-    ray = -np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
-    u = np.array([-math.sin(a), math.cos(a), 0.0])
-    return u, np.cross(ray, u), ray
-
-
-def _angle(sheet: FactSheet) -> float | None:
-    angle, position = sheet.get("angle_deg"), sheet.get("view_position")
-    nominal = VIEW_ANGLES_DEG.get(position) if position else None
-    if angle is None and nominal is not None:
-        sheet.offer("angle_deg", nominal, f"{position} by {sheet.source('view_position')}")
-        angle = nominal
-    if angle is None:
-        said = f" (View Position (0018,5101) is {position!r})" if position else ""
-        sheet.gap(
-            f"from where it was taken: no angle and no usable View Position (0018,5101){said}",
-            '"view_position": "AP", "PA", "LL" or "RL", or "angle_deg": 90',
-        )
-    elif nominal is not None and abs((angle - nominal + 180) % 360 - 180) > 45:
-        sheet.gap(
-            f"two views that exclude each other: {position} by {sheet.source('view_position')} is "
-            f"{nominal:g} degrees, but angle_deg is {angle:g} by {sheet.source('angle_deg')}",
-            '"angle_deg" and "view_position"',
-        )
-        return None
-    return angle
-
-
-def _distances(sheet: FactSheet) -> tuple[float, float] | None:
-    if sheet.get("beam") == "parallel":
-        return sheet.get("source_to_detector_mm") or 1500.0, sheet.get("source_to_isocenter_mm") or 1000.0
-    default = "option --accept default-distances"
-    names = {
-        "source_to_detector_mm": (
-            "the distance from source to detector: Distance Source to Detector (0018,1110), or RT Image SID (3002,0026)"
-        ),
-        "source_to_isocenter_mm": (
-            "the distance from source to the middle of the patient: Distance Source to Patient (0018,1111), Estimated "
-            "Radiographic Magnification Factor (0018,1114), or Radiation Machine SAD (3002,0022)"
-        ),
-    }
-    if sheet.accepts("default-distances"):
-        if sheet.get("source_to_detector_mm") is None:
-            sheet.offer("source_to_detector_mm", DEFAULT_SOURCE_TO_DETECTOR_MM, default)
-        if sheet.get("source_to_isocenter_mm") is None:
-            nearer = sheet.get("source_to_detector_mm") - DEFAULT_ISOCENTER_TO_DETECTOR_MM
-            sheet.offer("source_to_isocenter_mm", nearer, default)
-    missing = [key for key in names if sheet.get(key) is None]
-    for key in missing:
-        sheet.gap(names[key] + sheet.missing(key), f'"{key}": {_example(sheet, key)}', ["default-distances"])
-    if missing:
-        return None
-    detector, isocenter = (float(sheet.get(key)) for key in names)
-    if not 0 < isocenter < detector:
-        sheet.gap(
-            f"distances that cannot be: source to detector {detector:g} mm by {sheet.source('source_to_detector_mm')}, "
-            f"source to the middle of the patient {isocenter:g} mm by {sheet.source('source_to_isocenter_mm')}",
-            '"source_to_detector_mm" and a smaller "source_to_isocenter_mm"',
-        )
-        return None
-    return detector, isocenter
-
-
-def _example(sheet: FactSheet, key: str) -> int:
-    """A distance that would be taken beside the other one, if that is known."""
-    detector, isocenter = sheet.get("source_to_detector_mm"), sheet.get("source_to_isocenter_mm")
-    if key == "source_to_detector_mm":
-        return 1500 if isocenter is None or isocenter < 1500 else round(1.2 * isocenter)
-    return 1000 if detector is None or detector > 1000 else round(detector / 1.5)
-
-
-def _turn(sheet: FactSheet, angle: float, u: np.ndarray, v: np.ndarray) -> Turn | None:
-    orientation = sheet.get("orientation")
-    if orientation is None:
-        frontal = abs(math.sin(math.radians(angle))) >= math.sqrt(0.5)
-        named = None
-        if frontal and sheet.accepts("as-displayed"):
-            named, orientation = "as-displayed", "L\\F"
-        elif sheet.accepts("seen-from-source"):
-            named, orientation = "seen-from-source", f"{letters(u)}\\{letters(v)}"
-        elif sheet.accepts("seen-from-detector"):
-            named, orientation = "seen-from-detector", f"{letters(-u)}\\{letters(v)}"
-        if named is None:
-            sheet.gap(
-                "which way round it is stored: Patient Orientation (0020,0020) is empty",
-                f'"orientation": "{letters(u)[:1]}/F" if it is stored as seen from the source (directions of columns '
-                "and of rows)",
-                (["as-displayed"] if frontal else []) + ["seen-from-source", "seen-from-detector"],
-            )
-            return None
-        sheet.offer("orientation", orientation, f"option --accept {named}")
-    turn = turn_of(orientation, u, v)
-    if turn is None:
-        sheet.gap(
-            f"Patient Orientation {orientation} (by {sheet.source('orientation')}) cannot be seen from {angle:g} "
-            f"degrees ({sheet.get('view_position') or 'no View Position'}, by {sheet.source('angle_deg')}), where "
-            f"columns run towards {letters(u)} or {letters(-u)}",
-            '"orientation" and "view_position" or "angle_deg"',
-        )
-    return turn
-
-
-def turn_of(orientation: str, u: np.ndarray, v: np.ndarray) -> Turn | None:
+def find_flips(orientation: str, u: np.ndarray, v: np.ndarray) -> Flips | None:
     """How a picture whose columns and rows go in these directions becomes one along u and v; None where it cannot.
 
     Args:
@@ -192,79 +146,173 @@ def turn_of(orientation: str, u: np.ndarray, v: np.ndarray) -> Turn | None:
     if max(straight, across) < _ALONG:
         return None
     if straight >= across:
-        return Turn(False, bool(columns @ u < 0), bool(rows @ v < 0))
-    return Turn(True, bool(rows @ u < 0), bool(columns @ v < 0))
+        return Flips(False, bool(columns @ u < 0), bool(rows @ v < 0))
+    return Flips(True, bool(rows @ u < 0), bool(columns @ v < 0))
 
 
-def turned_tilt(turn: Turn, stored_tilt_deg: tuple[float, float]) -> tuple[float, float]:
-    """Detector Primary and Secondary Angle in the axes seen from the source.
-
-    Positive primary: the beam tilts to higher columns; positive secondary: to lower rows (PS3.3 C.8.7.5.1.4).
-    """
-    primary, secondary = (math.tan(math.radians(t)) for t in stored_tilt_deg)
-    along_u, along_v = turn.vector(primary, -secondary)
-    return math.degrees(math.atan(along_u)), math.degrees(math.atan(-along_v))
+def _axes(angle_deg: float, elevation_deg: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit vectors u, v and the ray from the source through the isocentre; (u, v, ray) is right-handed."""
+    a, e = math.radians(angle_deg), math.radians(elevation_deg)
+    ray = -np.array([math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), math.sin(e)])
+    u = np.array([-math.sin(a), math.cos(a), 0.0])
+    return u, np.cross(ray, u), ray
 
 
-def place(
-    sheet: FactSheet,
-    stored_offset_mm: tuple[float, float] | None = None,
-    stored_offset_source: str = "",
-    stored_tilt_deg: tuple[float, float] | None = None,
-    stored_tilt_source: str = "",
-) -> tuple[Tensor, Turn] | None:
-    """The view of a radiograph, or None where gaps were noted on the sheet.
+def _angle(known: AcquisitionMetadata) -> Reading:
+    """The angle by the view's name where no angle is known, and what contradicts it."""
+    angle, position = known.angle_deg, known.view_position
+    nominal = VIEW_ANGLES_DEG.get(position.value) if position is not None else None
+    if angle is None and position is not None and nominal is not None:
+        return found("angle_deg", nominal, Origin.DERIVED, f"{position.value} by {position.provenance}")
+    if angle is None:
+        said = "" if position is None else f" (View Position (0018,5101) is {position.value!r})"
+        problem = f"from where it was taken: no angle and no usable View Position (0018,5101){said}"
+        example = '"view_position": "AP", "PA", "LL" or "RL", or "angle_deg": 90'
+        return ask(problem, ("angle_deg", "view_position"), example)
+    if position is None or nominal is None or abs(angle_difference_deg(angle.value, nominal)) <= OTHER_VIEW_DEG:
+        return Reading()
+    problem = (
+        f"two views that exclude each other: {position} is {nominal:g} degrees, but angle_deg is {angle.value:g} by "
+        f"{angle.provenance}"
+    )
+    return exclude(problem, ("angle_deg", "view_position"), '"angle_deg" and "view_position"', angle, position)
+
+
+def _distances(others: Reading, accept: frozenset[str]) -> Reading:
+    """Distances that an option allows, and what is missing or cannot be."""
+    known, own = merge(others), Reading()
+    if value_of(known.beam) == "parallel":
+        return own
+    if "default-distances" in accept:
+        to_detector = value_of(known.source_to_detector_mm) or DEFAULT_SOURCE_TO_DETECTOR_MM
+        for key, value in zip(_DISTANCES, (to_detector, to_detector - DEFAULT_ISOCENTER_TO_DETECTOR_MM), strict=True):
+            own += found(key, value, Origin.OPTION, "default-distances")
+        known = merge(others, own)
+    detector, isocenter = known.source_to_detector_mm, known.source_to_isocenter_mm
+    if detector is None or isocenter is None:
+        for key in (key for key in _DISTANCES if known.get(key) is None):
+            problem = _DISTANCES[key] + known.why_unusable(key)
+            own += ask(problem, (key,), f'"{key}": {_example(known, key)}', "default-distances")
+        return own
+    if 0 < isocenter.value < detector.value:
+        return own
+    problem = (
+        f"distances that cannot be: source to detector {detector.value:g} mm by {detector.provenance}, source to the "
+        f"middle of the patient {isocenter.value:g} mm by {isocenter.provenance}"
+    )
+    example = '"source_to_detector_mm" and a smaller "source_to_isocenter_mm"'
+    return own + exclude(problem, tuple(_DISTANCES), example, detector, isocenter)
+
+
+def _example(known: AcquisitionMetadata, key: str) -> int:
+    """A distance that would be taken beside the other one, if that is known."""
+    detector, isocenter = value_of(known.source_to_detector_mm), value_of(known.source_to_isocenter_mm)
+    if key == "source_to_detector_mm":
+        return 1500 if isocenter is None or isocenter < 1500 else round(1.2 * isocenter)
+    return 1000 if detector is None or detector > 1000 else round(detector / 1.5)
+
+
+def _orientation_by_option(angle: float, u: np.ndarray, v: np.ndarray, accept: frozenset[str]) -> Reading:
+    """How a picture without orientation is stored, if an option says so."""
+    frontal = abs(math.sin(math.radians(angle))) >= math.sqrt(0.5)
+    ways = {"as-displayed": "L\\F"} if frontal else {}
+    ways |= {"seen-from-source": f"{letters(u)}\\{letters(v)}", "seen-from-detector": f"{letters(-u)}\\{letters(v)}"}
+    for name, orientation in ways.items():
+        if name in accept:
+            return found("orientation", orientation, Origin.OPTION, name)
+    problem = "which way round it is stored: Patient Orientation (0020,0020) is empty"
+    example = f'"orientation": "{letters(u)[:1]}/F" if it is stored as seen from the source (directions of columns '
+    example += "and of rows)"
+    return ask(problem, ("orientation",), example, *ways)
+
+
+def _not_seen(known: AcquisitionMetadata, u: np.ndarray, v: np.ndarray) -> Reading:
+    """An orientation that the angle cannot show."""
+    orientation, angle = known.orientation, known.angle_deg
+    assert orientation is not None and angle is not None
+    problem = (
+        f"Patient Orientation {orientation.value} (by {orientation.provenance}) cannot be seen from {angle.value:g} "
+        f"degrees ({value_of(known.view_position) or 'no View Position'}, by {angle.provenance}), where columns run "
+        f"towards {letters(u)} or {letters(-u)}"
+    )
+    example = '"orientation" and "view_position" or "angle_deg"'
+    return exclude(problem, ("orientation", "angle_deg"), example, orientation, angle)
+
+
+#: What holds where nothing says otherwise.
+_USUAL_VALUES = (
+    ("elevation_deg", 0.0, "the central ray is horizontal in the patient"),
+    ("detector_offset_mm", (0.0, 0.0), "the central ray meets the middle of the picture"),
+    ("detector_roll_deg", 0.0, "the detector stands upright"),
+    ("detector_angles_deg", (0.0, 0.0), "the beam meets the detector at a right angle"),
+)
+
+
+def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]) -> tuple[Placement | None, Reading]:
+    """Where a radiograph stands, by what its files say.
 
     Args:
-        sheet: facts; `detector_offset_mm`, `flips` and others are added to it.
-        stored_offset_mm: middle of the picture beside the central ray, along increasing columns and rows as stored.
-        stored_offset_source: its provenance.
-        stored_tilt_deg: Detector Primary and Secondary Angle (0018,1530/1531), in the axes of the stored picture.
-        stored_tilt_source: its provenance.
+        others: what geometry file, sidecar and tags say; not part of the result.
+        pose: of the tags, in the axes of the stored picture.
+        accept: assumptions that are allowed, of `ACCEPT`.
 
     Returns:
-        (13,) float64 in the isocentre frame, and how to turn the stored picture.
+        None where something is missing, and what follows or is asked: `flips`, usual values and others.
     """
-    angle = _angle(sheet)
-    distances = _distances(sheet)
-    pixel = sheet.get("pixel_mm")
+    asked_before = {key for one in others.missing for key in one.keys}
+    known = merge(others)
+    by_name, distances = _angle(known), _distances(others, accept)
+    usual = (found(key, value, Origin.USUAL_VALUE, where) for key, value, where in _USUAL_VALUES)
+    own = sum(usual, Reading()) + by_name + distances
+    pixel = known.pixel_mm
     if pixel is None:
-        sheet.gap(
+        problem = (
             "the size of its pixels on the detector: Imager Pixel Spacing (0018,1164), or Image Plane Pixel Spacing "
-            f"(3002,0011){sheet.missing('pixel_mm')}",
-            '"pixel_mm": [0.14, 0.14] (distance of rows, distance of columns)',
+            f"(3002,0011){known.why_unusable('pixel_mm')}"
         )
-    if angle is None:
-        return None
-    sheet.default("elevation_deg", 0.0, "default: the central ray is horizontal in the patient")
-    u, v, ray = _axes(angle, float(sheet.get("elevation_deg")))
-    turn = _turn(sheet, angle, u, v)
-    if turn is None or distances is None or pixel is None:
-        return None
-    sheet.offer("flips", str(turn), "from orientation and angle_deg")
-    if stored_offset_mm is not None:
-        along_u, along_v = turn.vector(*stored_offset_mm)
-        sheet.offer("detector_offset_mm", (along_u, -along_v), stored_offset_source, tolerance=0.5)
-    sheet.default("detector_offset_mm", (0.0, 0.0), "default: the central ray meets the middle of the picture")
-    sheet.default("detector_roll_deg", 0.0, "default: the detector stands upright")
-    if stored_tilt_deg is not None:
-        sheet.offer("detector_angles_deg", turned_tilt(turn, stored_tilt_deg), stored_tilt_source, tolerance=0.1)
-    sheet.default("detector_angles_deg", (0.0, 0.0), "default: the beam meets the detector at a right angle")
-    row_mm, column_mm = pixel[::-1] if turn.transpose else pixel
-    to_detector, to_isocenter = distances
-    roll = math.radians(float(sheet.get("detector_roll_deg")))
+        example = '"pixel_mm": [0.14, 0.14] (distance of rows, distance of columns)'
+        own += ask(problem, ("pixel_mm",), example)
+    known = merge(others, own)
+    angle = known.angle_deg
+    flips: Flips | None = None
+    if angle is not None and not by_name.contradictions:
+        u, v, ray = _axes(angle.value, value_of(known.elevation_deg) or 0.0)
+        if known.orientation is None and not pose.seen_from_source:
+            own += _orientation_by_option(angle.value, u, v, accept)
+            known = merge(others, own)
+        if known.orientation is not None:
+            flips = find_flips(known.orientation.value, u, v)
+            own += _not_seen(known, u, v) if flips is None else Reading()
+        elif pose.seen_from_source:
+            flips = Flips()
+    # What a question of the tags explains is not asked for a second time in general words.
+    if flips is None or pixel is None or distances.missing or own.contradictions:
+        own = replace(own, missing=tuple(m for m in own.missing if not asked_before & set(m.keys)))
+        return None, replace(own, contradictions=tuple(c for c in own.contradictions if not asked_before & set(c.keys)))
+    own += found("flips", str(flips), Origin.DERIVED, "orientation and angle_deg") + pose.flipped(flips)
+    view, magnification = _view_row(merge(others, own), flips, u, v, ray)
+    return Placement(view, flips), own + found("magnification", magnification, Origin.DERIVED, "the two distances")
+
+
+def _view_row(
+    known: AcquisitionMetadata, flips: Flips, u: np.ndarray, v: np.ndarray, ray: np.ndarray
+) -> tuple[Tensor, float | None]:
+    """The view (13,) of complete metadata, and the magnification of a cone beam."""
+    to_detector = value_of(known.source_to_detector_mm) or 1500.0
+    to_isocenter = value_of(known.source_to_isocenter_mm) or 1000.0
+    assert known.pixel_mm is not None
+    row_mm, column_mm = known.pixel_mm.value[:: -1 if flips.transpose else 1]
+    roll = math.radians(value_of(known.detector_roll_deg) or 0.0)
     u, v = math.cos(roll) * u - math.sin(roll) * v, math.cos(roll) * v + math.sin(roll) * u
-    u, v = _tilted(u, v, ray, sheet.get("detector_angles_deg"))
-    offset_u, offset_up = sheet.get("detector_offset_mm")
+    u, v = _tilted(u, v, ray, value_of(known.detector_angles_deg) or (0.0, 0.0))
+    offset_u, offset_up = value_of(known.detector_offset_mm) or (0.0, 0.0)
     center = (to_detector - to_isocenter) * ray + offset_u * u - offset_up * v
-    beam = sheet.get("beam") or "cone"
-    head = ray if beam == "parallel" else -to_isocenter * ray
-    if beam == "cone":
-        sheet.offer("magnification", to_detector / to_isocenter, "from the two distances")
-    view = np.concatenate([head, center, u * column_mm, v * row_mm, [BEAMS[beam]]])
+    parallel = value_of(known.beam) == "parallel"
+    head = ray if parallel else -to_isocenter * ray
+    view = np.concatenate([head, center, u * column_mm, v * row_mm, [PARALLEL if parallel else CONE]])
     # Cosines of right angles leave 1e-17: zeros are easier to read.
     view[np.abs(view) < 1e-12] = 0.0
-    return torch.from_numpy(view), turn
+    return torch.from_numpy(view), None if parallel else to_detector / to_isocenter
 
 
 def _tilted(u: np.ndarray, v: np.ndarray, ray: np.ndarray, tilt_deg: tuple[float, float]) -> tuple[np.ndarray, ...]:

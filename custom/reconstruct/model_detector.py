@@ -11,7 +11,7 @@ from torch import Tensor
 from custom.models import Model
 from custom.radiographs import Radiograph, assemble
 
-__all__ = ["carried_on", "on_detector"]
+__all__ = ["extrapolate_truncation", "resample_for_model"]
 
 #: Line integral at the edge of the exposed area that is body rather than air: 5 cm of water at 70 keV.
 HIDDEN_TISSUE = 1.0
@@ -23,55 +23,58 @@ MULTIPLE = 8
 TAPER_MM = 50.0
 
 
-def on_detector(radiographs: list[Radiograph], model: Model) -> tuple[Tensor, Tensor, Tensor]:
+def resample_for_model(radiographs: list[Radiograph], model: Model) -> tuple[Tensor, Tensor, Tensor]:
     """The radiographs as a model reads them: its pixels, and no more rows and columns than it was trained with.
 
-    Smaller radiographs stay as they are, since networks read any size; what is smaller than another view is padded.
+    Smaller radiographs stay as they are, since networks read any size. Sizes are multiples of 8: what is smaller, or
+    smaller than another view, is padded, and no measured pixel is cut off for it.
 
     Returns:
-        Line integrals (K, V, U), 0 where not exposed; views (K, 13); exposed, bool (K, V, U).
+        Line integrals (K, V, U), 0 outside the field; views (K, 13); the field, bool (K, V, U).
     """
     found = assemble(radiographs, model.pixel_at_isocenter_mm)
-    image, exposed = found.image, found.exposed
+    image, field_mask = found.image, found.field_mask
     side = [n * s for n, s in zip(model.grid.shape, model.grid.spacing_mm, strict=True)]
     diagonal = math.ceil(math.hypot(*side) / model.pixel_at_isocenter_mm / MULTIPLE) * MULTIPLE
     most = model.detector_shape or (diagonal, diagonal)
     for axis in (1, 2):
         size = image.shape[axis]
-        seen = exposed.amax(dim=(0, 3 - axis)).nonzero().flatten()
+        seen = field_mask.amax(dim=(0, 3 - axis)).nonzero().flatten()
         reach = 2 * max(size / 2 - int(seen[0]), int(seen[-1]) + 1 - size / 2)
-        wanted = min(most[axis - 1], max(MULTIPLE, int(reach // MULTIPLE) * MULTIPLE), size)
+        wanted = min(most[axis - 1], math.ceil(reach / MULTIPLE) * MULTIPLE, size)
         surplus = (size - wanted) // 2
-        image, exposed = (x.narrow(axis, surplus, size - 2 * surplus) for x in (image, exposed))
-    return image, found.views, exposed
+        image, field_mask = (x.narrow(axis, surplus, size - 2 * surplus) for x in (image, field_mask))
+    return image, found.views, field_mask
 
 
-def carried_on(image: Tensor, exposed: Tensor, names: list[str], pixel_mm: float) -> tuple[Tensor, list[str]]:
-    """The radiographs with values for the network where nothing was exposed, and what there is to say of it.
+def extrapolate_truncation(
+    image: Tensor, field_mask: Tensor, names: list[str], pixel_mm: float
+) -> tuple[Tensor, list[str]]:
+    """The radiographs with values for the network outside the exposed field, and what there is to say of it.
 
     A network reads every pixel, and 0 tells it of air where a blade or the plate's edge hides tissue. Above and below,
     a body goes on as it is at the edge of the exposed area; at the sides it ends within `TAPER_MM`.
 
     Args:
         image: line integrals (K, V, U).
-        exposed: bool (K, V, U).
+        field_mask: bool (K, V, U).
         names: of the radiographs.
         pixel_mm: at the isocentre.
     """
     image, warnings = image.clone(), []
     columns = torch.arange(image.shape[2])
     for k, name in enumerate(names):
-        if bool(exposed[k].all()):
+        if bool(field_mask[k].all()):
             continue
-        nearest = distance_transform_edt(~exposed[k].numpy(), return_distances=False, return_indices=True)
+        nearest = distance_transform_edt(~field_mask[k].numpy(), return_distances=False, return_indices=True)
         row, column = (torch.from_numpy(index).long() for index in nearest)
         edge = image[k][row, column]
-        share = float((~exposed[k] & (edge > HIDDEN_TISSUE)).float().mean())
+        share = float((~field_mask[k] & (edge > HIDDEN_TISSUE)).float().mean())
         if share > 0:
             warnings.append(
                 f"{name}: the body reaches the edge of the exposed area; beside it ({share:.0%} of the detector that "
                 "the model reads) it is taken to go on, and to end soon at the sides."
             )
         fade = (1 - (column - columns).abs() * pixel_mm / TAPER_MM).clamp(min=0)
-        image[k] = torch.where(exposed[k], image[k], edge * fade)
+        image[k] = torch.where(field_mask[k], image[k], edge * fade)
     return image, warnings

@@ -13,14 +13,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from custom.core.angles import angle_difference_deg
 from custom.core.atomic_directory import whole_folder
 from custom.core.attenuation import hu_to_attenuation
-from custom.geometry import is_cone
+from custom.geometry import ViewRow
 from custom.metrics import SampleStatistics
 from custom.models import Model, find_model, load_model
 from custom.projection import Projector
 from custom.radiographs import Radiograph, read_radiographs
-from custom.reconstruct.model_detector import carried_on, on_detector
+from custom.radiographs.accepted_assumptions import check_accept
+from custom.radiographs.acquisition_metadata import value_of
+from custom.reconstruct.model_detector import extrapolate_truncation, resample_for_model
 from custom.reconstruct.outputs import OUTPUTS, RESULT, rehearse, write_outputs
 from custom.reconstruct.result import Reconstruction
 from custom.trust import CheckResult, Evidence, Thresholds, Verdict, find_prior, overall, run_checks
@@ -37,7 +40,7 @@ def reconstruct(
     model: str | os.PathLike[str] | Model = "inr_recon",
     samples: int = 0,
     geometry: str | os.PathLike[str] | None = None,
-    accept: Sequence[str] = (),
+    accept: Sequence[str] | str = (),
     angles_deg: Sequence[float] | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -70,11 +73,11 @@ def reconstruct(
 
     Raises:
         FileNotFoundError, FileExistsError: for a missing input, or an output that is there.
-        ValueError: for input that cannot be used (`custom.radiographs.MissingFacts` where something is not known).
+        ValueError: for input that cannot be used (`custom.radiographs.MissingMetadata` where something is not known).
         ModuleNotFoundError: an optional package is missing, naming the extra to install.
     """
     _check_samples(samples)
-    settings = {"samples": samples, "seed": seed, "accept": list(accept), "angles_deg": None}
+    settings = {"samples": samples, "seed": seed, "accept": sorted(check_accept(accept)), "angles_deg": None}
 
     def run(folder: Path | None) -> Reconstruction:
         start = time.perf_counter()
@@ -113,9 +116,9 @@ def _compute(
     settings: dict[str, Any],
     thresholds: Thresholds | None,
 ) -> Reconstruction:
-    image, views, exposed = on_detector(radiographs, model)
+    image, views, field_mask = resample_for_model(radiographs, model)
     names = [radiograph.name for radiograph in radiographs]
-    shown, warnings = carried_on(image, exposed, names, model.pixel_at_isocenter_mm)
+    shown, warnings = extrapolate_truncation(image, field_mask, names, model.pixel_at_isocenter_mm)
     began = time.perf_counter()
     logger.info("%s from %d radiographs", model.name, len(views))
     drawn: list[Tensor] = []
@@ -127,7 +130,7 @@ def _compute(
     hu = mean.round().to(torch.int16)
     reconstructed = time.perf_counter()
     reprojections = _reproject(hu, model, image, views)
-    checks = _checks(thresholds, radiographs, model, image, views, exposed, hu, std)
+    checks = _checks(thresholds, radiographs, model, image, views, field_mask, hu, std)
     if thresholds is None:
         warnings.append(
             f"No thresholds came with the model {model.name}: nothing was checked. Make some with "
@@ -144,7 +147,7 @@ def _compute(
         radiographs=radiographs,
         image=shown,
         views=views,
-        exposed=exposed,
+        field_mask=field_mask,
         reprojections=reprojections,
         checks=checks,
         verdict=overall(checks) if checks else Verdict.REVIEW,
@@ -165,7 +168,9 @@ def _check_samples(samples: int) -> None:
 
 
 def _read(
-    given: Sequence[str | os.PathLike[str] | Radiograph], geometry: str | os.PathLike[str] | None, accept: Sequence[str]
+    given: Sequence[str | os.PathLike[str] | Radiograph],
+    geometry: str | os.PathLike[str] | None,
+    accept: Sequence[str] | str,
 ) -> list[Radiograph]:
     if isinstance(given, str | os.PathLike):
         given = [given]
@@ -181,18 +186,12 @@ def _read(
     return read
 
 
-def _angle_deg(view: Tensor) -> float:
-    """Angle of the source about the superior axis."""
-    toward = view[:3] if bool(is_cone(view[None])[0]) else -view[:3]
-    return float(torch.rad2deg(torch.atan2(toward[1], toward[0]))) % 360
-
-
 def _choose(radiographs: list[Radiograph], angles_deg: Sequence[float]) -> list[Radiograph]:
     """The radiographs at these angles, in their order."""
-    there = [_angle_deg(radiograph.view) for radiograph in radiographs]
+    there = [float(ViewRow.from_tensor(radiograph.view).angle_deg) for radiograph in radiographs]
     chosen = []
     for angle in angles_deg:
-        found = [i for i, one in enumerate(there) if abs((one - angle + 180) % 360 - 180) < 0.01]
+        found = [i for i, one in enumerate(there) if abs(angle_difference_deg(one, angle)) < 0.01]
         if not found:
             raise ValueError(f"no radiograph at {angle:g} degrees; there are {', '.join(f'{a:g}' for a in there)}")
         chosen += found
@@ -229,7 +228,7 @@ def _checks(
     model: Model,
     image: Tensor,
     views: Tensor,
-    exposed: Tensor,
+    field_mask: Tensor,
     hu: Tensor,
     std: Tensor | None,
 ) -> list[CheckResult]:
@@ -238,12 +237,12 @@ def _checks(
     evidence = Evidence(
         image=image,
         views=views,
-        exposed=exposed,
+        field_mask=field_mask,
         hu=hu.float(),
         grid=model.grid,
         samples_std=std,
         training=model.meta,
-        radiograph_facts=[radiograph.facts for radiograph in radiographs],
+        radiograph_metadata=[radiograph.metadata for radiograph in radiographs],
         prior=find_prior(model.network),
     )
     return run_checks(evidence, thresholds)
@@ -251,7 +250,7 @@ def _checks(
 
 def _isocenter(radiographs: list[Radiograph]) -> tuple[tuple[float, float, float], list[str]]:
     """Where the isocentre lies in the frame of the files, and what there is to say of it."""
-    given = [r.facts["isocenter_mm"].value if "isocenter_mm" in r.facts else None for r in radiographs]
+    given = [value_of(r.metadata.isocenter_mm) for r in radiographs]
     known = sorted({tuple(float(x) for x in one) for one in given if one is not None})
     if not known:
         return (0.0, 0.0, 0.0), []

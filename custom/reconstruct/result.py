@@ -1,4 +1,4 @@
-"""What a reconstruction is in memory, and what result.json says of it."""
+"""`Reconstruction`: a CT from radiographs with all that is known of it, and the content of result.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from custom import __version__
 from custom.geometry import VolumeGrid
 from custom.models import Model
-from custom.radiographs import Radiograph, Sourced
+from custom.radiographs import MetadataValue, Radiograph
 from custom.trust import CheckResult, Verdict
 
 __all__ = ["FORMAT", "WARNING", "Reconstruction", "hu_sha256"]
@@ -51,7 +51,7 @@ class Reconstruction:
         radiographs: as they were read, in the order of the views.
         image: line integrals as the model saw them (K, V, U).
         views: (K, 13).
-        exposed: bool (K, V, U).
+        field_mask: bool (K, V, U), the exposed fields.
         reprojections: line integrals of `hu` (K, V, U).
         checks: of `custom.trust`; empty where `checked` is False.
         verdict: of all checks; REVIEW where none could be made.
@@ -71,7 +71,7 @@ class Reconstruction:
     radiographs: list[Radiograph]
     image: Tensor
     views: Tensor
-    exposed: Tensor
+    field_mask: Tensor
     reprojections: Tensor
     checks: list[CheckResult]
     verdict: Verdict
@@ -174,11 +174,17 @@ def _radiograph(radiograph: Radiograph, view: Sequence[float]) -> dict[str, Any]
         "sha256": radiograph.sha256,
         "modality": radiograph.modality,
         "view": list(view),
-        "facts": {key: _sourced(fact) for key, fact in radiograph.facts.items()},
+        "metadata": {key: _metadata(found) for key, found in radiograph.metadata.known().items()},
         "warnings": list(radiograph.warnings),
     }
 
 
-def _sourced(fact: Sourced) -> dict[str, Any]:
-    value = fact.value
-    return {"value": list(value) if isinstance(value, tuple) else value, "source": fact.source}
+def _metadata(found: MetadataValue[Any]) -> dict[str, Any]:
+    value = list(found.value) if isinstance(found.value, tuple) else found.value
+    return {
+        "value": value,
+        "unit": found.unit,
+        "origin": found.origin.value,
+        "where": found.where,
+        "provenance": found.provenance,
+    }

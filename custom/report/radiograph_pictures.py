@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
+from custom.geometry import ViewRow
 from custom.report.figures import DIFFERENCE_COLOURS
 
 __all__ = ["Residual", "difference_picture", "grey_limits", "grey_picture", "residual", "side_letters"]
@@ -35,22 +36,22 @@ class Residual(NamedTuple):
     share: float
 
 
-def residual(radiograph: Tensor, reprojection: Tensor, exposed: Tensor, energy_kev: float) -> Residual:
+def residual(radiograph: Tensor, reprojection: Tensor, field_mask: Tensor, energy_kev: float) -> Residual:
     """The difference of two radiographs as numbers.
 
     Args:
         radiograph: line integrals (V, U).
         reprojection: of the reconstruction, (V, U).
-        exposed: bool (V, U), the pixels that count.
+        field_mask: bool (V, U), the pixels that count.
         energy_kev: of the line integrals.
 
     Raises:
         ValueError: if no pixel is exposed.
     """
-    if not bool(exposed.any()):
+    if not bool(field_mask.any()):
         raise ValueError("no pixel of the radiograph is exposed: there is nothing to compare")
-    inside = radiograph[exposed].double()
-    difference = reprojection[exposed].double() - inside
+    inside = radiograph[field_mask].double()
+    difference = reprojection[field_mask].double() - inside
     per_mm = water_attenuation_per_mm(energy_kev)
     rms = float(difference.square().mean().sqrt())
     own = float(inside.square().mean().sqrt())
@@ -66,7 +67,7 @@ def side_letters(view: Tensor) -> tuple[str, str]:
     Returns:
         Such as ("R", "L") for AP, or two letters ("RP", "LA") for oblique views.
     """
-    u = torch.nn.functional.normalize(view[6:9].double(), dim=0)
+    u = torch.nn.functional.normalize(ViewRow.from_tensor(view.double()).u_step, dim=0)
     return _named(-u), _named(u)
 
 
@@ -79,21 +80,21 @@ def _named(direction: Tensor) -> str:
     )
 
 
-def grey_limits(radiograph: Tensor, exposed: Tensor) -> tuple[float, float]:
+def grey_limits(radiograph: Tensor, field_mask: Tensor) -> tuple[float, float]:
     """Line integrals shown black and white: nearly the whole range of the exposed pixels."""
-    values = radiograph[exposed] if bool(exposed.any()) else radiograph.flatten()
+    values = radiograph[field_mask] if bool(field_mask.any()) else radiograph.flatten()
     low, high = np.percentile(values.cpu().numpy(), (0.5, 99.8)).tolist()
     return low, max(high, low + 1e-6)
 
 
 def grey_picture(
-    radiograph: Tensor, exposed: Tensor, limits: tuple[float, float], pixel_mm: tuple[float, float]
+    radiograph: Tensor, field_mask: Tensor, limits: tuple[float, float], pixel_mm: tuple[float, float]
 ) -> Image.Image:
     """A radiograph, bright where much was in the way; what was not exposed is hatched.
 
     Args:
         radiograph: line integrals (V, U).
-        exposed: bool (V, U).
+        field_mask: bool (V, U).
         limits: shown black and white.
         pixel_mm: along v and u; only their ratio matters.
     """
@@ -101,13 +102,13 @@ def grey_picture(
     grey = ((radiograph.float() - low) / (high - low)).clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
     size = _size(grey.shape, pixel_mm)
     picture = Image.fromarray(grey).resize(size, Image.Resampling.BICUBIC)
-    return Image.fromarray(_hatched(np.asarray(picture), exposed, size))
+    return Image.fromarray(_hatched(np.asarray(picture), field_mask, size))
 
 
 def difference_picture(
     radiograph: Tensor,
     reprojection: Tensor,
-    exposed: Tensor,
+    field_mask: Tensor,
     energy_kev: float,
     limit_mm: float,
     pixel_mm: tuple[float, float],
@@ -117,7 +118,7 @@ def difference_picture(
     Args:
         radiograph: line integrals (V, U).
         reprojection: (V, U).
-        exposed: bool (V, U); the rest is hatched.
+        field_mask: bool (V, U); the rest is hatched.
         energy_kev: of the line integrals.
         limit_mm: mm of water at the ends of the colours.
         pixel_mm: along v and u.
@@ -127,7 +128,7 @@ def difference_picture(
     size = _size(share.shape, pixel_mm)
     smooth = np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR))
     colours = (np.asarray(DIFFERENCE_COLOURS(smooth))[..., :3] * 255).round().astype(np.uint8)
-    return Image.fromarray(_hatched(colours, exposed, size))
+    return Image.fromarray(_hatched(colours, field_mask, size))
 
 
 def _size(shape: tuple[int, ...], pixel_mm: tuple[float, float]) -> tuple[int, int]:
@@ -136,9 +137,9 @@ def _size(shape: tuple[int, ...], pixel_mm: tuple[float, float]) -> tuple[int, i
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _hatched(picture: npt.NDArray[Any], exposed: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def _hatched(picture: npt.NDArray[Any], field_mask: Tensor, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """The picture with grey diagonal lines where there was no exposure."""
-    mask = Image.fromarray(exposed.cpu().numpy().astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+    mask = Image.fromarray(field_mask.cpu().numpy().astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
     dark = np.asarray(mask) == 0
     rows, columns = np.indices(dark.shape)
     lines = np.where((rows + columns) % 12 < 3, 105, 38).astype(np.uint8)

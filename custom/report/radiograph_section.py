@@ -11,12 +11,14 @@ import pydicom
 from PIL import Image
 from torch import Tensor
 
+from custom.geometry import ViewRow
+from custom.radiographs import MetadataValue, Origin
 from custom.report.document import Document, Markup, escape, image
 from custom.report.figures import DIFFERENCE_COLOURS
 from custom.report.radiograph_pictures import difference_picture, grey_limits, grey_picture, residual, side_letters
 
 if TYPE_CHECKING:
-    from custom.radiographs import Radiograph, Sourced
+    from custom.radiographs import Radiograph
 
 __all__ = ["add_geometry", "add_radiographs", "patient_facts"]
 
@@ -24,10 +26,10 @@ __all__ = ["add_geometry", "add_radiographs", "patient_facts"]
 RESIDUAL_LIMIT_MM = 30.0
 #: Radiographs side by side in one table: more do not fit on A4.
 _A_TABLE = 3
-_WORDS = {"kvp": "Tube voltage [kVp]", "intent": "Intended use of the picture"}
-_UNITS = {"mm": "mm", "deg": "°", "kev": "keV", "hu": "HU"}
-#: How the sources begin that are no file: what an option allowed, and values that are usual where files say nothing.
-_ACCEPTED, _DEFAULT = "option --accept", "default"
+_WORDS = {"kvp": "Tube voltage", "intent": "Intended use of the picture"}
+_UNITS = {"deg": "°"}
+#: What marks a value that does not come from a file.
+_MARKS = {Origin.OPTION: "assumed: ", Origin.USUAL_VALUE: "usual value: "}
 
 
 def patient_facts(headers: Sequence[pydicom.Dataset | None]) -> dict[str, str]:
@@ -65,7 +67,7 @@ def add_radiographs(
     names: Sequence[str],
     images: Tensor,
     views: Tensor,
-    exposed: Tensor,
+    field_mask: Tensor,
     reprojections: Tensor,
     energy_kev: float,
 ) -> None:
@@ -76,7 +78,7 @@ def add_radiographs(
         names: of the radiographs.
         images: line integrals (K, V, U), as the model saw them.
         views: (K, 13).
-        exposed: bool (K, V, U).
+        field_mask: bool (K, V, U).
         reprojections: of the reconstruction, (K, V, U).
         energy_kev: of the line integrals.
     """
@@ -94,21 +96,21 @@ def add_radiographs(
     document.markup(_legend())
     for k, name in enumerate(names):
         document.markup(Markup(f"<h3>{k + 1}. <bdi>{escape(name)}</bdi></h3>"))
-        parts = images[k], reprojections[k], exposed[k].bool()
+        parts = images[k], reprojections[k], field_mask[k].bool()
         document.markup(_pictures(f"radiograph {k + 1} ({name})", *parts, views[k], energy_kev))
 
 
 def _pictures(
-    name: str, radiograph: Tensor, reprojection: Tensor, exposed: Tensor, view: Tensor, energy_kev: float
+    name: str, radiograph: Tensor, reprojection: Tensor, field_mask: Tensor, view: Tensor, energy_kev: float
 ) -> Markup:
     """Three pictures side by side; the first can be blended into the second."""
-    pixel = (float(view[9:12].norm()), float(view[6:9].norm()))
-    limits = grey_limits(radiograph, exposed)
-    own, again = (grey_picture(one, exposed, limits, pixel) for one in (radiograph, reprojection))
-    between = difference_picture(radiograph, reprojection, exposed, energy_kev, RESIDUAL_LIMIT_MM, pixel)
+    pixel = tuple(ViewRow.from_tensor(view).pixel_mm.tolist())
+    limits = grey_limits(radiograph, field_mask)
+    own, again = (grey_picture(one, field_mask, limits, pixel) for one in (radiograph, reprojection))
+    between = difference_picture(radiograph, reprojection, field_mask, energy_kev, RESIDUAL_LIMIT_MM, pixel)
     left, right = side_letters(view)
     letters = f'<span class="left">{left}</span><span class="right">{right}</span>'
-    hidden = 100 * float((~exposed).float().mean())
+    hidden = 100 * float((~field_mask).float().mean())
     first = "Radiograph as the model saw it" + (f". {hidden:.0f} % of it is not exposed (hatched)" if hidden else "")
     slider = (
         '<label class="blend">radiograph<input type="range" min="0" max="1" step="0.05" value="0" autocomplete="off" '
@@ -124,7 +126,7 @@ def _pictures(
         )
         + _picture(
             image(between, f"Reprojection less radiograph, {name}", photograph=True) + letters,
-            _in_numbers(radiograph, reprojection, exposed, energy_kev),
+            _in_numbers(radiograph, reprojection, field_mask, energy_kev),
         )
         + "</div>"
     )
@@ -134,10 +136,10 @@ def _picture(content: str, caption: str, control: str = "") -> str:
     return f'<figure><div class="stack">{content}</div>{control}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _in_numbers(radiograph: Tensor, reprojection: Tensor, exposed: Tensor, energy_kev: float) -> str:
-    if not bool(exposed.any()):
+def _in_numbers(radiograph: Tensor, reprojection: Tensor, field_mask: Tensor, energy_kev: float) -> str:
+    if not bool(field_mask.any()):
         return "No pixel of this radiograph is exposed: there is nothing to compare"
-    found = residual(radiograph, reprojection, exposed, energy_kev)
+    found = residual(radiograph, reprojection, field_mask, energy_kev)
     return (
         f"Difference: {found.rms_mm:.1f} mm of water root mean square ({100 * found.share:.1f} % of the radiograph), "
         f"{found.mean_mm:+.1f} mm on average"
@@ -160,7 +162,7 @@ def _legend() -> Markup:
 def add_geometry(document: Document, radiographs: Sequence[Radiograph]) -> None:
     """Tables of what is known about each radiograph, each value with where it comes from."""
     document.paragraph(
-        "Every value with its source. What is marked does not come from a file: “assumed” was allowed by an option, a "
+        "Every value with its origin. What is marked does not come from a file: “assumed” was allowed by an option, a "
         "“usual value” stands where the file says nothing. Both hold only as far as they are true of this radiograph."
     )
     for first in range(0, len(radiographs), _A_TABLE):
@@ -169,31 +171,26 @@ def add_geometry(document: Document, radiographs: Sequence[Radiograph]) -> None:
             Markup(f"{n}. <bdi>{escape(one.name)}</bdi><small>{escape(one.modality or 'kind not known')}</small>")
             for n, one in enumerate(some, first + 1)
         ]
-        names = dict.fromkeys(key for radiograph in some for key in radiograph.facts)
-        rows = [[_label(key), *(_cell(radiograph.facts.get(key)) for radiograph in some)] for key in names]
-        document.table(["Fact", *head], rows, words=range(1, len(some) + 1), kind="wrap")
+        names = {key: value for radiograph in some for key, value in radiograph.metadata.known().items()}
+        rows = [
+            [_label(key, value.unit), *(_cell(radiograph.metadata.get(key)) for radiograph in some)]
+            for key, value in names.items()
+        ]
+        document.table(["Value", *head], rows, words=range(1, len(some) + 1), kind="wrap")
 
 
-def _cell(fact: Sourced | None) -> Markup:
-    if fact is None:
+def _cell(found: MetadataValue[Any] | None) -> Markup:
+    if found is None:
         return Markup('<span class="muted">not given</span>')
-    word, source = "", fact.source
-    if source.startswith(_ACCEPTED):
-        word = "assumed: "
-    elif source.startswith(_DEFAULT):
-        word, source = "usual value: ", source.removeprefix(_DEFAULT).removeprefix(": ")
-    mark = f'<span class="assumed">{word}</span>' if word else ""
-    return Markup(f"<bdi>{escape(_value(fact.value))}</bdi><small>{mark}<bdi>{escape(source)}</bdi></small>")
+    mark = f'<span class="assumed">{_MARKS[found.origin]}</span>' if found.origin in _MARKS else ""
+    by = found.where if found.origin is Origin.USUAL_VALUE else found.provenance
+    return Markup(f"<bdi>{escape(_value(found.value))}</bdi><small>{mark}<bdi>{escape(by)}</bdi></small>")
 
 
-def _label(key: str) -> str:
-    """The name of a fact in words, its unit in brackets."""
-    if key in _WORDS:
-        return _WORDS[key]
-    stem, _, last = key.rpartition("_")
-    unit = f" [{_UNITS[last]}]" if stem and last in _UNITS else ""
-    words = (stem if unit else key).replace("_", " ").strip()
-    return words[:1].upper() + words[1:] + unit
+def _label(key: str, unit: str) -> str:
+    """The name of a value in words, its unit in brackets."""
+    words = _WORDS.get(key) or key.removesuffix(f"_{unit}").replace("_", " ").capitalize()
+    return f"{words} [{_UNITS.get(unit, unit)}]" if unit else words
 
 
 def _value(value: Any) -> str:

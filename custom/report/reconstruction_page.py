@@ -55,7 +55,7 @@ class ReportContent:
         radiographs: as they were read, one for each of the K views, in their order.
         image: line integrals as the model saw them, (K, V, U).
         views: (K, 13), isocentre frame.
-        exposed: bool (K, V, U); False where there was no exposure.
+        field_mask: bool (K, V, U); False where there was no exposure.
         reprojections: line integrals of the reconstruction, (K, V, U).
         energy_kev: of the line integrals.
         hu: the reconstruction (X, Y, Z), HU, RAS+.
@@ -76,7 +76,7 @@ class ReportContent:
     radiographs: Sequence[Radiograph]
     image: Tensor
     views: Tensor
-    exposed: Tensor
+    field_mask: Tensor
     reprojections: Tensor
     energy_kev: float
     hu: Tensor
@@ -95,7 +95,7 @@ class ReportContent:
         count = len(self.radiographs)
         if count == 0:
             raise ValueError("a report needs at least one radiograph")
-        shapes = {name: tuple(getattr(self, name).shape) for name in ("image", "exposed", "reprojections")}
+        shapes = {name: tuple(getattr(self, name).shape) for name in ("image", "field_mask", "reprojections")}
         if self.image.ndim != 3 or len(set(shapes.values())) > 1 or len(self.image) != count:
             raise ValueError(f"{count} radiographs, and image, exposed and reprojections must be (K, V, U): {shapes}")
         if tuple(self.views.shape) != (count, 13):
@@ -198,7 +198,7 @@ def _number(value: float | None) -> str:
 
 def _radiographs(content: ReportContent) -> Document:
     part, names = Document(), [radiograph.name for radiograph in content.radiographs]
-    pictures = content.image, content.views, content.exposed, content.reprojections
+    pictures = content.image, content.views, content.field_mask, content.reprojections
     add_radiographs(part, names, *pictures, content.energy_kev)
     return part
 

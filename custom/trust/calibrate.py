@@ -237,7 +237,7 @@ def loaded_model(model: str, size: int | None, device: str | None) -> tuple[Mode
 def measured(evidence: Evidence, meter: Meter) -> dict[str, Any]:
     """Statistics (None where not measured) and the pictures' quantiles, as plain numbers."""
     statistics = {name: statistic.value for name, statistic in meter.measure(evidence).items()}
-    return {"statistics": statistics, "quantiles": body_quantiles(evidence.image, evidence.exposed).tolist()}
+    return {"statistics": statistics, "quantiles": body_quantiles(evidence.image, evidence.field_mask).tolist()}
 
 
 def _run(job: _Job) -> bool:

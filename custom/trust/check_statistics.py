@@ -12,7 +12,7 @@ from torch import Tensor
 from custom.projection import ProjectorCache
 from custom.trust.evidence import Evidence
 from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off
-from custom.trust.pose_consistency import best_turn
+from custom.trust.pose_consistency import best_rotation
 from custom.trust.radiograph_likelihood import RadiographLikelihood, ViewTerm
 from custom.trust.view_agreement import disagreement
 
@@ -92,7 +92,7 @@ class Meter:
         found = {"reprojection": self._reprojection(plain), "agreement": _agreement(plain), "angles": _angles(plain)}
         found |= self._population(plain)
         found["intensities"] = self._intensities(plain)
-        share, index = cut_off(plain.image, plain.exposed)
+        share, index = cut_off(plain.image, plain.field_mask)
         where = f"of {plain.name(index)}"
         found["truncation"] = Statistic(
             share, f"at a lateral border {where} the body attenuates by {share:.1%} of the picture's largest value"
@@ -106,7 +106,7 @@ class Meter:
         shape = evidence.image.shape[1:]
         projector = self._projector(evidence.grid, shape)
         projected = projector.of_hu(evidence.hu, evidence.views, evidence.energy_kev)
-        values = relative_residuals(evidence.image, projected, evidence.exposed)
+        values = relative_residuals(evidence.image, projected, evidence.field_mask)
         worst = max(range(len(values)), key=values.__getitem__)
         return Statistic(
             values[worst],
@@ -125,7 +125,7 @@ class Meter:
     def _intensities(self, evidence: Evidence) -> Statistic:
         if self.quantiles is None:
             return Statistic(None, "there is no reference of intensities")
-        pictures = body_quantiles(evidence.image, evidence.exposed)
+        pictures = body_quantiles(evidence.image, evidence.field_mask)
         distances = [self.quantiles.distance(picture) for picture in pictures]
         worst = max(range(len(distances)), key=distances.__getitem__)
         middle = float(pictures[worst, len(LEVELS) // 2])
@@ -136,23 +136,23 @@ class Meter:
         )
 
 
-def relative_residuals(image: Tensor, projected: Tensor, exposed: Tensor) -> list[float]:
+def relative_residuals(image: Tensor, projected: Tensor, field_mask: Tensor) -> list[float]:
     """For every view how much more the reconstruction attenuates than the radiograph shows, relative to it.
 
     What is missing in the reconstruction does not count: tissue outside its cube (arms, shoulders) attenuates too.
 
     Args:
         image, projected: line integrals (K, V, U).
-        exposed: bool (K, V, U).
+        field_mask: bool (K, V, U).
     """
-    surplus = torch.where(exposed, (projected - image).clamp(min=0), 0.0).square().mean((1, 2)).sqrt()
-    size = torch.where(exposed, image, 0.0).square().mean((1, 2)).sqrt().clamp(min=1e-6)
+    surplus = torch.where(field_mask, (projected - image).clamp(min=0), 0.0).square().mean((1, 2)).sqrt()
+    size = torch.where(field_mask, image, 0.0).square().mean((1, 2)).sqrt().clamp(min=1e-6)
     return (surplus / size).tolist()
 
 
 def population_statistics(evidence: Evidence, likelihood: RadiographLikelihood) -> dict[str, Statistic]:
     """What needs the population: orientation, and likeness to it."""
-    path, seen, moved = likelihood.prepare(evidence.image, evidence.exposed, evidence.views)
+    path, seen, moved = likelihood.prepare(evidence.image, evidence.field_mask, evidence.views)
     shown = [likelihood.projected(view, path.shape[1:]) for view in moved]
     terms = [likelihood.term(path[k], seen[k], shown[k]) for k in range(len(path))]
     pixels = sum(t.pixels for t in terms)
@@ -206,7 +206,7 @@ def _nearest(
 def _agreement(evidence: Evidence) -> Statistic:
     if len(evidence.image) < 2:
         return Statistic(None, "there is a single view")
-    pairs = disagreement(evidence.image, evidence.views, evidence.exposed)
+    pairs = disagreement(evidence.image, evidence.views, evidence.field_mask)
     if not pairs:
         return Statistic(
             None, "no two views share planes whose integrals can be compared (cut-off body, opposite views)"
@@ -217,15 +217,15 @@ def _agreement(evidence: Evidence) -> Statistic:
 
 
 def _angles(evidence: Evidence) -> Statistic:
-    turn = best_turn(evidence.image, evidence.views, evidence.exposed)
-    if turn is None:
+    rotation = best_rotation(evidence.image, evidence.views, evidence.field_mask)
+    if rotation is None:
         return Statistic(None, "angles cannot be seen from these views alone (parallel beam: from three views on)")
-    if turn.gain <= 0:
-        return Statistic(turn.gain, "the views agree best at the angles that are stated")
+    if rotation.gain <= 0:
+        return Statistic(rotation.gain, "the views agree best at the angles that are stated")
     return Statistic(
-        turn.gain,
-        f"the views would agree {math.exp(turn.gain):.1f} times as well if {evidence.name(turn.view)} stood "
-        f"{turn.degrees:+.1f} degrees further",
+        rotation.gain,
+        f"the views would agree {math.exp(rotation.gain):.1f} times as well if {evidence.name(rotation.view)} stood "
+        f"{rotation.degrees:+.1f} degrees further",
     )
 
 

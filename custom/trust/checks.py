@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from custom.geometry import is_cone
+from custom.geometry import ViewRow, is_cone
+from custom.radiographs import AcquisitionMetadata, Origin
 from custom.trust.check_results import CheckResult, Verdict, overall
 from custom.trust.check_statistics import STATISTICS, Meter, Statistic
 from custom.trust.evidence import Evidence
@@ -51,7 +52,7 @@ def run_checks(evidence: Evidence, thresholds: Thresholds) -> list[CheckResult]:
         results.append(_judge(name, measured[name], group.get(name), group_name, len(evidence.image)))
     results.append(_geometry(evidence, thresholds.trained))
     results.append(_number_of_views(evidence, thresholds.trained))
-    results.append(_assumptions(evidence.radiograph_facts))
+    results.append(_assumptions(evidence.radiograph_metadata))
     return results
 
 
@@ -124,14 +125,17 @@ def _distances(view: Tensor) -> dict[str, float]:
     """Source to isocentre and to detector (13,) [mm], perpendicular to the detector; empty for parallel beam."""
     if not bool(is_cone(view)):
         return {}
-    normal = torch.nn.functional.normalize(torch.linalg.cross(view[6:9], view[9:12]), dim=0)
-    to_isocenter, to_detector = float(-view[:3] @ normal), float((view[3:6] - view[:3]) @ normal)
-    return {"source_to_isocenter_mm": to_isocenter, "source_to_detector_mm": to_detector}
+    row = ViewRow.from_tensor(view)
+    return {
+        "source_to_isocenter_mm": float(row.source_to_isocenter_mm),
+        "source_to_detector_mm": float(row.source_to_detector_mm),
+    }
 
 
 def _tilt_deg(view: Tensor) -> float:
     """Largest angle with the axial plane of the central ray and of the detector's rows [degrees]."""
-    lines = torch.stack([view[:3], view[6:9]])  # the ray through the isocentre, either way, and a row
+    row = ViewRow.from_tensor(view)
+    lines = torch.stack([row.head, row.u_step])  # the ray through the isocentre, either way, and a row
     sines = (lines[:, 2] / lines.norm(dim=1)).abs().clamp(max=1)
     return float(torch.rad2deg(torch.asin(sines)).max())
 
@@ -149,22 +153,20 @@ def _number_of_views(evidence: Evidence, trained: TrainedRange) -> CheckResult:
     )
 
 
-def _assumptions(facts: Sequence[Mapping[str, object]]) -> CheckResult:
-    """What no file says: what an option allowed asks for a review, defaults (an upright detector) are listed."""
-    allowed, defaults = [], []
-    for index, radiograph in enumerate(facts):
-        for name, fact in radiograph.items():
-            source = str(getattr(fact, "source", ""))
-            said = f"{name.replace('_', ' ')} of radiograph {index + 1} ({source})"
-            if "option --accept" in source:
-                allowed.append(said)
-            elif source.startswith("default"):
-                defaults.append(said)
-    if not facts:
-        return CheckResult("assumptions", Verdict.PASS, None, None, None, "Not checked: no facts came with the views.")
+def _assumptions(radiographs: Sequence[AcquisitionMetadata]) -> CheckResult:
+    """What no file says: what an option allowed asks for a review, usual values (an upright detector) are listed."""
+    if not radiographs:
+        message = "Not checked: no metadata came with the views."
+        return CheckResult("assumptions", Verdict.PASS, None, None, None, message)
+    said: dict[Origin, list[str]] = {Origin.OPTION: [], Origin.USUAL_VALUE: []}
+    for index, metadata in enumerate(radiographs):
+        for name, found in metadata.known().items():
+            if found.origin in said:
+                said[found.origin].append(f"{name.replace('_', ' ')} of radiograph {index + 1} ({found.provenance})")
+    allowed, defaults = said.values()
     usual = f" Usual values stand for: {'; '.join(defaults)}." if defaults else ""
     if not allowed:
-        message = f"Every fact that matters comes from the files or a sidecar.{usual}"
+        message = f"Every value that matters comes from the files or a sidecar.{usual}"
         return CheckResult("assumptions", Verdict.PASS, 0, 0, None, message)
     message = f"Not from the files, but allowed by an option: {'; '.join(allowed)}.{usual}"
     return CheckResult("assumptions", Verdict.REVIEW, len(allowed), 0, None, message)

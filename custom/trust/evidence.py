@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from custom.geometry import VIEW_SIZE, VolumeGrid, is_cone
+from custom.geometry import VIEW_SIZE, ViewRow, VolumeGrid, is_cone
 from custom.networks.population_prior import PopulationPrior
+from custom.radiographs import AcquisitionMetadata
 
 __all__ = ["Evidence", "find_prior"]
 
@@ -22,12 +22,12 @@ class Evidence:
     Attributes:
         image: line integrals (K, V, U), float32, at the energy that the model was trained for; 0 where not exposed.
         views: (K, 13), isocentre frame.
-        exposed: bool (K, V, U).
+        field_mask: bool (K, V, U).
         hu: the reconstruction (X, Y, Z), HU; None: the radiographs alone are checked.
         grid: its grid.
         samples_std: standard deviation of the samples (X, Y, Z), HU; None: there are none.
         training: meta of the model's checkpoint.
-        radiograph_facts: for each radiograph its facts by name, each with `value` and `source`; may be empty.
+        radiograph_metadata: how each radiograph was taken; may be empty.
         prior: the model's Gaussian population (`find_prior`); None: it has none, so that the checks which need it are
             not made.
 
@@ -37,12 +37,12 @@ class Evidence:
 
     image: Tensor
     views: Tensor
-    exposed: Tensor
+    field_mask: Tensor
     hu: Tensor | None
     grid: VolumeGrid
     samples_std: Tensor | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
-    radiograph_facts: Sequence[Mapping[str, Any]] = ()
+    radiograph_metadata: Sequence[AcquisitionMetadata] = ()
     prior: PopulationPrior | None = None
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Evidence:
             raise ValueError(f"image must be (K, V, U) with at least one radiograph, got {tuple(self.image.shape)}")
         expected: dict[str, tuple[int, ...]] = {
             "views": (len(self.image), VIEW_SIZE),
-            "exposed": tuple(self.image.shape),
+            "field_mask": tuple(self.image.shape),
         }
         for name in ("hu", "samples_std"):
             if getattr(self, name) is not None:
@@ -79,9 +79,7 @@ class Evidence:
 
     def name(self, index: int) -> str:
         """What a message calls a view: its number and its angle."""
-        view = self.views[index]
-        toward = view[:2] if bool(is_cone(view)) else -view[:2]
-        angle = math.degrees(math.atan2(float(toward[1]), float(toward[0]))) % 360
+        angle = float(ViewRow.from_tensor(self.views[index].double()).angle_deg)
         return f"view {index + 1} (at {angle:.0f} degrees)"
 
 

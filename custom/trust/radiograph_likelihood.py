@@ -57,12 +57,12 @@ class RadiographLikelihood:
         self._shown: OrderedDict[bytes, Tensor] = OrderedDict()
         self._directions = prior.components.float() * prior.scales[:, None, None, None].float()
 
-    def prepare(self, image: Tensor, exposed: Tensor, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def prepare(self, image: Tensor, field_mask: Tensor, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Radiographs with pixels of the prior's voxel size, in water.
 
         Args:
             image: line integrals (K, V, U).
-            exposed: bool (K, V, U).
+            field_mask: bool (K, V, U).
             views: (K, 13).
 
         Returns:
@@ -70,9 +70,9 @@ class RadiographLikelihood:
         """
         size = float(isocenter_pixel_mm(views).mean())
         factor = max(1, round(self.prior.grid.spacing_mm[0] / size))
-        shown = torch.where(exposed, image, torch.zeros_like(image)).float() / self.water
+        shown = torch.where(field_mask, image, torch.zeros_like(image)).float() / self.water
         coarse, moved = average_pixels(shown[None], views[None].float(), factor)
-        whole, _ = average_pixels(exposed[None].float(), views[None].float(), factor)
+        whole, _ = average_pixels(field_mask[None].float(), views[None].float(), factor)
         return coarse[0], whole[0] > 0.999, moved[0]
 
     @torch.no_grad()
@@ -88,16 +88,18 @@ class RadiographLikelihood:
             self._shown.popitem(last=False)
         return self._shown[key]
 
-    def term(self, path: Tensor, exposed: Tensor, projected: Tensor, same_pixels: ViewTerm | None = None) -> ViewTerm:
+    def term(
+        self, path: Tensor, field_mask: Tensor, projected: Tensor, same_pixels: ViewTerm | None = None
+    ) -> ViewTerm:
         """The term of one radiograph (V', U') that is what `projected` (1 + R, V', U') shows.
 
         Args:
             path: water paths [mm].
-            exposed: bool, pixels that count.
+            field_mask: bool, pixels that count.
             projected: of the view.
             same_pixels: a term of the same view and the same pixels, whose `normal` is taken over to save time.
         """
-        kept = exposed.flatten()
+        kept = field_mask.flatten()
         seen = projected.flatten(1) if bool(kept.all()) else projected.flatten(1)[:, kept]
         deviation = path.flatten()[kept].double() - seen[0].double()
         moment = (seen[1:] @ deviation.float()).double()

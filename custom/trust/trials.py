@@ -171,7 +171,7 @@ def detector_of(model: Model) -> tuple[int, int]:
 
 
 def reconstructed(
-    model: Model, image: Tensor, views: Tensor, exposed: Tensor | None = None, samples: int = 0, seed: int = 0
+    model: Model, image: Tensor, views: Tensor, field_mask: Tensor | None = None, samples: int = 0, seed: int = 0
 ) -> Evidence:
     """What checks look at, of radiographs (K, V, U) that the model reconstructs.
 
@@ -179,7 +179,7 @@ def reconstructed(
         model: that reconstructs.
         image: line integrals on the model's detector.
         views: (K, 13).
-        exposed: bool (K, V, U); None: everything.
+        field_mask: bool (K, V, U); None: everything.
         samples: drawn for their spread, 0 or at least 2.
         seed: of the samples.
 
@@ -196,5 +196,5 @@ def reconstructed(
         hu, spread = statistics.mean().float(), statistics.std().float()
     else:
         hu = model.mean(image, views)
-    shown = torch.ones_like(image, dtype=torch.bool) if exposed is None else exposed
+    shown = torch.ones_like(image, dtype=torch.bool) if field_mask is None else field_mask
     return Evidence(image, views, shown, hu, model.grid, spread, training=model.meta, prior=find_prior(model.network))

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom.geometry import is_cone, pixel_coordinates
+from custom.geometry import ViewRow, is_cone, pixel_coordinates
 from custom.geometry.detector import isocenter_pixel_mm
 from custom.trust.picture_statistics import AIR_SHARE
 
@@ -31,13 +31,13 @@ _ACROSS = 0.8
 _LEAST_BASELINE_MM = 100.0
 
 
-def disagreement(image: Tensor, views: Tensor, exposed: Tensor) -> dict[tuple[int, int], float]:
+def disagreement(image: Tensor, views: Tensor, field_mask: Tensor) -> dict[tuple[int, int], float]:
     """Relative difference of the shared plane integrals, for every pair of views that can be compared.
 
     Args:
         image: line integrals (K, V, U).
         views: (K, 13).
-        exposed: bool (K, V, U).
+        field_mask: bool (K, V, U).
 
     Returns:
         Pair to root mean square of the difference over that of the mean, 0 for radiographs of one body. Pairs of
@@ -46,7 +46,7 @@ def disagreement(image: Tensor, views: Tensor, exposed: Tensor) -> dict[tuple[in
     found = {}
     for i, j in combinations(range(len(image)), 2):
         pair = torch.tensor([i, j])
-        value = disagreement_of(*pair_profiles(image[pair], views[pair], exposed[pair]))
+        value = disagreement_of(*pair_profiles(image[pair], views[pair], field_mask[pair]))
         if value is not None:
             found[i, j] = value
     return found
@@ -62,13 +62,13 @@ def disagreement_of(first: Tensor, second: Tensor, whole: Tensor) -> float | Non
 
 
 @torch.no_grad()
-def pair_profiles(image: Tensor, views: Tensor, exposed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def pair_profiles(image: Tensor, views: Tensor, field_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Integrals over the planes that two views share.
 
     Args:
         image: line integrals (2, V, U).
         views: (2, 13).
-        exposed: bool (2, V, U).
+        field_mask: bool (2, V, U).
 
     Returns:
         For every plane what the first and the second view say: the plane's integral [mm] if both are parallel beam,
@@ -87,18 +87,18 @@ def pair_profiles(image: Tensor, views: Tensor, exposed: Tensor) -> tuple[Tensor
         return empty, empty, torch.zeros(0, dtype=torch.bool)
     profiles, whole = [], torch.ones(len(offsets), dtype=torch.bool)
     for k in range(2):
-        shown = torch.where(exposed[k], image[k], torch.zeros_like(image[k])).double()
+        shown = torch.where(field_mask[k], image[k], torch.zeros_like(image[k])).double()
         view = views[k : k + 1]
         if bool(cone[k]):
-            values, kept = _cone_profile(shown, exposed[k], view, normals, step)
+            values, kept = _cone_profile(shown, field_mask[k], view, normals, step)
         elif bool(cone.any()):
-            above, kept_above = _parallel_profile(shown, exposed[k], view, normals, offsets + step / 2, step)
-            below, kept_below = _parallel_profile(shown, exposed[k], view, normals, offsets - step / 2, step)
+            above, kept_above = _parallel_profile(shown, field_mask[k], view, normals, offsets + step / 2, step)
+            below, kept_below = _parallel_profile(shown, field_mask[k], view, normals, offsets - step / 2, step)
             values, kept = (above - below) / step, kept_above & kept_below
         else:
             # Without the air, a wrong intensity without a patient weighs less.
             shown = torch.where(shown > AIR_SHARE * shown.max(), shown, 0.0)
-            values, kept = _parallel_profile(shown, exposed[k], view, normals, offsets, step)
+            values, kept = _parallel_profile(shown, field_mask[k], view, normals, offsets, step)
         profiles.append(values)
         whole &= kept
     return profiles[0], profiles[1], whole
@@ -106,7 +106,7 @@ def pair_profiles(image: Tensor, views: Tensor, exposed: Tensor) -> tuple[Tensor
 
 def _normals(views: Tensor, cone: Tensor, offsets: Tensor) -> Tensor | None:
     """Unit normals (N, 3) of the shared planes at these distances from the isocentre."""
-    heads, up = views[:, :3], views.new_tensor(_UP)
+    heads, up = ViewRow.from_tensor(views).head, views.new_tensor(_UP)
     if not bool(cone.any()):
         axis = torch.linalg.cross(heads[0], heads[1])
         if float(axis.norm()) < 0.05:  # the same or opposite views: any plane along the rays will do
@@ -136,44 +136,54 @@ def _normals(views: Tensor, cone: Tensor, offsets: Tensor) -> Tensor | None:
 
 
 def _parallel_profile(
-    image: Tensor, exposed: Tensor, view: Tensor, normals: Tensor, offsets: Tensor, step: float
+    image: Tensor, field_mask: Tensor, view: Tensor, normals: Tensor, offsets: Tensor, step: float
 ) -> tuple[Tensor, Tensor]:
-    along = torch.linalg.cross(normals[0], view[0, :3])
-    width = image.shape[1] * float(view[0, 6:9].norm()) + image.shape[0] * float(view[0, 9:12].norm())
-    middle = float(view[0, 3:6] @ along)
+    along = torch.linalg.cross(normals[0], ViewRow.from_tensor(view[0]).head)
+    row = ViewRow.from_tensor(view[0])
+    height_mm, width_mm = _size_mm(image, row)
+    width = width_mm + height_mm
+    middle = float(row.detector_center @ along)
     t = torch.arange(middle - width / 2, middle + width / 2, step, dtype=torch.float64)
     points = offsets[:, None, None] * normals[:, None] + t[:, None] * along
-    values, seen = _sample(image, exposed, view, points)
+    values, seen = _sample(image, field_mask, view, points)
     return values.sum(1) * step, _whole(values, seen, image)
 
 
-def _cone_profile(image: Tensor, exposed: Tensor, view: Tensor, normals: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    source = view[0, :3]
+def _cone_profile(
+    image: Tensor, field_mask: Tensor, view: Tensor, normals: Tensor, step: float
+) -> tuple[Tensor, Tensor]:
+    row = ViewRow.from_tensor(view[0])
+    source, center = row.head, row.detector_center
     distance = float(source.norm())
-    central = (view[0, 3:6] - source).expand_as(normals)
+    central = (center - source).expand_as(normals)
     central = F.normalize(central - (central * normals).sum(-1, keepdim=True) * normals, dim=-1)
     along = torch.linalg.cross(normals, central)
-    length = float((view[0, 3:6] - source).norm())
-    width, height = image.shape[1] * float(view[0, 6:9].norm()), image.shape[0] * float(view[0, 9:12].norm())
-    half = math.atan(0.75 * math.hypot(width, height) / length)
+    length = float((center - source).norm())
+    half = math.atan(0.75 * math.hypot(*_size_mm(image, row)) / length)
     turn = step / distance
     theta = torch.arange(-half, half, turn, dtype=torch.float64)
     fan = theta.cos()[:, None] * central[:, None] + theta.sin()[:, None] * along[:, None]
     tilt = turn / 2
     above = source + length * (math.cos(tilt) * fan + math.sin(tilt) * normals[:, None])
     below = source + length * (math.cos(tilt) * fan - math.sin(tilt) * normals[:, None])
-    (high, seen_high), (low, seen_low) = (_sample(image, exposed, view, points) for points in (above, below))
+    (high, seen_high), (low, seen_low) = (_sample(image, field_mask, view, points) for points in (above, below))
     both = seen_high & seen_low  # a picture's border is no edge of the body
     derivative = torch.where(both, high - low, 0.0).sum(1) * turn / (2 * tilt)
     return derivative, _whole((high + low) / 2, both, image)
 
 
-def _sample(image: Tensor, exposed: Tensor, view: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def _size_mm(image: Tensor, row: ViewRow) -> tuple[float, float]:
+    """Height and width of a picture (V, U) on its detector."""
+    row_mm, column_mm = row.pixel_mm.tolist()
+    return image.shape[0] * row_mm, image.shape[1] * column_mm
+
+
+def _sample(image: Tensor, field_mask: Tensor, view: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Values (N, T) of the picture where points (N, T, 3) are seen, 0 elsewhere; and whether they are seen."""
     indices, inside = pixel_coordinates(points.flatten(0, 1), view, image.shape)
     size = image.new_tensor([image.shape[1], image.shape[0]])
     grid = ((indices[0] + 0.5) / size * 2 - 1)[None, None]
-    both = torch.stack([image, exposed.double()])[None]
+    both = torch.stack([image, field_mask.double()])[None]
     values, shown = F.grid_sample(both, grid, padding_mode="border", align_corners=False)[0, :, 0]
     seen = inside[0] & (shown > 0.5)
     return torch.where(seen, values, 0.0).reshape(points.shape[:2]), seen.reshape(points.shape[:2])

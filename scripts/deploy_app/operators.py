@@ -16,7 +16,7 @@ from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOpe
 from settings import Settings
 
 from custom.core.atomic_directory import check_free, whole_folder
-from custom.dicom.header import RADIOGRAPH_CLASSES, read_header
+from custom.dicom.header import RADIOGRAPH_CLASSES, NotARadiograph, read_header
 from custom.dicom.strict import is_uid
 from custom.models import Model, load_model
 from custom.radiographs import Radiograph, read_radiographs
@@ -74,10 +74,8 @@ def _is_radiograph(path: Path) -> bool:
     """Whether it is one; raises ValueError where it should be and is damaged."""
     try:
         read_header(path)
-    except ValueError as error:
-        if "not a radiograph" in str(error):
-            return False
-        raise
+    except NotARadiograph:
+        return False
     return True
 
 
@@ -160,9 +158,8 @@ class ReconstructionOperator(Operator):
         if not paths:
             raise ValueError(f"no radiographs (CR, DX, XA, RF or RTIMAGE) in the study {uid}")
         radiographs = read_radiographs(sorted(paths), settings.geometry, settings.accept)
-        radiographs[0].warnings += [
-            f"{path.name} in the study was left out: no radiograph" for path in sorted(left_out)
-        ]
+        said = (f"{path.name} in the study was left out: no radiograph" for path in sorted(left_out))
+        radiographs[0] = radiographs[0].with_warnings(*said)
         model.require(settings.samples)
         with tempfile.TemporaryDirectory() as place:
             rehearse(Path(place), radiographs, model, dicom=True, uncertainty=settings.samples > 0)

@@ -173,7 +173,7 @@ def test_what_is_wrong_is_named_before_the_fit(datalist: Path, tmp_path: Path) -
     Geometry.load(files["geometry"]).select([0, 1, 2]).save(fewer)
     (tmp_path / "file").write_text("")
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"geometry": str(fewer)}, "4 radiographs, but"),
+        ({"geometry": str(fewer)}, "4 radiographs of"),
         ({"image": str(tmp_path / "gone.nii.gz")}, "gone.nii.gz: no such file"),
         ({"angles_deg": [10]}, "no view at 10 degrees"),
         ({"encoding": "grid"}, "encoding must be one of"),

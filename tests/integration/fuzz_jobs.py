@@ -20,8 +20,9 @@ import torch
 from custom.cli import command_line
 from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
+from custom.dicom.header import NotARadiograph
 from custom.dicom.write_ct import read_ct_series
-from custom.radiographs import ACCEPT, MissingFacts, assemble, read_radiographs
+from custom.radiographs import ACCEPT, MissingMetadata, assemble, read_radiographs
 from custom.reconstruct import hu_sha256
 from custom.reconstruct.outputs import series_sha256
 from tests.custom.benchmark.tiny_benchmark import GRID, tiny_network
@@ -54,7 +55,7 @@ def _keep(case: Case, folder: Path, number: int, verdict: str, why: str = "") ->
 
 def _checked_error(error: ValueError, *names: str) -> str:
     text = str(error)
-    if type(error) not in (ValueError, MissingFacts, FileNotFoundError):
+    if type(error) not in (ValueError, MissingMetadata, NotARadiograph, FileNotFoundError):
         raise Failure(f"{type(error).__name__} is no error of ours: {text}")
     _check_line(text)
     if not any(name in text for name in names):
@@ -98,12 +99,12 @@ def _read_twice(case: Case, number: int) -> Outcome:
             try:
                 (found,) = read_radiographs([path], accept=accept)
                 _check_finite(line_integrals=found.line_integrals, view=found.view)
-                if found.line_integrals.shape != found.exposed.shape or found.line_integrals.dtype != torch.float32:
+                if found.line_integrals.shape != found.field_mask.shape or found.line_integrals.dtype != torch.float32:
                     raise Failure("line integrals and exposed do not fit each other")
                 for shape in (None, DETECTOR):
                     on = assemble([found], PIXEL_MM, shape)
                     _check_finite(image=on.image, views=on.views)
-                    if not (on.image.shape == on.exposed.shape and on.exposed.any()):
+                    if not (on.image.shape == on.field_mask.shape and on.field_mask.any()):
                         raise Failure("nothing is exposed on the detector")
                 for sentence in found.warnings:
                     _check_line(sentence)

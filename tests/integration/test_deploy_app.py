@@ -217,8 +217,8 @@ def test_what_files_do_not_say_is_asked_for_and_taken(write_pair: Write, models:
     assert process.returncode == 0, process.stderr[-3000:]
     _, record = result(tmp_path / "out")
     assert record["settings"]["accept"] == ["for-presentation"]
-    fact = record["radiographs"][0]["facts"]["source_to_detector_mm"]
-    assert fact == {"value": 1800.0, "source": "sidecar frontal.json"}
+    fact = record["radiographs"][0]["metadata"]["source_to_detector_mm"]
+    assert (fact["value"], fact["unit"], fact["provenance"]) == (1800.0, "mm", "sidecar frontal.json")
 
 
 # --- what is refused ---

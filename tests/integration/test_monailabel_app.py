@@ -169,8 +169,8 @@ def test_a_pair_gives_the_command_lines_volume(
     for key in ("verdict", "checks", "warnings", "model", "detector_shape"):
         assert answer.record[key] == expected[key], key
     assert answer.record["checks"] and answer.record["returned"] == "mean"
-    facts = answer.record["radiographs"][0]["facts"]
-    assert facts["source_to_detector_mm"] == {"value": 1500.0, "source": "DICOM (0018,1110)"}
+    distance = answer.record["radiographs"][0]["metadata"]["source_to_detector_mm"]
+    assert (distance["value"], distance["provenance"]) == (1500.0, "DICOM (0018,1110)")
     assert server.left_over() == []
 
 

@@ -185,9 +185,9 @@ def test_the_ct_is_the_patients_and_not_mirrored(trip: str, body: Body, request:
     assert error < 250, error
     record = found.record
     assert record["verdict"] in ("PASS", "REVIEW"), record["checks"]
-    facts = record["radiographs"][0]["facts"]
-    assert facts["intent"]["value"] == "processing"
-    assert facts["source_to_detector_mm"]["source"].startswith("DICOM" if trip == "whole" else "--geometry")
+    metadata = record["radiographs"][0]["metadata"]
+    assert metadata["intent"]["value"] == "processing"
+    assert metadata["source_to_detector_mm"]["provenance"].startswith("DICOM" if trip == "whole" else "--geometry")
 
 
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium is installed (Debian: apt-get install chromium)")

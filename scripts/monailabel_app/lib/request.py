@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from custom.radiographs import MissingFacts
+from custom.radiographs import MissingMetadata
 
 __all__ = ["CLIENT_KEYS", "PARAMETERS", "Outside", "Request", "http_status", "inside", "message", "parse"]
 
@@ -191,7 +191,7 @@ def http_status(error: Exception) -> int:
         return 403
     if isinstance(error, FileNotFoundError):
         return 404
-    if isinstance(error, MissingFacts):
+    if isinstance(error, MissingMetadata):
         return 422
     if isinstance(error, ModuleNotFoundError):
         return 501

@@ -12,10 +12,10 @@ import pytest
 from custom.cli import demo
 from custom.core.checkpoints import save_checkpoint
 from custom.data.sample import sample_ct
-from custom.data.simulate import load_radiographs
 from custom.geometry import VolumeGrid
 from custom.metrics.tables import read_csv
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
+from custom.projection.radiograph_stack import load_stack
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_demo_leaves_volume_picture_and_metrics(
     volume, sample = nib.load(tmp_path / "reconstruction.nii.gz"), nib.load(sample_ct())
     corner, sample_corner = (image.affine @ [-0.5, -0.5, -0.5, 1] for image in (volume, sample))
     assert np.allclose(corner, sample_corner, atol=1e-3), "the reconstruction must lie where the sample lies"
-    radiographs, geometry = load_radiographs(tmp_path / "radiographs.nii.gz", tmp_path / "radiographs.json")
+    radiographs, geometry = load_stack(tmp_path / "radiographs.nii.gz", tmp_path / "radiographs.json")
     assert geometry.angles_deg == [0, 90]
     assert 3 < float(radiographs.max()) < 15
     (row,) = read_csv(tmp_path / "metrics.csv")

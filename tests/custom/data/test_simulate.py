@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from custom.data.simulate import Acquisition, load_radiographs, simulate, simulate_case
+from custom.data.simulate import Acquisition, simulate, simulate_case
 from custom.geometry import Geometry, pixel_coordinates
+from custom.projection.radiograph_stack import load_stack
 from custom.radiographs import read_radiographs
 
 CUBE, SPACING, CORNER = 16, 20.0, np.array([-140.0, -30.0, 700.0])
@@ -59,7 +60,7 @@ def test_the_dense_voxel_lands_where_its_millimetres_say(cohort: Path, beam: str
     new = simulate(cohort, setting=setting, beam=beam, angles_deg=[0.0, 60.0, 90.0])
     assert new == cohort.parent / f"datalist_{setting}.json"
     for entry in entries(new):
-        image, geometry = load_radiographs(cohort.parent / entry["image"], cohort.parent / entry["geometry"])
+        image, geometry = load_stack(cohort.parent / entry["image"], cohort.parent / entry["geometry"])
         assert image.shape == (3, 16, 24) and image.dtype == torch.float32
         np.testing.assert_allclose(geometry.isocenter_mm, CORNER + 7.5 * SPACING)
         np.testing.assert_allclose(geometry.affine(), nib.nifti1.load(cohort.parent / entry["label"]).affine)
@@ -119,7 +120,7 @@ def test_degradations_are_applied(cohort: Path) -> None:
     for name, keywords in {"plain": {}, "scatter": {"scatter_to_primary": 0.5}, "blur": {"blur_fwhm_mm": 60.0}}.items():
         simulate(cohort, name=name, angles_deg=[0.0], parts="test", **keywords)  # type: ignore[arg-type]
         folder = cohort.parent / "radiographs" / name
-        images.append(load_radiographs(folder / "a0002.nii.gz", folder / "a0002.json")[0])
+        images.append(load_stack(folder / "a0002.nii.gz", folder / "a0002.json")[0])
     assert images[1].mean() < images[0].mean()
     assert images[2].max() < images[0].max()
 
@@ -133,7 +134,7 @@ def test_views_as_dicom_are_read_back_as_what_they_are(cohort: Path) -> None:
         "parts": ["test"],
     }
     (entry,) = [e for e in entries(simulate(cohort, **settings)) if "image" in e]
-    stored, geometry = load_radiographs(cohort.parent / entry["image"], cohort.parent / entry["geometry"])
+    stored, geometry = load_stack(cohort.parent / entry["image"], cohort.parent / entry["geometry"])
     simulate(cohort, dicom=True, **settings)
     folder = cohort.parent / "radiographs/fine/a0002"
     files = [folder / f"{angle}_degrees.dcm" for angle in (270, 0, 30)]
@@ -171,7 +172,7 @@ def test_in_memory_is_the_same_as_in_files(cohort: Path) -> None:
         source.affine,
         "a0002",
     )
-    stored, loaded = load_radiographs(
+    stored, loaded = load_stack(
         cohort.parent / "radiographs/fine/a0002.nii.gz", cohort.parent / "radiographs/fine/a0002.json"
     )
     assert torch.equal(image, stored) and geometry == loaded
@@ -181,15 +182,15 @@ def test_radiographs_must_fit_their_geometry(cohort: Path) -> None:
     simulate(cohort, angles_deg=[0.0, 90.0], parts="test")
     folder = cohort.parent / "radiographs/fine"
     Geometry.load(folder / "a0002.json").select([0]).save(folder / "one.json")
-    with pytest.raises(ValueError, match=r"a0002.nii.gz holds radiographs of shape \(24, 16, 2\).*one.json describes"):
-        load_radiographs(folder / "a0002.nii.gz", folder / "one.json")
+    with pytest.raises(ValueError, match=r"a0002.nii.gz: 2 radiographs of 24 x 16 .*one.json describes 1 views"):
+        load_stack(folder / "a0002.nii.gz", folder / "one.json")
     with pytest.raises(FileNotFoundError, match="no such file of radiographs"):
-        load_radiographs(folder / "nobody.nii.gz", folder / "one.json")
+        load_stack(folder / "nobody.nii.gz", folder / "one.json")
     broken = np.zeros((24, 16, 1), np.float32)
     broken[0, 0, 0] = np.nan
     nib.nifti1.save(nib.nifti1.Nifti1Image(broken, np.eye(4)), folder / "nan.nii.gz")
-    with pytest.raises(ValueError, match="not finite"):
-        load_radiographs(folder / "nan.nii.gz", folder / "one.json")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        load_stack(folder / "nan.nii.gz", folder / "one.json")
 
 
 def test_bad_input(cohort: Path) -> None:

@@ -14,7 +14,7 @@ from hand_written_dicom import integrals
 
 from custom.dicom.write_dx import LOG_SCALE, write_dx
 from custom.geometry import rays, views_from_angles
-from custom.radiographs import MissingFacts, read_radiographs
+from custom.radiographs import MissingMetadata, read_radiographs
 
 SHAPE = (96, 140)
 
@@ -37,7 +37,7 @@ def test_round_trip(tmp_path: Path, angle: float, offset: tuple[float, float]) -
     (radiograph,) = read_radiographs([path])
     assert torch.allclose(radiograph.view, view, atol=1e-4)
     assert float(np.abs(radiograph.line_integrals.numpy() - truth).max()) < 0.02
-    assert radiograph.warnings == []
+    assert radiograph.warnings == ()
 
 
 def test_degraded_pair_is_refused_then_explained(tmp_path: Path) -> None:
@@ -48,9 +48,9 @@ def test_degraded_pair_is_refused_then_explained(tmp_path: Path) -> None:
         drop=["DistanceSourceToDetector", "EstimatedRadiographicMagnificationFactor"],
         empty=["DistanceSourceToPatient"],
     )  # fmt: skip
-    with pytest.raises(MissingFacts) as caught:
+    with pytest.raises(MissingMetadata) as caught:
         read_radiographs([path])
-    problems = " ".join(gap.problem for gap in caught.value.gaps)
+    problems = " ".join(gap.problem for gap in caught.value.questions)
     for thing in ("source to detector", "middle of the patient", "FOR PRESENTATION", "scale of its logarithm"):
         assert thing in problems
     (tmp_path / "frontal.json").write_text(

@@ -14,8 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from custom.core.angles import angle_difference_deg
 from custom.geometry import (
     Geometry,
+    ViewRow,
     VolumeGrid,
     is_cone,
     is_vertical_parallel,
@@ -105,7 +107,7 @@ def test_angles_round_trip(values: list[float], beam: str) -> None:
     found = Geometry.from_angles(values, beam).angles_deg
     for value, angle in zip(values, found, strict=True):
         assert 0 <= angle < 360
-        assert abs((value - angle + 180) % 360 - 180) < 1e-6
+        assert abs(angle_difference_deg(value, angle)) < 1e-6
 
 
 @few
@@ -295,3 +297,28 @@ def test_saving_leaves_no_partial_file(tmp_path: Path) -> None:
     geometry.save(tmp_path / "views.json")
     assert [p.name for p in tmp_path.iterdir()] == ["views.json"]
     assert Geometry.load(tmp_path / "views.json") == geometry
+
+
+@pytest.mark.parametrize("beam", ["parallel", "cone"])
+def test_a_view_row_names_the_thirteen_numbers(beam: str) -> None:
+    views = views_from_angles([30.0, 350.0], beam, 1000.0, 1500.0, (2.0, 3.0), (20.0, -10.0))
+    row = ViewRow.from_tensor(views)
+    assert torch.equal(row.to_tensor(), views) and row.is_cone.tolist() == [beam == "cone"] * 2
+    torch.testing.assert_close(row.angle_deg, torch.tensor([30.0, 350.0], dtype=torch.float64))
+    torch.testing.assert_close(row.pixel_mm, torch.tensor([[2.0, 3.0]], dtype=torch.float64).expand(2, 2))
+    # The normal is the direction of the central ray, which meets the detector 500 mm behind the isocentre.
+    away = -torch.nn.functional.normalize(row.toward_source, dim=-1)
+    torch.testing.assert_close(row.normal, away)
+    torch.testing.assert_close(row.foot, 500 * away)
+    beside = row.detector_center - row.foot
+    torch.testing.assert_close(beside, row.u_step * 20 / 3 + row.v_step * 10 / 2)
+    if beam == "cone":
+        assert row.source_to_isocenter_mm.tolist() == pytest.approx([1000.0] * 2)
+        assert row.source_to_detector_mm.tolist() == pytest.approx([1500.0] * 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"), [(0.1, 359.9, 0.2), (359.9, 0.1, -0.2), (90, 270, -180), (5, 3, 2)]
+)
+def test_angles_differ_the_short_way_round(one: float, other: float, expected: float) -> None:
+    assert angle_difference_deg(one, other) == pytest.approx(expected)

@@ -52,7 +52,7 @@ def test_alike_radiographs_go_as_before() -> None:
     assert torch.equal(done.image, image)
     assert torch.equal(done.views, views)
     assert done.image.shape == (2, 128, 192)
-    assert bool(done.exposed.all())
+    assert bool(done.field_mask.all())
 
 
 def test_different_radiographs_on_one_detector() -> None:
@@ -64,15 +64,15 @@ def test_different_radiographs_on_one_detector() -> None:
     ]
     done = assemble(items, 2.5)
     assert done.image.dtype == done.views.dtype == torch.float32
-    assert done.image.shape == done.exposed.shape
+    assert done.image.shape == done.field_mask.shape
     assert all(n % 8 == 0 for n in done.image.shape[1:])
     assert torch.allclose(isocenter_pixel_mm(done.views), torch.full((3, 2), 2.5), rtol=1e-4)
-    for image, view, exposed in zip(done.image, done.views, done.exposed, strict=True):
+    for image, view, field_mask in zip(done.image, done.views, done.field_mask, strict=True):
         truth = expected(view, tuple(image.shape))
         # Borders of the heart are blurred by a pixel: the mean tells.
-        assert float(np.abs(image.numpy() - truth)[exposed.numpy()].mean()) < 0.02
-        assert float(image[~exposed].abs().sum()) == 0
-        assert 0.3 < float(exposed.float().mean()) <= 1
+        assert float(np.abs(image.numpy() - truth)[field_mask.numpy()].mean()) < 0.02
+        assert float(image[~field_mask].abs().sum()) == 0
+        assert 0.3 < float(field_mask.float().mean()) <= 1
     # Offsets vanish: the middle of every detector is where the ray through the isocentre meets it.
     assert torch.allclose(done.views[0, 3:6], torch.tensor([0.0, -500.0, 0.0]), atol=1e-3)
 
@@ -81,7 +81,7 @@ def test_a_given_detector() -> None:
     item = radiograph(view_of(90.0, 3.0, (60.0, 0.0)), (100, 100))
     done = assemble([item], 2.5, (128, 192))
     assert done.image.shape == (1, 128, 192)
-    columns = done.exposed[0].any(0).nonzero().flatten()
+    columns = done.field_mask[0].any(0).nonzero().flatten()
     # 300 mm wide and 60 mm aside, in pixels of 3.75 mm around the middle, 96.
     assert int(columns[0]) == pytest.approx(96 + (60 - 150) / 3.75, abs=1)
     assert int(columns[-1]) == pytest.approx(96 + (60 + 150) / 3.75, abs=1)
@@ -97,11 +97,11 @@ def test_blades_do_not_bleed() -> None:
     """Values behind blades have no weight."""
     item = radiograph(view_of(90.0, 1.0), (400, 400))
     truth = item.line_integrals.clone()
-    item.exposed[:, :107] = False
+    item.field_mask[:, :107] = False
     item.line_integrals[:, :107] = 40.0
     done = assemble([item], 2.5, (104, 112))
     assert float(done.image.max()) <= float(truth.max()) + 1e-4
-    assert not bool(done.exposed[0, :, :30].any())
+    assert not bool(done.field_mask[0, :, :30].any())
 
 
 @settings(max_examples=15)
@@ -113,9 +113,9 @@ def test_every_picture_keeps_its_geometry(angle: float, pixel: float, side: int,
     item = radiograph(view_of(angle, pixel, (across, up)), (side, side + 20))
     odd = radiograph(view_of(angle, pixel), (side + 8, side), "b")
     done = assemble([item, odd], 2.5)
-    for image, view, exposed in zip(done.image, done.views, done.exposed, strict=True):
+    for image, view, field_mask in zip(done.image, done.views, done.field_mask, strict=True):
         truth = expected(view, tuple(image.shape))
-        assert float(np.median(np.abs(image.numpy() - truth)[exposed.numpy()])) < 0.02
+        assert float(np.median(np.abs(image.numpy() - truth)[field_mask.numpy()])) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -145,5 +145,5 @@ def test_fine_pixels_on_a_wide_detector_take_no_memory() -> None:
     # Of the wide one's size, with the fine one's pixels: 32000 a side.
     assert time.process_time() - start < 5
     assert done.image.shape == (2, 688, 688)
-    assert done.exposed[1].sum() == 4 and done.exposed[1, 343:345, 343:345].all()
+    assert done.field_mask[1].sum() == 4 and done.field_mask[1, 343:345, 343:345].all()
     assert float(done.image[1].max()) == pytest.approx(float(fine.line_integrals.mean()), rel=0.05)

@@ -12,7 +12,7 @@ import pytest
 from hand_written_dicom import A, F, L, base, dx, intensity, picture, save, to_bytes, without
 from pydicom.dataset import Dataset
 
-from custom.radiographs import MissingFacts, Radiograph, read_radiographs
+from custom.radiographs import MissingMetadata, Radiograph, read_radiographs
 
 TRUTH = picture(1500 * A, -300 * A, L, F)
 
@@ -30,15 +30,15 @@ def stored_dx(stored: np.ndarray, **attributes: object) -> Dataset:
 
 def error(radiograph: Radiograph) -> float:
     """Largest error where exposed."""
-    return float(np.abs(radiograph.line_integrals.numpy() - TRUTH)[radiograph.exposed.numpy()].max())
+    return float(np.abs(radiograph.line_integrals.numpy() - TRUTH)[radiograph.field_mask.numpy()].max())
 
 
 def test_air_is_found(tmp_path: Path) -> None:
     radiograph = read(save(tmp_path / "a.dcm", dx()))
     assert error(radiograph) < 0.02
-    assert radiograph.facts["unattenuated"].value == pytest.approx(50000, rel=2e-3)
-    assert radiograph.facts["unattenuated"].source.startswith("estimated from air")
-    assert radiograph.facts["exposed"].value == "100 % of the picture"
+    assert radiograph.metadata.unattenuated.value == pytest.approx(50000, rel=2e-3)
+    assert radiograph.metadata.unattenuated.provenance.startswith("estimated from air")
+    assert radiograph.metadata.exposed_field.value == "100 % of the picture"
 
 
 def test_monochrome_changes_no_physics(tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_rescale_with_negative_slope(tmp_path: Path) -> None:
     )
     radiograph = read(save(tmp_path / "a.dcm", dataset))
     assert error(radiograph) < 0.02
-    assert radiograph.warnings == []
-    assert radiograph.facts["rescale"].value == "-1 * stored + 65535"
+    assert radiograph.warnings == ()
+    assert radiograph.metadata.rescale.value == "-1 * stored + 65535"
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -70,7 +70,7 @@ def test_logarithm_needs_its_scale(tmp_path: Path, sign: int) -> None:
     stored = np.rint(30000 - sign * TRUTH * 2000)
     path = save(tmp_path / "a.dcm", stored_dx(stored, PixelIntensityRelationship="LOG",
                                               PixelIntensityRelationshipSign=sign))  # fmt: skip
-    with pytest.raises(MissingFacts, match=r'the scale of its logarithm.*"log_scale": 1000.*--accept log-range'):
+    with pytest.raises(MissingMetadata, match=r'the scale of its logarithm.*"log_scale": 1000.*--accept log-range'):
         read(path)
     (tmp_path / "a.json").write_text('{"log_scale": 2000}')
     assert error(read(path)) < 0.02
@@ -80,8 +80,8 @@ def test_logarithm_needs_its_scale(tmp_path: Path, sign: int) -> None:
     accepted = read(path, accept=["log-range"])
     top = float(np.quantile(accepted.line_integrals.numpy(), 0.999))
     assert top == pytest.approx(5.0, rel=0.02)
-    assert accepted.facts["log_scale"].source == "option --accept log-range"
-    assert accepted.facts["log_scale"].value == pytest.approx(2000 * np.quantile(TRUTH, 0.999) / 5, rel=0.05)
+    assert accepted.metadata.log_scale.provenance == "option --accept log-range"
+    assert accepted.metadata.log_scale.value == pytest.approx(2000 * np.quantile(TRUTH, 0.999) / 5, rel=0.05)
 
 
 def test_modality_lut_of_xa(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_modality_lut_of_xa(tmp_path: Path) -> None:
     )  # fmt: skip
     radiograph = read(save(tmp_path / "a.dcm", dataset))
     assert error(radiograph) < 0.02
-    assert "linear by Modality LUT" in radiograph.facts["intensity_relationship"].source
+    assert "linear by Modality LUT" in radiograph.metadata.intensity_relationship.provenance
     with pytest.raises(ValueError, match=r"a.dcm: has a Modality LUT \(0028,3000\), which is only followed in XA"):
         read(save(tmp_path / "a.dcm", dx(ModalityLUTSequence=[item])))
 
@@ -108,7 +108,7 @@ def test_unused_bits_are_removed(tmp_path: Path) -> None:
     stored = intensity(TRUTH, 4000.0).astype(np.int64)
     dataset = stored_dx(stored * 16 + 5, BitsStored=12, HighBit=15)
     radiograph = read(save(tmp_path / "a.dcm", dataset))
-    assert radiograph.facts["unattenuated"].value == pytest.approx(4000, rel=2e-3)
+    assert radiograph.metadata.unattenuated.value == pytest.approx(4000, rel=2e-3)
     assert error(radiograph) < 0.1
 
 
@@ -136,7 +136,7 @@ def test_a_rescale_that_is_no_number_is_said(tmp_path: Path) -> None:
 def test_another_relationship_is_named(tmp_path: Path) -> None:
     path = save(tmp_path / "a.dcm", dx(PixelIntensityRelationship="DISP"))
     with pytest.raises(
-        MissingFacts, match=r"Relationship \(0028,1040\) is 'DISP', which is neither LIN nor LOG"
+        MissingMetadata, match=r"Relationship \(0028,1040\) is 'DISP', which is neither LIN nor LOG"
     ) as caught:
         read(path)
     assert "absent" not in str(caught.value)
@@ -148,14 +148,14 @@ def test_for_presentation_is_refused(tmp_path: Path) -> None:
         stored, SOPClassUID="1.2.840.10008.5.1.4.1.1.1.1", PresentationIntentType="FOR PRESENTATION",
         PixelIntensityRelationship="LOG", PixelIntensityRelationshipSign=-1, BitsStored=14, HighBit=13,
     ))  # fmt: skip
-    with pytest.raises(MissingFacts, match=r"FOR PRESENTATION by DICOM \(0008,0068\).*--accept for-presentation"):
+    with pytest.raises(MissingMetadata, match=r"FOR PRESENTATION by DICOM \(0008,0068\).*--accept for-presentation"):
         read(path)
     radiograph = read(path, accept=["for-presentation", "log-range"])
     assert float(np.corrcoef(radiograph.line_integrals.numpy().ravel(), TRUTH.ravel())[0, 1]) > 0.999
     (tmp_path / "a.json").write_text('{"intent": "processing", "log_scale": 2047.875}')
     radiograph = read(path)
     assert error(radiograph) < 0.02
-    assert radiograph.facts["intent"].source == "sidecar a.json"
+    assert radiograph.metadata.intent.provenance == "sidecar a.json"
     assert any("intent is processing by sidecar" in w for w in radiograph.warnings)
 
 
@@ -169,7 +169,7 @@ def test_accepted_presentation_follows_photometric(tmp_path: Path, photometric: 
         "PixelIntensityRelationship", "PixelIntensityRelationshipSign", "PresentationIntentType",
     )  # fmt: skip
     path = save(tmp_path / "a.dcm", dataset)
-    with pytest.raises(MissingFacts, match=r"Pixel Intensity Relationship \(0028,1040\) is absent"):
+    with pytest.raises(MissingMetadata, match=r"Pixel Intensity Relationship \(0028,1040\) is absent"):
         read(path)
     radiograph = read(path, accept=["for-presentation", "log-range"])
     assert float(np.corrcoef(radiograph.line_integrals.numpy().ravel(), TRUTH.ravel())[0, 1]) > 0.999
@@ -187,13 +187,13 @@ def test_no_air_is_a_gap(tmp_path: Path) -> None:
     inside = picture(1500 * A, -300 * A, L, F, pixel=(1.2, 1.2))
     dataset = stored_dx(intensity(inside), ImagerPixelSpacing=[1.2, 1.2])
     path = save(tmp_path / "a.dcm", dataset)
-    with pytest.raises(MissingFacts, match="no air is seen beside the patient"):
+    with pytest.raises(MissingMetadata, match="no air is seen beside the patient"):
         read(path)
     (tmp_path / "a.json").write_text('{"unattenuated": 50000}')
     assert float(np.abs(read(path).line_integrals.numpy() - inside).max()) < 0.02
     (tmp_path / "a.json").unlink()
     accepted = read(path, accept="brightest-as-air")
-    assert accepted.facts["unattenuated"].source == "option --accept brightest-as-air"
+    assert accepted.metadata.unattenuated.provenance == "option --accept brightest-as-air"
 
 
 def test_saturated_air_is_said(tmp_path: Path) -> None:
@@ -213,11 +213,11 @@ def test_noise_and_scatter_of_blades(tmp_path: Path) -> None:
     dataset = stored_dx(stored, ImagerPixelSpacing=[1.4, 1.2])
     dataset.Rows, dataset.Columns = shape
     radiograph = read(save(tmp_path / "a.dcm", dataset))
-    found = radiograph.exposed.numpy()
+    found = radiograph.field_mask.numpy()
     assert not (found & ~field).any()
     assert (field & ~found).sum() < 0.05 * field.sum()
-    assert radiograph.facts["exposed"].source == "straight dark borders"
-    assert float(radiograph.line_integrals[~radiograph.exposed].abs().max()) == 0
+    assert radiograph.metadata.exposed_field.where == "straight dark borders"
+    assert float(radiograph.line_integrals[~radiograph.field_mask].abs().max()) == 0
     assert float(np.abs(radiograph.line_integrals.numpy() - truth)[found].mean()) < 0.05
 
 
@@ -227,7 +227,7 @@ def test_nothing_is_masked_without_blades(tmp_path: Path) -> None:
     stored = np.random.default_rng(2).poisson(5000 * np.exp(-1.5 * truth))
     dataset = stored_dx(stored, ImagerPixelSpacing=[1.6, 1.4])
     dataset.Rows, dataset.Columns = truth.shape
-    assert bool(read(save(tmp_path / "a.dcm", dataset)).exposed.all())
+    assert bool(read(save(tmp_path / "a.dcm", dataset)).field_mask.all())
 
 
 def test_collimator_and_shutter_tags(tmp_path: Path) -> None:
@@ -238,23 +238,23 @@ def test_collimator_and_shutter_tags(tmp_path: Path) -> None:
         RadiusOfCircularCollimator=60, ShutterShape="POLYGONAL",
         VerticesOfThePolygonalShutter=[1, 1, 1, 120, 96, 120, 96, 21, 70, 1],
     )  # fmt: skip
-    exposed = read(save(tmp_path / "a.dcm", dataset)).exposed.numpy()
+    field_mask = read(save(tmp_path / "a.dcm", dataset)).field_mask.numpy()
     row, column = np.mgrid[1:97, 1:121]
     expected = (column >= 11) & (column <= 110) & (row >= 5) & (row <= 90)
     expected &= (row - 48) ** 2 + (column - 60) ** 2 <= 3600
     cut = (row - 70) * 20 > (column - 1) * 26  # below the line from (70, 1) to (96, 21)
-    assert (exposed != (expected & ~cut)).sum() <= 30
-    assert exposed.sum() == pytest.approx((expected & ~cut).sum(), abs=30)
-    assert not exposed[:4].any()
-    assert exposed[10, 60]
+    assert (field_mask != (expected & ~cut)).sum() <= 30
+    assert field_mask.sum() == pytest.approx((expected & ~cut).sum(), abs=30)
+    assert not field_mask[:4].any()
+    assert field_mask[10, 60]
 
 
 def test_padding_is_not_exposed(tmp_path: Path) -> None:
     stored = intensity(TRUTH)
     stored[:, :15] = 0
     radiograph = read(save(tmp_path / "a.dcm", stored_dx(stored, PixelPaddingValue=0)))
-    assert not radiograph.exposed[:, :15].any()
-    assert radiograph.exposed[:, 15:].all()
+    assert not radiograph.field_mask[:, :15].any()
+    assert radiograph.field_mask[:, 15:].all()
     assert error(radiograph) < 0.02
 
 
@@ -339,7 +339,7 @@ def test_a_frame_by_sidecar(tmp_path: Path) -> None:
     path = save(tmp_path / "a.dcm", dataset)
     (tmp_path / "a.json").write_text('{"frame": 2}')
     radiograph = read(path)
-    assert radiograph.facts["angle_deg"].value == pytest.approx(180)
+    assert radiograph.metadata.angle_deg.value == pytest.approx(180)
     assert float(np.abs(radiograph.line_integrals.numpy()[:, ::-1] - picture(1500 * L, -300 * L, A, F)).max()) < 0.02
     (tmp_path / "a.json").write_text('{"frame": 3}')
     with pytest.raises(ValueError, match="frame 3 is asked for, there are 2"):

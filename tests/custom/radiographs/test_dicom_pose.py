@@ -12,7 +12,7 @@ import torch
 from hand_written_dicom import HEART, A, F, H, L, P, R, base, dx, integrals, intensity, picture, save, without
 
 from custom.geometry import Geometry, VolumeGrid, pixel_coordinates, rays
-from custom.radiographs import MissingFacts, Radiograph, read_radiographs
+from custom.radiographs import MissingMetadata, Radiograph, read_radiographs
 
 
 def check(radiograph: Radiograph, tolerance: float = 0.02) -> None:
@@ -57,11 +57,11 @@ def read(path: Path, **keywords: object) -> Radiograph:
 def test_dx(tmp_path: Path, position: str, stored: str, angle: float, flips: str) -> None:
     radiograph = read(save(tmp_path / "a.dcm", dx(stored, position)))
     check(radiograph)
-    assert radiograph.facts["angle_deg"].value == angle
-    assert radiograph.facts["flips"].value == flips
-    assert radiograph.facts["orientation"].source == "DICOM (0020,0020)"
-    assert radiograph.facts["source_to_detector_mm"].source == "DICOM (0018,1110)"
-    assert radiograph.warnings == []
+    assert radiograph.metadata.angle_deg.value == angle
+    assert radiograph.metadata.flips.value == flips
+    assert radiograph.metadata.orientation.provenance == "DICOM (0020,0020)"
+    assert radiograph.metadata.source_to_detector_mm.provenance == "DICOM (0018,1110)"
+    assert radiograph.warnings == ()
     assert radiograph.modality == "DX"
     assert "PixelData" not in radiograph.header
 
@@ -94,8 +94,8 @@ def test_xa(tmp_path: Path, primary: float, secondary: float, side: str, elevati
     )  # fmt: skip
     radiograph = read(save(tmp_path / "xa.dcm", dataset))
     check(radiograph)
-    assert radiograph.facts["elevation_deg"].value == elevation
-    assert radiograph.facts["angle_deg"].value == pytest.approx((primary - 90) % 360), side
+    assert radiograph.metadata.elevation_deg.value == elevation
+    assert radiograph.metadata.angle_deg.value == pytest.approx((primary - 90) % 360), side
 
 
 #: Where the patient's left, head and front point in a viewer's X (right), Y (to the gantry), Z (up).
@@ -137,15 +137,15 @@ def test_rtimage(tmp_path: Path, gantry: float, position: str) -> None:
     radiograph = read(save(tmp_path / "rt.dcm", rt_image(gantry, position, offset=(12.0, -20.0))))
     check(radiograph)
     if position == "HFS":
-        assert radiograph.facts["angle_deg"].value == pytest.approx((gantry + 90) % 360)
-    assert radiograph.facts["source_to_isocenter_mm"].source == "DICOM (3002,0022)"
-    assert radiograph.warnings == []
+        assert radiograph.metadata.angle_deg.value == pytest.approx((gantry + 90) % 360)
+    assert radiograph.metadata.source_to_isocenter_mm.provenance == "DICOM (3002,0022)"
+    assert radiograph.warnings == ()
 
 
 def test_rtimage_receptor_turned(tmp_path: Path) -> None:
     radiograph = read(save(tmp_path / "rt.dcm", rt_image(30, "HFS", offset=(10.0, 25.0), roll=8.0)))
     check(radiograph)
-    assert radiograph.facts["detector_roll_deg"].value == pytest.approx(8)
+    assert radiograph.metadata.detector_roll_deg.value == pytest.approx(8)
 
 
 def test_rtimage_orientation_of_the_plane(tmp_path: Path) -> None:
@@ -157,17 +157,17 @@ def test_rtimage_orientation_of_the_plane(tmp_path: Path) -> None:
     dataset.RTImagePosition = [-float(v) for v in dataset.RTImagePosition]
     radiograph = read(save(tmp_path / "rt.dcm", dataset))
     check(radiograph)
-    assert radiograph.facts["flips"].value == "columns reversed, rows reversed"
+    assert radiograph.metadata.flips.value == "columns reversed, rows reversed"
 
 
 def test_rtimage_asks(tmp_path: Path) -> None:
     path = save(tmp_path / "rt.dcm", rt_image(0, "HFS", PatientPosition=None, RTImageSID=None))
-    with pytest.raises(MissingFacts, match=r"Patient Position \(0018,5100\) is empty.*RT Image SID") as caught:
+    with pytest.raises(MissingMetadata, match=r"Patient Position \(0018,5100\) is empty.*RT Image SID") as caught:
         read(path)
-    assert len(caught.value.gaps) == 2
+    assert len(caught.value.questions) == 2
     (tmp_path / "rt.json").write_text('{"patient_position": "HFS", "source_to_detector_mm": 1500}')
     check(read(path))
-    with pytest.raises(MissingFacts, match="couch is turned by 30"):
+    with pytest.raises(MissingMetadata, match="couch is turned by 30"):
         read(save(tmp_path / "couch.dcm", rt_image(0, "HFS", PatientSupportAngle=30)))
     with pytest.raises(ValueError, match="FLUENCE shows no patient"):
         read(save(tmp_path / "f.dcm", rt_image(0, "HFS", ImageType=["ORIGINAL", "PRIMARY", "FLUENCE"])))
@@ -188,7 +188,7 @@ def test_rtimage_with_its_view_in_a_geometry_file(tmp_path: Path, position: str,
     assert any("angle_deg is" in w and "(300A,011E)" in w for w in warnings)
     assert any("detector_roll_deg is" in w and "(3002,000E)" in w for w in warnings)
     turned = save(tmp_path / "rt.dcm", rt_image(120, position))
-    with pytest.raises(MissingFacts, match="another side than its view"):
+    with pytest.raises(MissingMetadata, match="another side than its view"):
         read(turned, geometry=tmp_path / "g.json")
 
 
@@ -202,7 +202,7 @@ def test_magnification_before_table_distance(tmp_path: Path) -> None:
     path = save(tmp_path / "a.dcm", dx(DistanceSourceToPatient=1700))
     radiograph = read(path)
     check(radiograph)
-    assert radiograph.facts["source_to_isocenter_mm"].value == pytest.approx(1500)
+    assert radiograph.metadata.source_to_isocenter_mm.value == pytest.approx(1500)
     assert "1700" in radiograph.warnings[0]
     path = save(tmp_path / "b.dcm", without(dx(), "EstimatedRadiographicMagnificationFactor"))
     radiograph = read(path)
@@ -213,7 +213,7 @@ def test_magnification_before_table_distance(tmp_path: Path) -> None:
 def test_pixel_spacing_after_imager_pixel_spacing(tmp_path: Path) -> None:
     radiograph = read(save(tmp_path / "a.dcm", dx(PixelSpacing=[4 / 1.2, 3 / 1.2])))
     check(radiograph)
-    assert radiograph.warnings == []
+    assert radiograph.warnings == ()
     radiograph = read(save(tmp_path / "b.dcm", dx(PixelSpacing=[2, 1.5])))
     check(radiograph)
     assert "magnification of 2.000" in radiograph.warnings[0]
@@ -223,17 +223,17 @@ def test_pixel_spacing_alone(tmp_path: Path) -> None:
     plain = without(dx(PixelSpacing=[4, 3]), "ImagerPixelSpacing")
     path = save(tmp_path / "a.dcm", plain)
     with pytest.raises(
-        MissingFacts, match=r"does not say at which depth.*--accept pixel-spacing-at-detector"
+        MissingMetadata, match=r"does not say at which depth.*--accept pixel-spacing-at-detector"
     ) as caught:
         read(path)
-    assert len(caught.value.gaps) == 1
+    assert len(caught.value.questions) == 1
     check(read(path, accept=["pixel-spacing-at-detector"]))
     patient = without(dx(PixelSpacing=[4 / 1.2, 3 / 1.2]), "ImagerPixelSpacing")
     check(read(save(tmp_path / "b.dcm", patient), accept="pixel-spacing-at-isocenter"))
     patient.PixelSpacingCalibrationType = "GEOMETRY"
     radiograph = read(save(tmp_path / "c.dcm", patient))
     check(radiograph)
-    assert radiograph.facts["pixel_mm"].source == "DICOM (0028,0030), (0018,1114)"
+    assert radiograph.metadata.pixel_mm.provenance == "DICOM (0028,0030), (0018,1114)"
 
 
 def test_offset_within_the_active_area(tmp_path: Path) -> None:
@@ -256,8 +256,8 @@ def test_offset_within_the_active_area(tmp_path: Path) -> None:
         dataset.PixelData = intensity(stored).astype("<u2").tobytes()
         radiograph = read(save(tmp_path / "a.dcm", dataset))
         check(radiograph)
-        assert radiograph.facts["detector_offset_mm"].value == pytest.approx((30, -20))
-        assert bool(radiograph.exposed.all())
+        assert radiograph.metadata.detector_offset_mm.value == pytest.approx((30, -20))
+        assert bool(radiograph.field_mask.all())
 
 
 def test_outside_the_active_area_is_not_exposed(tmp_path: Path) -> None:
@@ -265,10 +265,10 @@ def test_outside_the_active_area_is_not_exposed(tmp_path: Path) -> None:
         DetectorActiveDimensions=[96 * 4 - 40, 360], DetectorActiveOrigin=[0, 0], DetectorElementSpacing=[4, 3],
         FieldOfViewOrigin=[-5, 0],
     )  # fmt: skip
-    exposed = read(save(tmp_path / "a.dcm", dataset)).exposed
-    assert not exposed[:5].any()
-    assert not exposed[-5:].any()
-    assert exposed[5:-5].all()
+    field_mask = read(save(tmp_path / "a.dcm", dataset)).field_mask
+    assert not field_mask[:5].any()
+    assert not field_mask[-5:].any()
+    assert field_mask[5:-5].all()
 
 
 def test_tilted_detector(tmp_path: Path) -> None:
@@ -285,8 +285,8 @@ def test_tilted_detector(tmp_path: Path) -> None:
         dataset.PixelData = intensity(picture(1500 * A, -300 * A, columns, rows)).astype("<u2").tobytes()
         radiograph = read(save(tmp_path / "a.dcm", dataset))
         check(radiograph)
-        assert radiograph.facts["detector_angles_deg"].value == pytest.approx((primary, secondary))
-    with pytest.raises(MissingFacts, match=r"Column Angulation \(0018,1450\) is 10 degrees"):
+        assert radiograph.metadata.detector_angles_deg.value == pytest.approx((primary, secondary))
+    with pytest.raises(MissingMetadata, match=r"Column Angulation \(0018,1450\) is 10 degrees"):
         read(save(tmp_path / "b.dcm", dx(ColumnAngulation=10)))
 
 
@@ -297,7 +297,7 @@ def test_views_by_code(tmp_path: Path) -> None:
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "399173006", "SCT", "left lateral"
     radiograph = read(save(tmp_path / "a.dcm", dx("A\\F", "LL", ViewPosition=None, ViewCodeSequence=[item])))
     check(radiograph)
-    assert radiograph.facts["view_position"].source == "DICOM (0054,0220)"
+    assert radiograph.metadata.view_position.provenance == "DICOM (0054,0220)"
 
 
 def test_view_position_against_view_code(tmp_path: Path) -> None:
@@ -306,9 +306,9 @@ def test_view_position_against_view_code(tmp_path: Path) -> None:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = "272479007", "SCT", "postero-anterior"
     path = save(tmp_path / "a.dcm", dx(ViewCodeSequence=[item]))
-    with pytest.raises(MissingFacts, match=r"AP by DICOM \(0018,5101\), but PA by DICOM \(0054,0220\)") as caught:
+    with pytest.raises(MissingMetadata, match=r"AP by DICOM \(0018,5101\), but PA by DICOM \(0054,0220\)") as caught:
         read(path)
-    assert len(caught.value.gaps) == 1
+    assert len(caught.value.questions) == 1
     (tmp_path / "a.json").write_text('{"view_position": "AP"}')
     radiograph = read(path)
     check(radiograph)
@@ -322,18 +322,18 @@ def test_angles_differ_by_degrees_not_by_a_share(tmp_path: Path) -> None:
     assert any("120.0" in w and "170.0" in w for w in read(save(tmp_path / "a.dcm", dataset)).warnings)
     (tmp_path / "a.json").write_text('{"angle_deg": 359.9}')
     lateral = dx("A\\F", "LL", ViewPosition=None, PositionerType="CARM", PositionerPrimaryAngle=90.1)
-    assert read(save(tmp_path / "a.dcm", lateral)).warnings == []
+    assert read(save(tmp_path / "a.dcm", lateral)).warnings == ()
 
 
 def test_examples_of_distances_can_be_copied(tmp_path: Path) -> None:
     keys = ("DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor")
     for missing in (keys, keys[:1], keys[1:]):
         path = save(tmp_path / "a.dcm", without(dx(), *missing))
-        with pytest.raises(MissingFacts) as caught:
+        with pytest.raises(MissingMetadata) as caught:
             read(path)
         examples = ", ".join(re.findall(r'"source_to_\w+": \d+', str(caught.value)))
         (tmp_path / "a.json").write_text(f"{{{examples}}}")
-        assert read(path).facts["magnification"].value > 1
+        assert read(path).metadata.magnification.value > 1
         (tmp_path / "a.json").unlink()
 
 
@@ -343,7 +343,7 @@ def test_conflicts_and_gaps(tmp_path: Path) -> None:
                                                 EstimatedRadiographicMagnificationFactor=None))  # fmt: skip
     frontal = save(tmp_path / "frontal.dcm", dx(ViewPosition=None, DistanceSourceToDetector=None,
                                                 ImagerPixelSpacing=None, PatientOrientation=None))  # fmt: skip
-    with pytest.raises(MissingFacts) as caught:
+    with pytest.raises(MissingMetadata) as caught:
         read_radiographs([frontal, lateral])
     message = str(caught.value)
     assert "\n" not in message
@@ -359,7 +359,7 @@ def test_conflicts_and_gaps(tmp_path: Path) -> None:
     (tmp_path / "lateral.json").write_text('{"orientation": "A/F", "source_to_isocenter_mm": 1500}')
     radiograph = read(lateral)
     check(radiograph)
-    assert radiograph.facts["orientation"].source == "sidecar lateral.json"
+    assert radiograph.metadata.orientation.provenance == "sidecar lateral.json"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,7 @@ def test_conflicts_and_gaps(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be(tmp_path: Path, attributes: dict[str, object], message: str) -> None:
-    with pytest.raises(MissingFacts, match=message):
+    with pytest.raises(MissingMetadata, match=message):
         read(save(tmp_path / "a.dcm", dx(**attributes)))
 
 
@@ -387,7 +387,7 @@ def test_sidecar_before_dicom(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"source_to_detector_mm": 1800, "source_to_isocenter_mm": 1500}')
     radiograph = read(path)
     check(radiograph)
-    assert radiograph.facts["source_to_detector_mm"].source == "sidecar a.json"
+    assert radiograph.metadata.source_to_detector_mm.provenance == "sidecar a.json"
     assert any("1800" in w and "1700" in w for w in radiograph.warnings)
 
 

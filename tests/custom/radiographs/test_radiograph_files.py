@@ -13,8 +13,9 @@ from hand_written_dicom import A, F, L, dx, intensity, picture, save
 from PIL import Image
 
 from custom.core.files import write_nifti
-from custom.geometry import Geometry, VolumeGrid
-from custom.radiographs import ACCEPT, SIDECAR_FORMAT, MissingFacts, Sourced, read_radiographs
+from custom.geometry import Geometry, VolumeGrid, rays
+from custom.radiographs import ACCEPT, SIDECAR_FORMAT, MetadataValue, MissingMetadata, Origin, read_radiographs
+from custom.trust.pose_consistency import rotated
 
 TRUTH = picture(1500 * A, -300 * A, L, F)
 FACTS = {
@@ -38,19 +39,19 @@ def test_picture_with_sidecar(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(radiograph.line_integrals, expected.line_integrals)
     assert radiograph.modality == {".png": "PNG", ".tif": "TIFF"}[suffix]
     assert radiograph.header is None
-    assert radiograph.facts["pixel_mm"] == Sourced((4.0, 3.0), "sidecar frontal.json")
+    assert radiograph.metadata.pixel_mm == MetadataValue("pixel_mm", (4.0, 3.0), Origin.SIDECAR, "frontal.json")
     assert len(radiograph.sha256) == 64
 
 
 def test_picture_without_sidecar_asks_for_everything(tmp_path: Path) -> None:
     path = save_png(tmp_path / "frontal.png", intensity(TRUTH))
-    with pytest.raises(MissingFacts) as caught:
+    with pytest.raises(MissingMetadata) as caught:
         read_radiographs([path])
-    problems = [gap.problem for gap in caught.value.gaps]
+    problems = [gap.problem for gap in caught.value.questions]
     assert len(problems) == 6
     for name in ("angle", "source to detector", "middle of the patient", "size of its pixels", "values follow"):
         assert any(name in problem for problem in problems)
-    assert all("frontal.json" in gap.remedy for gap in caught.value.gaps)
+    assert all("frontal.json" in gap.remedy for gap in caught.value.questions)
 
 
 def test_parallel_beam_and_8_bits(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_one_file_for_all(tmp_path: Path) -> None:
     everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
     first, second = read_radiographs(paths, geometry=everything)
     assert torch.equal(first.view, second.view)
-    assert second.facts["source_to_detector_mm"].source == "--geometry all.json"
+    assert second.metadata.source_to_detector_mm.provenance == "--geometry all.json"
     views.append({"file": "c.png"})  # type: ignore[dict-item]
     everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
     with pytest.raises(ValueError, match=r"describes 'c.png', which is not among the radiographs"):
@@ -129,13 +130,80 @@ def test_geometry_file_for_pictures(tmp_path: Path) -> None:
     (radiograph,) = read_radiographs([path], geometry=tmp_path / "g.json")
     (expected,) = read_radiographs([save(tmp_path / "b.dcm", dx())])
     assert torch.allclose(radiograph.view, expected.view, atol=1e-9)
-    assert radiograph.facts["source_to_detector_mm"] == Sourced(1800.0, "--geometry g.json")
+    expected_distance = MetadataValue("source_to_detector_mm", 1800.0, Origin.GEOMETRY_FILE, "g.json")
+    assert radiograph.metadata.source_to_detector_mm == expected_distance
     geometry_of(2).save(tmp_path / "g.json")
     with pytest.raises(ValueError, match="describes 2 views, there are 1 radiographs"):
         read_radiographs([path], geometry=tmp_path / "g.json")
     geometry_of(1, (90, 120)).save(tmp_path / "g.json")
     with pytest.raises(ValueError, match=r"a.dcm: 120 x 96 pixels, but --geometry g.json describes 120 x 90"):
         read_radiographs([path], geometry=tmp_path / "g.json")
+
+
+def test_a_sidecar_counts_beside_a_geometry_file(tmp_path: Path) -> None:
+    """The geometry goes first; what it does not say, such as the meaning of the values, the sidecar does."""
+    path = save_png(tmp_path / "a.png", intensity(TRUTH))
+    geometry_of(1).save(tmp_path / "g.json")
+    (tmp_path / "a.json").write_text(json.dumps({**FACTS, "source_to_detector_mm": 1700, "kvp": 90}))
+    (radiograph,) = read_radiographs([path], geometry=tmp_path / "g.json")
+    assert torch.equal(radiograph.view, geometry_of(1).views[0])
+    assert np.abs(radiograph.line_integrals.numpy() - TRUTH).max() < 0.02
+    assert radiograph.metadata.kvp == MetadataValue("kvp", 90.0, Origin.SIDECAR, "a.json")
+    assert radiograph.metadata.source_to_detector_mm.value == 1800
+    (warning,) = radiograph.warnings
+    assert "1800.0 by --geometry g.json, but 1700.0 by sidecar a.json; the first is used" in warning
+    dicom = save(tmp_path / "b.dcm", dx("L\\F", "AP", PatientOrientation=None))
+    (tmp_path / "b.json").write_text('{"orientation": "R/F", "unattenuated": 40000}')
+    (radiograph,) = read_radiographs([dicom], geometry=tmp_path / "g.json")
+    assert radiograph.metadata.flips.value == "columns reversed"
+    assert radiograph.metadata.unattenuated.value == 40000
+
+
+@pytest.mark.parametrize("beam", ["cone", "parallel"])
+def test_an_entry_goes_before_a_whole_view_beside_the_file(tmp_path: Path, beam: str) -> None:
+    """The view is the one that its values make: nothing else of it changes."""
+    path = save_png(tmp_path / "a.png", intensity(TRUTH))
+    whole = Geometry.from_angles(
+        [80.0], beam, 1500.0, 1800.0, (96, 120), (4.0, 3.0), (20.0, -10.0), VolumeGrid.cube(64, 200.0)
+    )
+    whole.save(tmp_path / "a.json")
+    meaning = {key: value for key, value in FACTS.items() if key.startswith("int")}
+    for angle in (None, 90.0):
+        views = [{"file": "a.png", **meaning, **({} if angle is None else {"angle_deg": angle})}]
+        (tmp_path / "all.json").write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
+        (radiograph,) = read_radiographs([path], geometry=tmp_path / "all.json")
+        assert radiograph.metadata.angle_deg.value == (angle or 80)
+        expected = rays(whole.views, (96, 120)) if angle is None else rays(rotated(whole.views, 10.0), (96, 120))
+        origin, direction = rays(radiograph.view[None], (96, 120))
+        assert torch.allclose(direction, expected[1], atol=1e-6)
+        apart = torch.linalg.cross(origin - expected[0], direction)
+        assert float(apart.abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", ["case.nii.gz", "case.nii.gz[0]"])
+def test_nifti_in_a_file_for_all(tmp_path: Path, name: str) -> None:
+    """An entry may describe a stack of one view whole, or add to the geometry beside it."""
+    path, everything = tmp_path / "case.nii.gz", tmp_path / "all.json"
+
+    def describe(**values: object) -> None:
+        everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": [{"file": name, **values}]}))
+
+    write_nifti(path, TRUTH.astype(np.float32).transpose()[..., None], np.eye(4))
+    describe(angle_deg=90, source_to_detector_mm=1800, source_to_isocenter_mm=1500, pixel_mm=[4, 3])
+    (radiograph,) = read_radiographs([path], geometry=everything)
+    assert torch.allclose(radiograph.view, geometry_of(1).views[0], atol=1e-9)
+    assert np.array_equal(radiograph.line_integrals.numpy(), TRUTH.astype(np.float32))
+    describe(angle_deg=90)
+    with pytest.raises(MissingMetadata, match=r"case.nii.gz\[0\]: the distance from source to detector"):
+        read_radiographs([path], geometry=everything)
+    describe(kvp=120)
+    geometry_of(1).save(tmp_path / "case.json")
+    (radiograph,) = read_radiographs([path], geometry=everything)
+    assert torch.equal(radiograph.view, geometry_of(1).views[0]) and radiograph.metadata.kvp.value == 120
+    (tmp_path / "case.json").unlink()
+    write_nifti(path, np.stack([TRUTH, TRUTH]).astype(np.float32).transpose(2, 1, 0), np.eye(4))
+    with pytest.raises(ValueError, match=r"2 radiographs that one entry cannot describe"):
+        read_radiographs([path], geometry=everything)
 
 
 def test_nifti_stack(tmp_path: Path) -> None:
@@ -150,13 +218,13 @@ def test_nifti_stack(tmp_path: Path) -> None:
         assert first.name == "case.nii.gz[0]"
         assert torch.equal(torch.stack([first.view, second.view]), geometry.views)
         assert np.array_equal(second.line_integrals.numpy(), image[1])
-        assert second.facts["isocenter_mm"].value == (1.0, 2.0, 3.0)
+        assert second.metadata.isocenter_mm.value == (1.0, 2.0, 3.0)
         assert second.modality == "NIfTI"
     write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0) * 100, np.eye(4))
     with pytest.raises(ValueError, match="are no line integrals"):
         read_radiographs([tmp_path / "case.nii.gz"])
     write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0)[:-1], np.eye(4))
-    with pytest.raises(ValueError, match=r"of shape \(119, 96, 2\) .* describes \(120, 96, 2\)"):
+    with pytest.raises(ValueError, match=r"of 119 x 96 pixels .* describes 2 views of 120 x 96"):
         read_radiographs([tmp_path / "case.nii.gz"])
     raw = (tmp_path / "case.nii.gz").read_bytes()
     (tmp_path / "case.nii.gz").write_bytes(raw[: len(raw) // 2])
@@ -189,6 +257,16 @@ def test_folders_are_sorted_and_sieved(tmp_path: Path) -> None:
         read_radiographs([])
 
 
+def test_a_damaged_file_is_an_error_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "this is not a radiograph"
+    folder.mkdir()
+    save(folder / "a.dcm", dx())
+    raw = save(folder / "b.dcm", dx("A\\F", "LL")).read_bytes()
+    (folder / "b.dcm").write_bytes(raw[: raw.find(b"MONOCHROME2") - 8])
+    with pytest.raises(ValueError, match=r"b.dcm: no Photometric Interpretation"):
+        read_radiographs([folder])
+
+
 def test_the_same_twice(tmp_path: Path) -> None:
     first = save(tmp_path / "a.dcm", dx())
     (tmp_path / "b.dcm").write_bytes(first.read_bytes())
@@ -216,7 +294,7 @@ def test_hidden_and_own_results_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "out/result.json").write_text('{"format": "fewview-ct reconstruction 1"}')
     (radiograph,) = read_radiographs([tmp_path])
     assert radiograph.name == "a.dcm"
-    assert radiograph.warnings == []
+    assert radiograph.warnings == ()
     (tmp_path / "out/result.json").write_text('{"format": "other"}')
     assert any("slice.dcm" in w for w in read_radiographs([tmp_path])[0].warnings)
     # A hidden folder that is named itself is searched.
@@ -229,7 +307,7 @@ def test_files_of_one_name(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         save(tmp_path / folder / "a.dcm", dx("L\\F" if folder == "first" else "R\\F", **attributes))
     paths = [tmp_path / "first/a.dcm", tmp_path / "second/a.dcm"]
-    with pytest.raises(MissingFacts, match=r"second/a.dcm: whose it is: .* differs from first/a.dcm"):
+    with pytest.raises(MissingMetadata, match=r"second/a.dcm: whose it is: .* differs from first/a.dcm"):
         read_radiographs(paths)
     read = read_radiographs(paths, accept="several-patients")
     assert [radiograph.name for radiograph in read] == ["first/a.dcm", "second/a.dcm"]
@@ -238,13 +316,13 @@ def test_files_of_one_name(tmp_path: Path) -> None:
 def test_nothing_says_whose_it_is(tmp_path: Path) -> None:
     nobody = {"PatientID": "", "PatientName": "^"}
     one, two = save(tmp_path / "a.dcm", dx(**nobody)), save(tmp_path / "b.dcm", dx("A\\F", "LL", **nobody))
-    assert read_radiographs([one])[0].warnings == []
+    assert read_radiographs([one])[0].warnings == ()
     warnings = [w for radiograph in read_radiographs([one, two]) for w in radiograph.warnings]
     assert len(warnings) == 1
     assert warnings[0].startswith("a.dcm, b.dcm: neither Patient's Name")
     png = save_png(tmp_path / "c.png", intensity(TRUTH))
     (tmp_path / "c.json").write_text(json.dumps(FACTS))
-    assert read_radiographs([png])[0].warnings == []
+    assert read_radiographs([png])[0].warnings == ()
     (warning,) = [w for radiograph in read_radiographs([one, png]) for w in radiograph.warnings]
     assert warning.startswith("c.png: nothing says that this is of the same patient as a.dcm")
 
@@ -268,7 +346,9 @@ def test_raw_picture_before_its_picture_for_viewing(tmp_path: Path) -> None:
 
 def test_different_patients(tmp_path: Path) -> None:
     paths = [save(tmp_path / "a.dcm", dx()), save(tmp_path / "b.dcm", dx("A\\F", "LL", PatientID="P2"))]
-    with pytest.raises(MissingFacts, match=r"b.dcm: whose it is: PatientID \(0010,0020\) differs from a.dcm") as caught:
+    with pytest.raises(
+        MissingMetadata, match=r"b.dcm: whose it is: PatientID \(0010,0020\) differs from a.dcm"
+    ) as caught:
         read_radiographs(paths)
     assert "P2" not in str(caught.value)
     assert "another patient" in read_radiographs(paths, accept="several-patients")[1].warnings[-1]
@@ -300,10 +380,10 @@ def test_pictures_that_are_none(tmp_path: Path) -> None:
             read_radiographs([tmp_path / "a.png"])
 
 
-def test_facts_are_in_order(tmp_path: Path) -> None:
+def test_metadata_is_in_order(tmp_path: Path) -> None:
     (radiograph,) = read_radiographs([save(tmp_path / "a.dcm", dx(KVP=120))])
-    keys = list(radiograph.facts)
+    keys = list(radiograph.metadata.known())
     assert keys.index("beam") < keys.index("angle_deg") < keys.index("pixel_mm") < keys.index("kvp")
     assert keys.index("kvp") < keys.index("intent") < keys.index("unattenuated")
-    assert all(isinstance(fact, Sourced) and fact.source for fact in radiograph.facts.values())
-    assert math.isclose(radiograph.facts["magnification"].value, 1.2)
+    assert all(value.provenance and value.key == key for key, value in radiograph.metadata.known().items())
+    assert math.isclose(radiograph.metadata.magnification.value, 1.2)

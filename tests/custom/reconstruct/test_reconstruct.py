@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from custom.cli import ExitCode
 from custom.cli.reconstruct_command import command
-from custom.core.checkpoints import sha256
+from custom.core.files import sha256_file
 from custom.dicom.write_ct import read_ct_series
 from custom.models import Model, load_model, save_volume
 from custom.radiographs import read_radiographs
@@ -63,17 +64,17 @@ def test_one_volume_in_every_form(folder: Path, case: dict[str, str], tmp_path: 
     for volume in (np.asarray(written.dataobj), series, found.hu):
         assert hu_sha256(volume) == record["volume"]["hu_sha256"] == found.hu_sha256
     assert record["format"] == "fewview-ct reconstruction 1" and record["software"].startswith("fewview-ct ")
-    assert record["model"]["sha256"] == sha256(folder / "inr.pt")
+    assert record["model"]["sha256"] == sha256_file(folder / "inr.pt")
     assert record["settings"]["threads"] == torch.get_num_threads() and record["settings"]["seed"] == 0
-    hashes = {name: sha256(output / name) for name in ("ct.nii.gz", "report.html")}
+    hashes = {name: sha256_file(output / name) for name in ("ct.nii.gz", "report.html")}
     listed = subprocess.run("LC_ALL=C sha256sum *", shell=True, cwd=output / "ct", capture_output=True, check=True)
     hashes["ct/"] = hashlib.sha256(listed.stdout).hexdigest()
     assert record["files"] == hashes and hashes["ct/"] in (output / "report.html").read_text(encoding="utf-8")
     assert set(record["seconds"]) == {"read", "reconstruct", "check", "write"}
     first, second = record["radiographs"]
-    assert first["sha256"] == second["sha256"] == sha256(case["image"])
+    assert first["sha256"] == second["sha256"] == sha256_file(case["image"])
     assert np.allclose([first["view"], second["view"]], found.views)
-    assert first["facts"]["angle_deg"]["value"] == 0 and "geometry" in first["facts"]["angle_deg"]["source"]
+    assert first["metadata"]["angle_deg"]["value"] == 0 and first["metadata"]["angle_deg"]["origin"] == "geometry file"
     assert record["volume"]["isocenter_mm"] == list(ISOCENTER)
 
 
@@ -191,8 +192,20 @@ def test_a_pair_without_distances_is_refused_before_anything_runs(
     assert end.value.code == ExitCode.DONE, capsys.readouterr().err
     record = json.loads((tmp_path / "out/result.json").read_text())
     assert record["settings"]["accept"] == ["default-distances"]
-    fact = record["radiographs"][0]["facts"]["source_to_detector_mm"]
-    assert fact == {"value": 1800.0, "source": "option --accept default-distances"}
+    assert record["radiographs"][0]["metadata"]["source_to_detector_mm"] == {
+        "value": 1800.0,
+        "unit": "mm",
+        "origin": "option",
+        "where": "default-distances",
+        "provenance": "option --accept default-distances",
+    }
+
+
+@pytest.mark.parametrize("accept", ["brightest-as-air", ["brightest-as-air"], "brightest-as-air,log-range"])
+def test_accepted_assumptions_are_recorded_by_name(folder: Path, case: dict[str, str], accept: str | list[str]) -> None:
+    found = reconstruct([case["image"]], geometry=case["geometry"], model=folder / "inr.pt", accept=accept)
+    names = ["brightest-as-air", "log-range"]
+    assert found.settings["accept"] == (names if "," in accept else names[:1])
 
 
 # --- trust ---
@@ -292,10 +305,10 @@ def test_headers_that_no_series_can_be_made_of_are_refused_before_the_network_ru
 
     refuse_to_run(monkeypatch)
     read = read_radiographs([case["image"]], case["geometry"])
-    for radiograph, patient in zip(read, ("one", "two"), strict=True):
-        radiograph.header = Dataset()
-        radiograph.header.PatientID = patient
-        radiograph.header.StudyInstanceUID = "1.2.3"
+    for k, patient in enumerate(("one", "two")):
+        header = Dataset()
+        header.PatientID, header.StudyInstanceUID = patient, "1.2.3"
+        read[k] = replace(read[k], header=header)
     with pytest.raises(ValueError):
         reconstruct(read, model=folder / "inr.pt", output=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

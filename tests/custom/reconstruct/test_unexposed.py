@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ import pytest
 import torch
 
 from custom.core.checkpoints import save_checkpoint
+from custom.geometry import ViewRow
 from custom.models import load_model
 from custom.radiographs import Radiograph, read_radiographs
 from custom.reconstruct import reconstruct
+from custom.reconstruct.model_detector import resample_for_model
 from tests.custom.benchmark.tiny_benchmark import tiny_network
 from tests.custom.reconstruct.dx_pair import write_pair
 
 
 def masked(radiograph: Radiograph, columns: slice) -> Radiograph:
-    radiograph.exposed[:, columns] = False
-    radiograph.line_integrals[~radiograph.exposed] = 0.0
+    radiograph.field_mask[:, columns] = False
+    radiograph.line_integrals[~radiograph.field_mask] = 0.0
     return radiograph
 
 
@@ -32,7 +35,7 @@ def test_beside_a_blade_the_body_goes_on_and_ends_soon(folder: Path, case: dict[
     middle = width // 2
     masked(read[0], slice(middle, None))
     found = reconstruct(read, model=folder / "inr.pt")
-    assert not found.exposed[0, :, middle:].any() and found.exposed[1].all()
+    assert not found.field_mask[0, :, middle:].any() and found.field_mask[1].all()
     # Pixels of 20 mm: 20 and 40 mm beside the edge of the exposed area, where 50 mm are the end.
     fade = torch.tensor([0.6, 0.2]), torch.zeros(width - middle - 2)
     expected = whole.image[0, :, middle - 1 : middle] * torch.cat(fade)
@@ -46,7 +49,7 @@ def test_below_the_plate_the_body_goes_on_as_it_is(folder: Path, case: dict[str,
     read = read_radiographs([case["image"]], case["geometry"])
     middle = read[0].line_integrals.shape[0] // 2
     whole = reconstruct(read, model=folder / "inr.pt")
-    read[0].exposed[middle:] = False
+    read[0].field_mask[middle:] = False
     read[0].line_integrals[middle:] = 0
     found = reconstruct(read, model=folder / "inr.pt")
     for row in range(middle, found.image.shape[1]):
@@ -70,10 +73,10 @@ def test_a_detector_is_not_larger_than_the_models(
     model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), meta))
     read = read_radiographs([case["image"]], case["geometry"])
     rows, columns = read[0].line_integrals.shape
-    for radiograph in read:
+    for k, radiograph in enumerate(read):
         wide = torch.zeros(rows, columns + 400)
         wide[:, 200:-200] = radiograph.line_integrals
-        radiograph.line_integrals, radiograph.exposed = wide, torch.ones_like(wide, dtype=torch.bool)
+        read[k] = replace(radiograph, line_integrals=wide, field_mask=torch.ones_like(wide, dtype=torch.bool))
     found = reconstruct(read, model=model)
     # Untrained shapes are unknown: as wide as the cube's diagonal, 554 mm at 20 mm, in steps of 8.
     wanted = trained or (32, 32)
@@ -89,8 +92,19 @@ def test_a_smaller_plate_is_padded_to_the_larger_one_and_no_further(folder: Path
     model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), {"detector_shape": [40, 48]}))
     found = reconstruct(write_pair(tmp_path, columns=(140, 60)), model=model)
     # 120 x 140 and 120 x 60 pixels of 3.5 mm, magnified by 1800 / 1650: 19.3 x 22.5 and 9.6 columns of 20 mm.
-    seen = [(int(one.any(1).sum()), int(one.any(0).sum())) for one in found.exposed]
-    assert found.image.shape[1:] == (16, 16) and seen == [(16, 16), (16, 10)]
+    seen = [(int(one.any(1).sum()), int(one.any(0).sum())) for one in found.field_mask]
+    assert found.image.shape[1:] == (24, 24) and seen == [(20, 22), (20, 10)]
+
+
+def test_no_measured_pixel_is_cut_off_for_a_multiple_of_eight(folder: Path, tmp_path: Path) -> None:
+    """Plates of one size: the same detector, padded to the next multiple of 8, with all that was measured."""
+    model = load_model(save_checkpoint(tmp_path / "model.pt", tiny_network(), {"detector_shape": [40, 48]}))
+    read = read_radiographs(write_pair(tmp_path, columns=(140, 140)))
+    image, views, field_mask = resample_for_model(read, model)
+    assert image.shape == (2, 24, 24)
+    size = field_mask.sum((1, 2)) * ViewRow.from_tensor(views).pixel_mm.prod(-1)
+    measured = 120 * 140 * 3.5**2
+    assert bool(((size - measured).abs() < 0.06 * measured).all())
 
 
 @pytest.mark.parametrize(
@@ -106,10 +120,11 @@ def test_the_frame_is_the_cts_where_all_radiographs_agree(
     folder: Path, case: dict[str, str], places: Sequence[Any], expected: Any
 ) -> None:
     read = read_radiographs([case["image"]], case["geometry"])
-    for radiograph, place in zip(read, places, strict=True):
-        known = radiograph.facts.pop("isocenter_mm")
-        if place is not None:
-            radiograph.facts["isocenter_mm"] = type(known)(place, known.source)
+    for k, place in enumerate(places):
+        known = read[k].metadata.isocenter_mm
+        assert known is not None
+        changed = None if place is None else replace(known, value=place)
+        read[k] = replace(read[k], metadata=replace(read[k].metadata, isocenter_mm=changed))
     found = reconstruct(read, model=folder / "inr.pt")
     assert found.isocenter_mm == (expected or (0.0, 0.0, 0.0))
     assert any("do not agree where their isocentre lies" in w for w in found.warnings) == (expected is None)

@@ -25,7 +25,7 @@ from report_content import content, radiograph
 
 from custom.core.attenuation import water_attenuation_per_mm
 from custom.geometry import VolumeGrid, views_from_angles
-from custom.radiographs import Sourced
+from custom.radiographs import MetadataValue, Origin
 from custom.report.document import Document, Markup, escape, fragment, render_page
 from custom.report.radiograph_pictures import difference_picture, grey_picture, residual, side_letters
 from custom.report.radiograph_section import patient_facts
@@ -138,8 +138,9 @@ def test_warnings_stand_above_everything_else_each_once(tmp_path: Path) -> None:
 
 def test_what_is_in_no_file_is_marked_as_allowed_or_usual(tmp_path: Path) -> None:
     one = radiograph("frontal.dcm", 90.0)
-    facts = {**one.facts, "source_to_detector_mm": Sourced(1800.0, "option --accept default-distances")}
-    page = written(tmp_path, radiographs=[replace(one, facts=facts), radiograph("lateral.dcm", 0.0)])
+    distance = MetadataValue("source_to_detector_mm", 1800.0, Origin.OPTION, "default-distances")
+    metadata = replace(one.metadata, source_to_detector_mm=distance)
+    page = written(tmp_path, radiographs=[replace(one, metadata=metadata), radiograph("lateral.dcm", 0.0)])
     assert page.text.count("usual value: the detector is centred") == 2
     assert page.text.count("assumed: ") == 1 and "assumed: option --accept default-distances" in page.text
 
@@ -168,12 +169,14 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
         return EVIL.replace("(1)", f"({place})")
 
     one, other = radiograph("frontal.dcm", 90.0), radiograph("lateral.dcm", 0.0)
-    facts = {
-        evil("fact"): Sourced(evil("value"), evil("source")),
-        "l": Sourced([evil("entry"), None], "default" + EVIL),
-    }
-    one = replace(one, name=evil("file"), modality=evil("modality"), sha256=evil("hash"), facts=facts)
-    one = replace(one, warnings=[evil("radiograph")])
+    # Keys are fields of the record, which no file names.
+    metadata = replace(
+        one.metadata,
+        orientation=MetadataValue("orientation", evil("value"), Origin.FILE, evil("where")),
+        pixel_mm=MetadataValue("pixel_mm", [evil("entry"), None], Origin.USUAL_VALUE, EVIL),
+    )
+    one = replace(one, name=evil("file"), modality=evil("modality"), sha256=evil("hash"), metadata=metadata)
+    one = replace(one, warnings=(evil("radiograph"),))
     other.header.PatientName = evil("patient").replace("\ud800", "") + "^<b>x</b>"  # type: ignore[union-attr]
     other.header.PatientID = evil("id").replace("\ud800", "")  # type: ignore[union-attr]
     page = written(
@@ -191,7 +194,7 @@ def test_no_text_is_taken_for_markup(tmp_path: Path) -> None:
         version=evil("version"),
     )
     _check_harmless(page)
-    assert len(places) == 20 and all(f"alert({place})" in page.text for place in places)
+    assert len(places) == 19 and all(f"alert({place})" in page.text for place in places)
     assert "\u202e" not in page.html and "\x00" not in page.html
 
 
@@ -372,11 +375,11 @@ def test_sides_of_the_patient(angle: float, letters: tuple[str, str]) -> None:
 def test_the_residual_is_the_mean_over_exposed_pixels_in_mm_of_water() -> None:
     per_mm = water_attenuation_per_mm(70.0)
     one = torch.full((4, 6), 100 * per_mm)
-    other, exposed = one.clone(), torch.ones(4, 6, dtype=torch.bool)
+    other, field_mask = one.clone(), torch.ones(4, 6, dtype=torch.bool)
     other[:, :3] -= 10 * per_mm
     other[0, 3:] = 99.0
-    exposed[0, 3:] = False
-    found = residual(one, other, exposed, 70.0)
+    field_mask[0, 3:] = False
+    found = residual(one, other, field_mask, 70.0)
     assert found.mean_mm == pytest.approx(-10 * 12 / 21)
     assert found.rms_mm == pytest.approx(10 * (12 / 21) ** 0.5)
     assert found.share == pytest.approx(found.rms_mm / 100)
@@ -385,14 +388,14 @@ def test_the_residual_is_the_mean_over_exposed_pixels_in_mm_of_water() -> None:
 
 
 def test_pictures_have_the_detectors_proportions_and_hatch_what_was_not_exposed() -> None:
-    image, exposed = torch.linspace(0, 1, 200).reshape(10, 20), torch.ones(10, 20, dtype=torch.bool)
-    exposed[:, :5] = False
-    picture = grey_picture(image, exposed, (0.0, 1.0), (2.0, 1.0))
+    image, field_mask = torch.linspace(0, 1, 200).reshape(10, 20), torch.ones(10, 20, dtype=torch.bool)
+    field_mask[:, :5] = False
+    picture = grey_picture(image, field_mask, (0.0, 1.0), (2.0, 1.0))
     assert picture.size == (480, 480)
     assert set(np.unique(np.asarray(picture)[:, :110])) == {38, 105}
     assert np.asarray(picture)[470, 470] > 240
-    thin = difference_picture(image, image - 5, exposed, 70.0, 30.0, (1.0, 1.0))
-    thick = difference_picture(image, image + 5, exposed, 70.0, 30.0, (1.0, 1.0))
+    thin = difference_picture(image, image - 5, field_mask, 70.0, 30.0, (1.0, 1.0))
+    thick = difference_picture(image, image + 5, field_mask, 70.0, 30.0, (1.0, 1.0))
     assert thin.size == (480, 240)
     red, _, blue = np.asarray(thin)[200, 400].astype(int)
     assert blue > red, "too thin is blue"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,21 +14,16 @@ from torch import Tensor
 from custom.core.attenuation import hu_to_attenuation
 from custom.geometry import VolumeGrid, views_from_angles
 from custom.projection import Projector
+from custom.radiographs import AcquisitionMetadata, MetadataValue, Origin
 from custom.trust import NAMES, CheckResult, Evidence, Thresholds, Verdict, overall, run_checks
 from custom.trust.check_statistics import STATISTICS, Meter, Quantiles, relative_residuals
 from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off, lateral_edges
-from custom.trust.pose_consistency import turned
+from custom.trust.pose_consistency import rotated
 from custom.trust.thresholds import Threshold, TrainedRange
 
 GRID = VolumeGrid.cube(16, 320.0)
 SHAPE = (16, 24)
 TRAINED = TrainedRange((1, 2), ("parallel", "cone"), (700.0, 1700.0), (1000.0, 1900.0), 5.0, 0.5)
-
-
-@dataclass(frozen=True)
-class Fact:
-    value: Any
-    source: str
 
 
 def body() -> Tensor:
@@ -43,8 +38,8 @@ def body() -> Tensor:
 def evidence(angles: tuple[float, ...] = (0.0, 90.0), beam: str = "parallel", **options: Any) -> Evidence:
     views = views_from_angles(angles, beam, pixel_mm=20.0 * (1.5 if beam == "cone" else 1.0), **options).float()
     image = Projector(GRID, SHAPE)(hu_to_attenuation(body())[None, None], views)[0]
-    exposed = torch.ones_like(image, dtype=torch.bool)
-    return Evidence(image, views, exposed, body(), GRID, training={"energy_kev": 70.0})
+    field_mask = torch.ones_like(image, dtype=torch.bool)
+    return Evidence(image, views, field_mask, body(), GRID, training={"energy_kev": 70.0})
 
 
 def one(review: float, reject: float) -> Threshold:
@@ -121,12 +116,12 @@ def test_the_reconstruction_of_other_radiographs_is_found() -> None:
 
 def test_tissue_outside_the_cube_is_no_residual() -> None:
     image = torch.ones(1, 4, 6)
-    exposed = torch.ones_like(image, dtype=torch.bool)
-    assert relative_residuals(image, 0.5 * image, exposed) == [0.0]
-    assert relative_residuals(image, 1.5 * image, exposed) == [pytest.approx(0.5)]
-    exposed[:, 2:] = False
+    field_mask = torch.ones_like(image, dtype=torch.bool)
+    assert relative_residuals(image, 0.5 * image, field_mask) == [0.0]
+    assert relative_residuals(image, 1.5 * image, field_mask) == [pytest.approx(0.5)]
+    field_mask[:, 2:] = False
     image[:, 2:] = 9.0
-    assert relative_residuals(image, torch.full_like(image, 1.5), exposed) == [pytest.approx(0.5)]
+    assert relative_residuals(image, torch.full_like(image, 1.5), field_mask) == [pytest.approx(0.5)]
 
 
 def test_the_spread_of_samples_is_that_in_the_body() -> None:
@@ -173,13 +168,18 @@ def test_a_number_of_views_that_was_not_trained() -> None:
 
 
 def test_assumptions_are_listed() -> None:
-    facts = [{"beam": Fact("cone", "DICOM (0018,1110)"), "source_to_detector_mm": Fact(1500.0, "option --accept x")}]
-    result = {r.name: r for r in run_checks(replace(evidence(), radiograph_facts=facts), thresholds())}["assumptions"]
+    by_option = MetadataValue("source_to_detector_mm", 1500.0, Origin.OPTION, "x")
+    usual = MetadataValue("detector_roll_deg", 0.0, Origin.USUAL_VALUE, "the detector stands upright")
+    known = AcquisitionMetadata(beam=MetadataValue("beam", "cone", Origin.FILE, "DICOM (0018,1110)"))
+
+    def judged(metadata: AcquisitionMetadata) -> CheckResult:
+        checks = run_checks(replace(evidence(), radiograph_metadata=[metadata]), thresholds())
+        return {check.name: check for check in checks}["assumptions"]
+
+    result = judged(replace(known, source_to_detector_mm=by_option))
     assert result.verdict is Verdict.REVIEW
-    assert "source to detector mm of radiograph 1" in result.message
-    facts[0].popitem()
-    facts[0]["detector_roll_deg"] = Fact(0.0, "default: the detector stands upright")
-    result = {r.name: r for r in run_checks(replace(evidence(), radiograph_facts=facts), thresholds())}["assumptions"]
+    assert "source to detector mm of radiograph 1 (option --accept x)" in result.message
+    result = judged(replace(known, detector_roll_deg=usual))
     assert result.verdict is Verdict.PASS
     assert "detector roll deg of radiograph 1 (default: the detector stands upright)" in result.message
 
@@ -198,28 +198,28 @@ def test_shapes_that_do_not_fit() -> None:
 def test_a_body_at_the_border() -> None:
     image = torch.zeros(2, 8, 12)
     image[:, :, 3:9] = 4.0
-    exposed = torch.ones_like(image, dtype=torch.bool)
-    assert cut_off(image, exposed)[0] == 0.0
-    exposed[1, :, :5] = False
-    share, which = cut_off(image, exposed)
+    field_mask = torch.ones_like(image, dtype=torch.bool)
+    assert cut_off(image, field_mask)[0] == 0.0
+    field_mask[1, :, :5] = False
+    share, which = cut_off(image, field_mask)
     assert (share, which) == (pytest.approx(1.0), 1)
-    edges, _ = lateral_edges(image, exposed)
+    edges, _ = lateral_edges(image, field_mask)
     assert edges[1, :, 0].tolist() == [4.0] * 8
-    exposed[0, 0, 6] = False
-    assert lateral_edges(image, exposed)[1][0].tolist() == [False] + [True] * 7
+    field_mask[0, 0, 6] = False
+    assert lateral_edges(image, field_mask)[1][0].tolist() == [False] + [True] * 7
 
 
 def test_nothing_exposed_is_no_crash() -> None:
-    image, exposed = torch.ones(1, 4, 6), torch.zeros(1, 4, 6, dtype=torch.bool)
-    assert cut_off(image, exposed) == (0.0, 0)
-    assert body_quantiles(image, exposed).tolist() == [[0.0] * len(LEVELS)]
+    image, field_mask = torch.ones(1, 4, 6), torch.zeros(1, 4, 6, dtype=torch.bool)
+    assert cut_off(image, field_mask) == (0.0, 0)
+    assert body_quantiles(image, field_mask).tolist() == [[0.0] * len(LEVELS)]
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.floats(0.5, 3.0))
 def test_intensities_far_from_the_usual(factor: float) -> None:
     shown = evidence()
-    usual = body_quantiles(shown.image, shown.exposed)
+    usual = body_quantiles(shown.image, shown.field_mask)
     reference = Quantiles.of(torch.cat([usual * s for s in torch.linspace(0.9, 1.1, 21)]))
     value = Meter(reference).measure(replace(shown, image=shown.image * factor))["intensities"].value
     assert value is not None
@@ -230,7 +230,7 @@ def test_intensities_far_from_the_usual(factor: float) -> None:
 def test_turned_views_are_named_by_their_angle() -> None:
     shown = evidence((90.0, 0.0), beam="cone")
     assert shown.name(0) == "view 1 (at 90 degrees)"
-    assert replace(shown, views=turned(shown.views, 10.0)).name(1) == "view 2 (at 10 degrees)"
+    assert replace(shown, views=rotated(shown.views, 10.0)).name(1) == "view 2 (at 10 degrees)"
     assert evidence((270.0,)).name(0) == "view 1 (at 270 degrees)"
 
 

@@ -58,17 +58,17 @@ def evidence(image: Tensor, views: Tensor, prior: PopulationPrior | None) -> Evi
 def test_the_distance_is_that_of_the_gaussian(prior: PopulationPrior, hidden: bool) -> None:
     """Against mean and covariance of the pixels, written out."""
     image, views = radiographs()
-    exposed = torch.ones_like(image, dtype=torch.bool)
+    field_mask = torch.ones_like(image, dtype=torch.bool)
     if hidden:
-        exposed[0, :3] = False
+        field_mask[0, :3] = False
     likelihood = RadiographLikelihood(prior, 70.0)
-    path, seen, moved = likelihood.prepare(image, exposed, views)
+    path, seen, moved = likelihood.prepare(image, field_mask, views)
     terms = [likelihood.term(path[k], seen[k], likelihood.projected(moved[k], SHAPE)) for k in range(2)]
     distance = likelihood.distance(terms)
 
     directions = prior.components.float() * prior.scales[:, None, None, None]
     projector = Projector(GRID, SHAPE)
-    kept = exposed.flatten()
+    kept = field_mask.flatten()
     factor = projector(directions[:, None], views).flatten(1)[:, kept].double()
     deviation = (image / WATER - projector(prior.mean, views)[0]).flatten()[kept].double()
     covariance = factor.T @ factor + prior.noise_mm**2 * torch.eye(int(kept.sum()), dtype=torch.float64)
