@@ -12,7 +12,7 @@ import pytest
 
 from custom import __version__
 from custom.cli import VERBS
-from custom.core.checkpoints import sha256
+from custom.core.files import sha256_file
 from tests.bundles.documented import assert_overrides_exist, commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +71,7 @@ def test_command_line_reference_is_current() -> None:
 @pytest.mark.parametrize("weights", sorted((ROOT / "bundles").glob("*/models/model.pt")), ids=lambda w: w.parts[-3])
 def test_every_published_weights_file_has_its_card(weights: Path) -> None:
     card = (weights.parent / "README.md").read_text(encoding="utf-8")
-    assert sha256(weights) in card
+    assert sha256_file(weights) in card
 
 
 #: Pages whose bundle commands are looked at in any case, with the least number of them.

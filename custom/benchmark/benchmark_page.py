@@ -14,10 +14,10 @@ import torch
 from custom import __version__
 from custom.benchmark import summary
 from custom.benchmark.jobs import DONE, Job, Plan, slug
-from custom.core.files import write_bytes
-from custom.metrics.tables import write_csv, write_json
+from custom.core.files import write_bytes, write_json
+from custom.metrics.tables import write_csv
 from custom.report.boxplots import method_boxplots
-from custom.report.document import Document
+from custom.report.document import picture, write_page
 from custom.report.montage import Panel, montage
 
 __all__ = ["write_report"]
@@ -49,15 +49,33 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
         write_csv(tests, plan.output / "paired.csv")
     write_bytes(plan.output / f"{STEM}.md", summary.markdown(rows, tests).encode())
     record = settings(plan, rows)
-    write_json({**record, "means": _means(rows, names), "paired": tests}, plan.output / f"{STEM}.json")
+    content = {**record, "means": _means(rows, names), "paired": tests}
+    write_json(plan.output / f"{STEM}.json", content, sort_keys=False)
     views = [views.name for views in plan.cohort.views]
     boxes = {name: _boxes(rows, name, plan.output / "figures" / f"{name}.png", views) for name in compared}
     pictures = _montages(plan, montages, names[0] if names else "")
-    document = _page(plan, rows, tests, record, title)
-    _show_boxes(document, {name: path for name, path in boxes.items() if path is not None})
-    _show_montages(document, pictures)
-    _show_settings(document, record)
-    return document.write(plan.output / f"{STEM}.html")
+    return write_page(
+        plan.output / f"{STEM}.html",
+        "benchmark.html",
+        title,
+        lead=_lead(plan, rows, record),
+        **_tables(plan, rows, names, record),
+        **_tests(tests),
+        gaps=[[gap[key] for key in ("method", "views", "cases", "status", "reason")] for gap in summary.gaps(rows)],
+        boxes=[
+            picture(path, f"{summary.metric_name(name)} of every case by view set and method")
+            for name, path in boxes.items()
+            if path is not None
+        ],
+        montages=[
+            (
+                f"{case}, view set {views}",
+                picture(path, f"Slices of {case} from view set {views}: truth and every method", photograph=True),
+            )
+            for case, views, path in pictures
+        ],
+        **_settings_tables(record),
+    )
 
 
 def _ordered(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,116 +155,62 @@ def _panels(plan: Plan, job: Job, name: str) -> list[Panel]:
     return panels
 
 
-def _page(
-    plan: Plan,
-    rows: Sequence[Mapping[str, Any]],
-    tests: Sequence[Mapping[str, Any]],
-    record: Mapping[str, Any],
-    title: str,
-) -> Document:
-    """The page with its tables."""
-    names = summary.measured_names(rows)
-    tables = summary.cells(rows, names)
-    columns = [views.name for views in plan.cohort.views]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    patients, (low, high) = record["patients"], record["hu_window"]
+def _lead(plan: Plan, rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
+    """What was compared, in a paragraph."""
+    methods, (low, high) = {row["method"] for row in rows}, record["hu_window"]
     shape, spacing = record["grid"]["shape"], record["grid"]["spacing_mm"]
-    few = patients < summary.MIN_PATIENTS_FOR_INTERVAL
-    document = Document(
-        title,
-        f"{len(methods)} methods, {len(columns)} view sets, {len(plan.cohort.cases)} cases of {patients} patients, "
+    return (
+        f"{len(methods)} methods, {len(plan.cohort.views)} view sets, {len(plan.cohort.cases)} cases of "
+        f"{record['patients']} patients, "
         f"{' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:g}' for s in spacing)} mm. All methods saw the same "
         f"radiographs; both volumes are clipped to {low:g} to {high:g} HU and compared over the whole cube. "
-        f"{record['software']}, {record['machine']}.",
+        f"{record['software']}, {record['machine']}."
     )
-    document.section("Tables")
-    document.paragraph(
-        "Means over the patients; the best of a view set is bold. "
-        + ("Fewer than five patients: no interval and no test, see every patient below. " if few else "")
-        + ("In brackets the bootstrap 95% interval of the mean. " if not few else "")
-        + "PSNR 4095 takes the peak of a 12-bit scanner, PSNR the width of the HU window: the same error, never to be "
-        "compared with each other."
-    )
-    for name in names:
-        best = summary.best_cells(tables[name], name) if name not in ("seconds", "memory_mb") else set()
-        cells = [[m, *[summary.cell_text(name, tables[name].get((m, v))) for v in columns]] for m in methods]
+
+
+def _tables(
+    plan: Plan, rows: Sequence[Mapping[str, Any]], names: Sequence[str], record: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A table for every metric: its name, cells, and which of them are the best; and the first one by patient."""
+    columns = [views.name for views in plan.cohort.views]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    tables = []
+    for name, cells in summary.cells(rows, names).items():
+        best = summary.best_cells(cells, name) if name not in ("seconds", "memory_mb") else set()
+        texts = [[m, *[summary.cell_text(name, cells.get((m, v))) for v in columns]] for m in methods]
         bold = [(methods.index(method), columns.index(views) + 1) for method, views in best]
-        document.table(["method", *columns], cells, summary.metric_name(name), bold)
-    _show_guides(document, record)
-    if tests:
-        document.section("Paired tests")
-        document.paragraph(
-            f"Method minus {tests[0]['reference']}, patient by patient: mean difference, its bootstrap 95% interval, "
-            "Wilcoxon's signed-rank test, and its p adjusted by Holm for the methods of the same metric and view set. "
-            "With five patients the smallest p is 0.06."
-        )
-        head = ["metric", "views", "method", "difference", "95% interval", "p", "p (Holm)"]
-        document.table(head, [summary.paired_texts(test) for test in tests], words=(1, 2))
-    if names and patients <= summary.MOST_PATIENTS_SHOWN:
-        _show_patients(document, rows, names[0], columns, methods)
-    missing = summary.gaps(rows)
-    if missing:
-        document.section("Without a volume")
-        keys = ("method", "views", "cases", "status", "reason")
-        document.table(keys, [[gap[key] for key in keys] for gap in missing], words=(1, 2, 3, 4))
-    return document
+        tables.append((summary.metric_name(name), texts, bold))
+    few = record["patients"] < summary.MIN_PATIENTS_FOR_INTERVAL
+    content: dict[str, Any] = {"columns": columns, "tables": tables, "few": few, "patients": [], "patients_of": ""}
+    if names and record["patients"] <= summary.MOST_PATIENTS_SHOWN:
+        patients, values = summary.patient_cells(rows, names[0])
+        content["patients_of"] = summary.metric_name(names[0])
+        content["patients"] = [
+            [m, p, *[summary.shown(names[0], values.get((m, p), {}).get(views, math.nan)) for views in columns]]
+            for m in methods
+            for p in patients
+        ]
+    return content
 
 
-def _show_guides(document: Document, record: Mapping[str, Any]) -> None:
-    guided = [method["name"] for method in record["methods"] if method["judge_is_guide"]]
-    if guided:
-        document.paragraph(
-            f"The segmenter that judges has guided the training of {', '.join(guided)}: its DSC is what was trained "
-            "for. Let a segmenter that was trained apart judge too."
-        )
+def _tests(tests: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    texts = [summary.paired_texts(test) for test in tests]
+    return {"tests": texts, "reference": tests[0]["reference"] if tests else ""}
 
 
-def _show_patients(
-    document: Document, rows: Sequence[Mapping[str, Any]], name: str, columns: Sequence[str], methods: Sequence[str]
-) -> None:
-    patients, table = summary.patient_cells(rows, name)
-    document.section("Every patient")
-    lines = []
-    for method in methods:
-        for patient in patients:
-            by_views = table.get((method, patient), {})
-            lines.append([method, patient, *[summary.shown(name, by_views.get(views, math.nan)) for views in columns]])
-    document.table(["method", "patient", *columns], lines, summary.metric_name(name), words=(1,))
-
-
-def _show_boxes(document: Document, boxes: Mapping[str, Path]) -> None:
-    if not boxes:
-        return
-    document.section("Box plots")
-    document.paragraph("Every case is a dot; boxes appear from five cases on.")
-    for name, path in boxes.items():
-        document.picture(path, f"{summary.metric_name(name)} of every case by view set and method")
-
-
-def _show_montages(document: Document, pictures: Sequence[tuple[str, str, Path]]) -> None:
-    if not pictures:
-        return
-    document.section("Montages")
-    document.paragraph(
-        "The patient's right is on the left. Differences: blue where a method is too thin, orange where too dense."
-    )
-    for number, (case, views, path) in enumerate(pictures):
-        document.begin_details(f"{case}, view set {views}", opened=number == 0)
-        document.picture(path, f"Slices of {case} from view set {views}: truth and every method", photograph=True)
-        document.end_details()
-
-
-def _show_settings(document: Document, record: Mapping[str, Any]) -> None:
-    document.section("Settings")
-    document.table(
-        ["view set", "beam", "angles [degrees]"],
-        [[n, v["beam"], ", ".join(f"{a:g}" for a in v["angles_deg"])] for n, v in record["view_sets"].items()],
-        words=(1, 2),
-    )
-    rows = []
-    for method in record["methods"]:
-        content = ", ".join(f"{key}: {value}" for key, value in method["content"].items())
-        hashes = ", ".join(f"{Path(file).name} {digest[:12]}" for file, digest in method["files"].items())
-        rows.append([method["name"], content, hashes])
-    document.table(["method", "as given", "files, SHA-256"], rows, words=(1, 2))
-    document.paragraph(f"Cases of {record['datalist']}: {', '.join(record['cases'])}.")
+def _settings_tables(record: Mapping[str, Any]) -> dict[str, Any]:
+    views = record["view_sets"].items()
+    return {
+        "guided": [method["name"] for method in record["methods"] if method["judge_is_guide"]],
+        "view_sets": [[n, v["beam"], ", ".join(f"{angle:g}" for angle in v["angles_deg"])] for n, v in views],
+        "methods": [
+            [
+                method["name"],
+                ", ".join(f"{key}: {value}" for key, value in method["content"].items()),
+                ", ".join(f"{Path(file).name} {digest[:12]}" for file, digest in method["files"].items()),
+            ]
+            for method in record["methods"]
+        ],
+        "datalist": record["datalist"],
+        "cases": record["cases"],
+    }

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
-from nibabel import nifti1
 from torch import Tensor, nn
 
 from custom.benchmark.methods import Method
+from custom.core.files import write_nifti
 from custom.core.hu_window import unit_to_hu
 from custom.geometry import Geometry, VolumeGrid
 
@@ -166,7 +166,7 @@ def _prepared(
         with tempfile.TemporaryDirectory(prefix="fewview-ct-") as folder:
             files = {"image": str(Path(folder) / "radiographs.nii"), "geometry": str(Path(folder) / "geometry.json")}
             stack = np.ascontiguousarray(image.cpu().permute(2, 1, 0).numpy())
-            nifti1.save(nifti1.Nifti1Image(stack, np.eye(4)), files["image"])
+            write_nifti(Path(files["image"]), stack, np.eye(4))
             Geometry(views.cpu(), tuple(image.shape[1:]), grid).save(files["geometry"])  # type: ignore[arg-type]
             batch = preprocessing(dict(files))
         image, views = torch.as_tensor(batch["image"]), torch.as_tensor(batch["views"])

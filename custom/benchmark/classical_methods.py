@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from custom.benchmark.methods import Method
-from custom.core.attenuation import attenuation_to_hu, hu_to_attenuation, water_attenuation_per_mm
+from custom.core.attenuation import attenuation_bounds, attenuation_to_hu, water_attenuation_per_mm
 from custom.geometry import VolumeGrid
 from custom.projection import Projector
 from custom.projection.filtered_backprojection import fdk
 from custom.projection.tv_minimisation import tv
 
 __all__ = ["fdk_row", "tv_row"]
-
-
-def _bounds(energy_kev: float) -> tuple[float, float]:
-    """Attenuation of -1000 and 1000 HU, as `sirt_row` has it."""
-    return 0.0, float(hu_to_attenuation(torch.tensor(1000.0), energy_kev))
 
 
 def fdk_row(grid: VolumeGrid, energy_kev: float = 70.0, window: str = "hann", cutoff: float | None = None) -> Method:
@@ -33,7 +27,7 @@ def fdk_row(grid: VolumeGrid, energy_kev: float = 70.0, window: str = "hann", cu
 
     def run(image: Tensor, views: Tensor) -> Tensor:
         projector = Projector(grid, image.shape[1:])
-        volume = fdk(projector, image[None], views, window, cutoff, _bounds(energy_kev))
+        volume = fdk(projector, image[None], views, window, cutoff, attenuation_bounds(energy_kev=energy_kev))
         return attenuation_to_hu(volume[0, 0], energy_kev)
 
     return Method(f"FDK, {window} (clipped)", run, grid=grid)
@@ -61,7 +55,7 @@ def tv_row(
 
     def run(image: Tensor, views: Tensor) -> Tensor:
         projector = Projector(wide, image.shape[1:])
-        volume = tv(projector, image[None], views, weight, iterations, _bounds(energy_kev))
+        volume = tv(projector, image[None], views, weight, iterations, attenuation_bounds(energy_kev=energy_kev))
         return attenuation_to_hu(volume[(0, 0, *grid.middle_of(wide))], energy_kev)
 
     return Method(f"total variation, {iterations} iterations (clipped)", run, grid=grid)

@@ -18,7 +18,7 @@ from custom.benchmark import summary
 from custom.benchmark.benchmark_page import write_report
 from custom.benchmark.cohort import comparison_grid, load_cohort
 from custom.benchmark.jobs import DONE, Job, Plan, run_jobs
-from custom.benchmark.methods_file import Entry, Setting, read_methods
+from custom.benchmark.methods_file import Entry, Setting, SimpleEntry, read_methods
 from custom.benchmark.resources import Team
 from custom.metrics import METRIC_NAMES, check_window
 
@@ -129,7 +129,7 @@ def _plan(
         raise ValueError(f"unknown metric {unknown[:1] or 'none'}; known are {', '.join(METRIC_NAMES)}")
     entries, known = read_methods(methods)
     cohort = load_cohort(datalists, part, cases, views, known)
-    if len(cohort.cases) < 2 and any(entry.content.get("shuffled") for entry in entries):
+    if len(cohort.cases) < 2 and any(entry.shuffled for entry in entries):
         raise ValueError('another patient\'s radiographs ("shuffled") need at least two cases, got one')
     setting = Setting(datalists[0], cohort.cube, comparison_grid(cohort.cube, size), device)
     with warnings.catch_warnings():
@@ -177,7 +177,7 @@ def _names(given: str | None) -> list[str] | None:
 def _reference(entries: Sequence[Entry], wanted: str | None) -> str:
     rows = [name for entry in entries for name in entry.row_names(False)]
     if wanted is None:
-        trained = next((entry for entry in entries if entry.kind != "simple"), entries[0])
+        trained = next((entry for entry in entries if not isinstance(entry, SimpleEntry)), entries[0])
         return trained.row_names(False)[-1]
     if wanted not in rows:
         raise ValueError(f"no row {wanted!r} to compare with; there are {', '.join(map(repr, rows))}")

@@ -25,11 +25,9 @@ from custom.benchmark.cohort import Case, Cohort, ViewSet, on_grid, truth_of
 from custom.benchmark.methods import Method
 from custom.benchmark.methods_file import Entry, Setting
 from custom.benchmark.resources import Cost, held_mb, release_memory
-from custom.core.checkpoints import sha256
-from custom.core.files import write_bytes
+from custom.core.files import sha256_file, write_bytes, write_json
 from custom.core.hu_window import hu_to_unit
 from custom.metrics import evaluate_volume
-from custom.metrics.tables import write_json
 from custom.models import save_volume
 from custom.report.figures import PLANES, plane
 
@@ -100,7 +98,7 @@ class Plan:
     def _inputs(self) -> dict[tuple[str, str], list[str]]:
         """Hashes of the truth and the radiographs of every case and beam."""
         return {
-            (case.name, beam): [sha256(path) for path in (case.label, *pair)]
+            (case.name, beam): [sha256_file(path) for path in (case.label, *pair)]
             for case in self.cohort.cases
             for beam, pair in case.files.items()
         }
@@ -195,7 +193,7 @@ def run_jobs(plan: Plan, indices: Sequence[int], on_done: Callable[[Job, str], N
             method, built = job.entry.build(plan.setting), job.entry.name
         truth = truth_of(job.case, plan.cohort.cube, plan.setting.grid)
         rows = _run(plan, job, method, truth, before_mb)
-        write_json({"fingerprint": plan.fingerprint(job), "rows": rows}, plan.path(job))
+        write_json(plan.path(job), {"fingerprint": plan.fingerprint(job), "rows": rows}, sort_keys=False)
         on_done(job, rows[0]["status"])
 
 

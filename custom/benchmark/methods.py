@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from nibabel import nifti1
 from torch import Tensor
 
-from custom.core.attenuation import attenuation_to_hu, hu_to_attenuation
+from custom.core.attenuation import attenuation_bounds, attenuation_to_hu, hu_to_attenuation
 from custom.core.checkpoints import definition, load_checkpoint
 from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
@@ -25,7 +25,7 @@ from custom.geometry.detector import match_detector
 from custom.models import reconstruct_volume
 from custom.projection import Projector, sirt
 
-__all__ = ["METRICS", "VIEW_SETS", "Method", "mean_training_ct", "network_row", "read_volume", "sirt_row"]
+__all__ = ["VIEW_SETS", "Method", "mean_training_ct", "network_row", "read_volume", "sirt_row"]
 
 #: Columns of the table: name to (radiograph set, angles in degrees).
 VIEW_SETS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -37,8 +37,6 @@ VIEW_SETS: dict[str, tuple[str, tuple[float, ...]]] = {
     "2 cone": ("cone", (0.0, 90.0)),
 }
 
-METRICS = ("psnr_range", "psnr_4095", "ssim", "mae_hu", "mae_hu_body")
-
 
 @dataclass(frozen=True)
 class Method:
@@ -48,14 +46,12 @@ class Method:
         name: as printed.
         run: from line integrals (K, V, U) and views (K, 13) to HU (X, Y, Z). It raises ValueError, saying why, for
             views that the method is not made for.
-        columns: view sets that it is run on, by name; None: all.
         grid: of its volumes, in the isocentre frame; None: that of the prepared cube.
         draw: for a method that gives samples: from the same to one volume after the other.
     """
 
     name: str
     run: Callable[[Tensor, Tensor], Tensor]
-    columns: Sequence[str] | None = None
     grid: VolumeGrid | None = None
     draw: Callable[[Tensor, Tensor], Iterator[Tensor]] | None = None
 
@@ -81,7 +77,7 @@ def sirt_row(grid: VolumeGrid, energy_kev: float = 70.0, iterations: int = 100, 
 
     From the mean training CT it is the least that a prior can do: no network is needed for it.
     """
-    bounds = (0.0, float(hu_to_attenuation(torch.tensor(1000.0), energy_kev)))
+    bounds = attenuation_bounds(energy_kev=energy_kev)
 
     def run(image: Tensor, views: Tensor) -> Tensor:
         projector, initial = Projector(grid, image.shape[1:]), None
@@ -99,7 +95,6 @@ def network_row(
     name: str,
     checkpoint: str | os.PathLike[str],
     grid: VolumeGrid | None = None,
-    columns: Sequence[str] | None = None,
     pixel_at_isocenter_mm: float | None = None,
     device: str | torch.device = "cpu",
     **overrides: Any,
@@ -110,7 +105,6 @@ def network_row(
         name: of the row.
         checkpoint: model.pt.
         grid: to reconstruct on; None: the network's own.
-        columns: view sets that it is run on; None: all.
         pixel_at_isocenter_mm: of the radiographs that it reads; None: what its checkpoint says, else its voxels' size.
         device: that it runs on.
         overrides: arguments of the network that hold no weights, such as precision.
@@ -136,7 +130,7 @@ def network_row(
     def run(image: Tensor, views: Tensor) -> Tensor:
         return reconstruct_volume(network, *match_detector(image, views, pixel_mm))
 
-    return Method(name, run, columns, network.grid)
+    return Method(name, run, network.grid)
 
 
 def read_volume(path: str) -> Tensor:

@@ -70,7 +70,6 @@ VERBS = {
     "export": Verb("custom.models.model_folder", "export", "Pack a model with its parents into one folder"),
     "calibrate": Verb("custom.trust.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs"),
     "send": Verb("custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS"),
-    "receive": Verb("custom.dicom.network", "receive", "Receive DICOM files into a folder, by C-STORE"),
     "evaluate": Verb("custom.evaluation.evaluate", "evaluate", "Compare reconstructions with the true volumes"),
     "benchmark": Verb("custom.benchmark.comparison", "compare", "Compare methods on the same radiographs, on one page"),
     "demo": Verb("custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs"),

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from custom.core.attenuation import attenuation_to_hu, hu_to_attenuation
+from custom.core.attenuation import attenuation_bounds, attenuation_to_hu
 from custom.core.files import write_nifti
 from custom.data.sample import sample_ct
 from custom.data.simulate import Acquisition, simulate_case
@@ -35,9 +35,8 @@ SIRT_ITERATIONS = 100
 
 def sirt_volume(radiographs: torch.Tensor, geometry: Geometry, energy_kev: float) -> np.ndarray:
     """The simple row beside the network's: SIRT clipped to the HU window, (X, Y, Z) HU on the geometry's grid."""
-    low, high = hu_to_attenuation(torch.tensor(HU_WINDOW), energy_kev).tolist()
-    projector = Projector.from_geometry(geometry)
-    volume = sirt(projector, radiographs[None], iterations=SIRT_ITERATIONS, bounds=(low, high))
+    projector, bounds = Projector.from_geometry(geometry), attenuation_bounds(HU_WINDOW, energy_kev)
+    volume = sirt(projector, radiographs[None], iterations=SIRT_ITERATIONS, bounds=bounds)
     return attenuation_to_hu(volume, energy_kev)[0, 0].numpy()
 
 

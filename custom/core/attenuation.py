@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "ENERGY_PRESETS_KEV",
     "LARGEST_LINE_INTEGRAL",
+    "attenuation_bounds",
     "attenuation_to_hu",
     "hu_to_attenuation",
     "water_attenuation_per_mm",
@@ -57,6 +60,12 @@ def water_attenuation_per_mm(energy_kev: float) -> float:
 def hu_to_attenuation(hu: Tensor, energy_kev: float = 70.0) -> Tensor:
     """Attenuation [1/mm] of CT values: mu_water * (1 + HU / 1000), negative values clipped to zero."""
     return (hu / 1000 + 1).clamp(min=0) * water_attenuation_per_mm(energy_kev)
+
+
+def attenuation_bounds(hu_window: Sequence[float] = (-1000.0, 1000.0), energy_kev: float = 70.0) -> tuple[float, float]:
+    """Attenuation [1/mm] at both ends of a window of CT values."""
+    low, high = hu_to_attenuation(torch.tensor(hu_window, dtype=torch.float32), energy_kev).tolist()
+    return low, high
 
 
 def attenuation_to_hu(attenuation: Tensor, energy_kev: float = 70.0) -> Tensor:

@@ -7,7 +7,6 @@ every argument of the network, so that whoever has the file can build it: no arc
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import json
 import logging
@@ -23,7 +22,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from custom import __version__
-from custom.core.files import write_tensors
+from custom.core.files import sha256_file, write_tensors
 
 __all__ = [
     "PUBLISHED_CLASSES",
@@ -32,7 +31,6 @@ __all__ = [
     "definition",
     "load_checkpoint",
     "save_checkpoint",
-    "sha256",
     "trained_setting",
 ]
 
@@ -169,7 +167,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
-        self.path, self.meta, self.state, self.hash = path, meta, state, sha256(path)
+        self.path, self.meta, self.state, self.hash = path, meta, state, sha256_file(path)
 
     def network(self, **overrides: Any) -> nn.Module:
         """The network with its weights, in evaluation mode. `overrides` replace arguments that hold no weights, such
@@ -257,9 +255,3 @@ def trained_setting(path: str | os.PathLike[str], name: str, value: Any = None) 
     if value is not None and trained is not None and value != trained:
         logger.warning("%s %s, but %s was trained with %s", name, value, checkpoint.path, trained)
     return trained if value is None else value
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,13 +1,16 @@
 """Files written whole or not at all, the same bytes for the same content, and their hashes."""
 
+import contextlib
 import errno
+import glob
 import gzip
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -17,26 +20,43 @@ import torch
 PART_SUFFIX = ".part"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path`` under a temporary name, then rename it.
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A stream to write a file into, which gets its name when the block ends without an error.
+
+    Until then it lies beside it under a hidden name; it is on the disk before it is renamed, so that a power failure
+    leaves no empty file under the name of a whole one.
 
     Raises:
-        OSError: with the file and what to do where the disk (or the quota) is full; no partial file is left.
+        OSError: naming the file, and what to do where the disk (or the quota) is full; no partial file is left.
     """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        message = f"{path}: could not be written: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             message = (
-                f"no space left to write {path} ({len(content) / 1e6:.1f} MB): free some or choose another output "
-                "folder, then start again; what is complete is kept"
+                f"no space left to write {path}: free some or choose another output folder, then start again; what is "
+                "complete is kept"
             )
-            raise OSError(error.errno, message) from error
-        raise
+        raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` by way of `atomic_file`."""
+    with atomic_file(path) as stream:
+        stream.write(content)
 
 
 def read_json_object(path: Path, missing: str = "no such file") -> dict[str, Any]:
@@ -61,13 +81,33 @@ def read_json_object(path: Path, missing: str = "no such file") -> dict[str, Any
     return content
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON with sorted keys and a newline at the end, atomically."""
-    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+def write_json(path: str | os.PathLike[str], content: object, sort_keys: bool = True) -> Path:
+    """Write valid JSON with a newline at the end, atomically: NaN as null, infinity as the text "Infinity".
+
+    Args:
+        path: target; its folder is made.
+        content: mappings, lists, texts and numbers.
+        sort_keys: False: in the order that they have, where a person reads them or columns are made of them.
+    """
+    path = Path(path)
+    text = json.dumps(_finite(content), indent=1, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+    return path
+
+
+def _finite(value: Any) -> Any:
+    """The same without numbers that JSON does not know."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
 
 
 def write_tensors(path: Path, content: object) -> None:
-    """Write with torch.save under a temporary name, then rename it.
+    """Write with torch.save, atomically. What earlier runs left of this file goes: checkpoints are large.
 
     Args:
         path: target; its folder is made.
@@ -76,29 +116,48 @@ def write_tensors(path: Path, content: object) -> None:
     Raises:
         OSError: with the file, where it could not be written; no partial file is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART_SUFFIX}"):
+        left.unlink(missing_ok=True)
     try:
-        torch.save(content, partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path}: the checkpoint could not be written (disk full?): {error}") from error
+        # Into a stream: of a path torch would store the name, and no two files would be the same.
+        with atomic_file(path) as stream:
+            torch.save(content, stream)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"{path}: could not be written (disk full?): {error}") from error
 
 
-def write_nifti(path: Path, array: npt.NDArray[np.generic], affine: npt.NDArray[np.floating]) -> None:
-    """Write a compressed NIfTI in mm, atomically and without a time stamp, so that equal content has equal bytes.
+def nifti_bytes(array: npt.NDArray[np.generic], affine: npt.NDArray[np.floating], description: str = "") -> bytes:
+    """A NIfTI file in mm, not compressed; the affine is sform and qform alike (scanner coordinates).
 
     Args:
-        path: target, ending in .nii.gz.
-        array: (X, Y, Z), written in its own data type.
-        affine: (4, 4) voxel to world RAS+ mm, stored as sform and qform (scanner coordinates).
+        array: (X, Y, Z), in its own data type.
+        affine: (4, 4) voxel to world RAS+ mm.
+        description: at most 79 characters of ASCII.
     """
     image = nib.Nifti1Image(array, affine)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode()[:79]
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
-    write_bytes(path, gzip.compress(image.to_bytes(), compresslevel=5, mtime=0))
+    return image.to_bytes()
+
+
+def write_nifti(
+    path: Path, array: npt.NDArray[np.generic], affine: npt.NDArray[np.floating], description: str = ""
+) -> None:
+    """Write NIfTI atomically and without a time stamp, so that equal content has equal bytes.
+
+    Args:
+        path: target; compressed where it ends in .gz.
+        array, affine, description: as in `nifti_bytes`.
+    """
+    content = nifti_bytes(array, affine, description)
+    write_bytes(path, compressed(content) if path.name.endswith(".gz") else content)
+
+
+def compressed(content: bytes) -> bytes:
+    """In gzip's format, without a time stamp."""
+    return gzip.compress(content, compresslevel=5, mtime=0)
 
 
 def remove_parts(folder: Path) -> int:
@@ -109,7 +168,7 @@ def remove_parts(folder: Path) -> int:
     return len(parts)
 
 
-def sha256_file(path: Path) -> str:
+def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

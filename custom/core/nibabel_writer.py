@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from monai.data import NibabelWriter
+import numpy as np
+from monai.data import ImageWriter, NibabelWriter
+
+from custom.core.files import write_nifti
 
 __all__ = ["AtomicNibabelWriter"]
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's `NibabelWriter` by way of a temporary name: a kill leaves no half volume under the name of a whole one.
+    """MONAI's `NibabelWriter` by way of `write_nifti`: a kill leaves no half volume under the name of a whole one.
 
     In a config it is the `writer` of `SaveImaged`, as "custom.core.nibabel_writer.AtomicNibabelWriter".
     """
@@ -23,11 +26,6 @@ class AtomicNibabelWriter(NibabelWriter):
         Raises:
             OSError: naming the file, if it cannot be written; no partial file is left.
         """
-        path = Path(filename)
-        partial = path.with_name(f".partial.{path.name}")
-        try:
-            super().write(partial, verbose=verbose, **obj_kwargs)
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise OSError(f"{path}: the volume could not be written (disk full?): {error}") from error
+        ImageWriter.write(self, filename, verbose=verbose)
+        image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype, **obj_kwargs)
+        write_nifti(Path(filename), np.asanyarray(image.dataobj), image.affine)

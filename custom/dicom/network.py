@@ -1,24 +1,18 @@
-"""To and from a PACS: `send` stores files by C-STORE or STOW-RS, `receive` listens for C-STORE."""
+"""To a PACS: `send` stores files by C-STORE or STOW-RS."""
 
 from __future__ import annotations
 
 import ipaddress
 import logging
 import os
-import signal
 import ssl
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from custom.dicom.listener import Listener
 from custom.dicom.store import NetworkError, SendReport, parse_address, store_scu, store_web
 from custom.dicom.strict import dicom_files
 
-__all__ = ["NetworkError", "SendReport", "receive", "send"]
+__all__ = ["NetworkError", "SendReport", "send"]
 
 logger = logging.getLogger(__name__)
 
@@ -95,83 +89,6 @@ def send(
     return report
 
 
-def receive(
-    output: str | os.PathLike[str],
-    port: int = 11112,
-    aet: str = "FEWVIEW",
-    host: str = "127.0.0.1",
-    count: int | None = None,
-    timeout_s: float | None = None,
-    from_aet: Sequence[str] = (),
-    max_file_mb: float = 512.0,
-    certificate_file: Path | None = None,
-    key_file: Path | None = None,
-    ca_file: Path | None = None,
-) -> list[Path]:
-    """Listens for DICOM files by C-STORE and writes them to a folder, until Ctrl-C.
-
-    Args:
-        output: folder; a file is OUTPUT/STUDY-UID/SOP-INSTANCE-UID.dcm and is never overwritten.
-        port: port to listen on.
-        aet: our application entity title, which the sender must call.
-        host: address to listen on; the default takes files from this machine only.
-        count: end after this many files.
-        timeout_s: end after this time; an error where count was given and not reached.
-        from_aet: application entity titles that may send; anyone where empty.
-        max_file_mb: largest file that is taken.
-        certificate_file: our certificate, PEM: the connection is encrypted.
-        key_file: its private key, PEM.
-        ca_file: senders must show a certificate of these authorities, PEM.
-
-    Returns:
-        The files.
-
-    Raises:
-        ValueError: options that make no sense.
-        NetworkError: the port is taken, or fewer files than `count` came in time.
-    """
-    for name, number in (("count", count), ("timeout_s", timeout_s)):
-        if number is not None and number <= 0:
-            raise ValueError(f"{name} must be positive, got {number:g}")
-    context = _server_context(ca_file, certificate_file, key_file)
-    listener = Listener(
-        Path(output), host=host, port=port, aet=aet, from_aet=from_aet, max_file_mb=max_file_mb, context=context
-    )
-    with _until_signal() as stop, listener:
-        logger.info("listening on %s:%d as %s, writing to %s; Ctrl-C ends", *listener.address, aet, output)
-        if not _is_loopback(host):
-            logger.warning("whoever reaches %s may store files here; --from_aet and a firewall restrict it", host)
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        try:
-            while not stop.wait(0.05):
-                if count is not None and len(listener.received) >= count:
-                    break
-                if end is not None and time.monotonic() > end:
-                    break
-            listener.finish()
-        except KeyboardInterrupt:
-            logger.info("stopped")
-    found = list(listener.received)
-    logger.info("received %d files, refused %d", len(found), listener.refused)
-    if count is not None and len(found) < count and end is not None and time.monotonic() > end:
-        raise NetworkError(f"received {len(found)} of {count} files within {timeout_s:g} s")
-    return found
-
-
-@contextmanager
-def _until_signal() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets while the context is open; signals belong to the main thread only."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -216,23 +133,6 @@ def _client_context(ca_file: Path | None, certificate: Path | None, key: Path | 
         context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
         if certificate is not None:
             context.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        raise ValueError(f"the certificates cannot be used: {error.reason or error}") from error
-    return context
-
-
-def _server_context(ca_file: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    if certificate is None:
-        if key is not None or ca_file is not None:
-            raise ValueError("--key_file and --ca_file need --certificate_file")
-        return None
-    _check_options(False, True, ca_file, certificate, key, None, None, None)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key)
-        if ca_file is not None:
-            context.load_verify_locations(ca_file)
-            context.verify_mode = ssl.CERT_REQUIRED
     except ssl.SSLError as error:
         raise ValueError(f"the certificates cannot be used: {error.reason or error}") from error
     return context

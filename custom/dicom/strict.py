@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
 import struct
 import uuid
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from custom.dicom.header import reason
 
-__all__ = ["dicom_files", "encode", "new_uid", "set_value", "strict_validation", "tag_text"]
+__all__ = ["dicom_files", "encode", "is_uid", "new_uid", "set_value", "strict_validation", "tag_text"]
 
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _BINARY = ("OB", "OW", "OF", "OD", "OL", "OV", "UN")
 
 
@@ -86,6 +88,11 @@ def _check_values(dataset: Dataset) -> None:
                 DataElement(element.tag, element.VR, element.value, validation_mode=pydicom.config.RAISE)
             except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(f"{tag_text(element.keyword)} is not valid DICOM ({reason(error)})") from error
+
+
+def is_uid(text: str) -> bool:
+    """Whether the text is a UID (PS3.5 chapter 9): digits and dots, at most 64. Nothing else becomes a file name."""
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def encode(dataset: Dataset) -> bytes:

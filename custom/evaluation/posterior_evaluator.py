@@ -18,7 +18,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor
 
-from custom.core.attenuation import hu_to_attenuation, water_attenuation_per_mm
+from custom.core.attenuation import water_attenuation_per_mm
 from custom.core.hu_window import hu_to_unit, unit_to_hu
 from custom.geometry import VolumeGrid
 from custom.metrics import SampleStatistics, body_mask, evaluate_volume, write_maps, write_summary
@@ -47,7 +47,7 @@ def reprojection_error_mm(hu: Tensor, image: Tensor, views: Tensor, grid: Volume
         grid: of the volume.
         energy_kev: of the line integrals.
     """
-    again = Projector(grid, image.shape[1:])(hu_to_attenuation(hu[None, None], energy_kev), views)[0]
+    again = Projector(grid, image.shape[1:]).of_hu(hu, views, energy_kev)
     return float((again - image).square().mean().sqrt()) / water_attenuation_per_mm(energy_kev)
 
 

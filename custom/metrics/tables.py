@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from custom.core.files import write_bytes
+from custom.core.files import write_bytes, write_json
 from custom.metrics.image_metrics import METRIC_NAMES, summarise_cohort
 
-__all__ = ["cohort_table", "format_value", "metric_label", "read_csv", "write_csv", "write_json", "write_metrics"]
+__all__ = ["cohort_table", "format_value", "metric_label", "read_csv", "write_csv", "write_metrics"]
 
 # Name in a table, and decimals that mean something.
 _SHOWN = {"psnr_range": ("PSNR [dB]", 2), "psnr_4095": ("PSNR 4095 [dB]", 2), "ssim": ("SSIM", 3)}
@@ -61,24 +60,6 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: null where there was nothing to measure, "Infinity" for equal volumes."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value
-
-
-def write_json(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Writes valid JSON: NaN as null, infinity as the text "Infinity"."""
-    path = Path(path)
-    write_bytes(path, (json.dumps(_plain(content), indent=1, allow_nan=False) + "\n").encode())
-    return path
-
-
 def write_metrics(
     rows: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str], stem: str = "metrics", **context: Any
 ) -> dict[str, Any]:
@@ -95,7 +76,8 @@ def write_metrics(
     """
     summary = summarise_cohort(rows)
     write_csv(rows, Path(folder) / f"{stem}.csv")
-    write_json({**context, "cases": list(rows), "summary": summary}, Path(folder) / f"{stem}.json")
+    content = {**context, "cases": list(rows), "summary": summary}
+    write_json(Path(folder) / f"{stem}.json", content, sort_keys=False)
     return summary
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from custom.core.files import write_nifti
+from custom.core.files import write_json, write_nifti
 from custom.metrics.posterior_calibration import interval_coverage, mean_error, summarise_case
 from custom.metrics.sample_statistics import SampleStatistics, Volume
-from custom.metrics.tables import write_csv, write_json
+from custom.metrics.tables import write_csv
 
 __all__ = ["write_maps", "write_summary"]
 
@@ -75,5 +75,5 @@ def write_summary(
     if truth_hu is not None:
         content["coverage"] = interval_coverage(statistics, truth_hu)
     write_csv(convergence, Path(folder) / "convergence.csv")
-    write_json(content, Path(folder) / "uncertainty.json")
+    write_json(Path(folder) / "uncertainty.json", content, sort_keys=False)
     return summary

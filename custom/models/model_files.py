@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import custom
-from custom.core.checkpoints import sha256
-from custom.core.files import read_json_object
+from custom.core.files import read_json_object, sha256_file
 
 __all__ = ["MODEL_NAMES", "ModelFiles", "find_model"]
 
@@ -140,7 +139,7 @@ def _exported(folder: Path) -> ModelFiles:
             raise ValueError(f"{folder / DESCRIPTION}: names {name!r}, which is not a file of its folder")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}: missing, but {DESCRIPTION} lists it: export the model again")
-        found = sha256(folder / name)
+        found = sha256_file(folder / name)
         if found != expected:
             raise ValueError(
                 f"{folder / name}: SHA-256 {found[:12]}, but {DESCRIPTION} says {str(expected)[:12]}: the file was "

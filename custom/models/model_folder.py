@@ -18,8 +18,8 @@ from torch import Tensor
 
 from custom import __version__
 from custom.core.atomic_directory import whole_folder
-from custom.core.checkpoints import Checkpoint, load_checkpoint, sha256
-from custom.core.files import write_json
+from custom.core.checkpoints import Checkpoint, load_checkpoint
+from custom.core.files import sha256_file, write_json
 from custom.core.hu_window import unit_to_hu
 from custom.core.precision import check_precision
 from custom.geometry import VolumeGrid
@@ -168,7 +168,7 @@ def load_model(
         parents = {"autoencoder": files.autoencoder, "mean": files.mean}
         options = {**files.sampler, **sampler}
         network: Any = load_sampler(files.model, files.autoencoder, files.mean, chosen, precision, **options)
-        hashes = {key: sha256(path) for key, path in parents.items() if path is not None}
+        hashes = {key: sha256_file(path) for key, path in parents.items() if path is not None}
         return Model(files, checkpoint, network.eval(), chosen, precision, hashes)
     if sampler:
         raise ValueError(f"{files.model}: a {target} draws no samples and has no options such as {sorted(sampler)[0]}")
@@ -271,7 +271,7 @@ def export(
         there = {name: source for name, source in paths.items() if source is not None}
         for name, source in there.items():
             shutil.copyfile(source, folder / name)
-        files = {name: sha256(folder / name) for name in there}
+        files = {name: sha256_file(folder / name) for name in there}
         content = {"format": FORMAT, "name": found.name, "software": f"fewview-ct {__version__}", "files": files}
         content |= {"kind": "sampler", "sampler": dict(found.sampler)} if is_denoiser else {"kind": "mean"}
         write_json(folder / DESCRIPTION, content)

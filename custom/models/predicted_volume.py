@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import torch
 from torch import Tensor, nn
 
 from custom import __version__
-from custom.core.files import write_bytes
+from custom.core.files import write_nifti
 from custom.core.hu_window import unit_to_hu
 from custom.geometry import VolumeGrid
 
@@ -60,14 +58,6 @@ def save_volume(
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: the output must end in .nii or .nii.gz")
     values = volume.cpu() if dtype.is_floating_point else volume.cpu().float().round()
-    image = nib.Nifti1Image(values.to(dtype).numpy(), grid.affine(isocenter_mm))
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = f"fewview-ct {__version__}, HU, not for primary planning".encode()[:79]
-    content = image.to_bytes()
-    if path.name.endswith(".gz"):
-        content = gzip.compress(content, compresslevel=5, mtime=0)
-    try:
-        write_bytes(path, content)
-    except OSError as error:
-        raise OSError(f"{path}: the volume could not be written (disk full?): {error}") from error
+    note = f"fewview-ct {__version__}, HU, not for primary planning"
+    write_nifti(path, values.to(dtype).numpy(), grid.affine(isocenter_mm), note)
     return path

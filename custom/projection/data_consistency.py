@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from custom.core.attenuation import attenuation_to_hu, hu_to_attenuation
+from custom.core.attenuation import attenuation_bounds, attenuation_to_hu, hu_to_attenuation
 from custom.core.hu_window import hu_to_unit, unit_to_hu
 from custom.geometry import VolumeGrid
 from custom.projection import ProjectorCache, sirt
@@ -76,11 +76,10 @@ class ReprojectionCorrection:
         """
         if views.ndim == 3 and bool((views == views[:1]).all()):
             views = views[0]  # one operator for the whole batch
-        window = torch.tensor(self.hu_window)
-        low, high = hu_to_attenuation(window, self.energy_kev).tolist()
+        bounds = attenuation_bounds(self.hu_window, self.energy_kev)
         start = self._surrounded(hu_to_attenuation(unit_to_hu(volume, self.hu_window), self.energy_kev))
         projector = self._projector(self.wide, image.shape[2:])
-        moved = sirt(projector, image, views, self.iterations, (low, high), start, view_mask)
+        moved = sirt(projector, image, views, self.iterations, bounds, start, view_mask)
         inside = moved[(..., *self.grid.middle_of(self.wide))]
         return hu_to_unit(attenuation_to_hu(inside, self.energy_kev), self.hu_window)
 

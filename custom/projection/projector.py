@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from custom.core.attenuation import hu_to_attenuation
 from custom.geometry import VIEW_SIZE, Geometry, VolumeGrid
 from custom.projection.operators import LinearOperator, joseph, make_operator
 from custom.projection.tigre_engine import tigre_forward
@@ -90,6 +91,10 @@ class Projector(nn.Module):
         if self.engine == "tigre":
             raise ValueError("TIGRE's back-projector is not the adjoint of its projector; use engine='torch'")
         return self.bind(views, image).adjoint(image)
+
+    def of_hu(self, hu: Tensor, views: Tensor, energy_kev: float) -> Tensor:
+        """Radiographs of one CT: line integrals (K, V, U) of HU (X, Y, Z). Around it there is air."""
+        return self(hu_to_attenuation(hu[None, None].float(), energy_kev), views)[0]
 
     def bind(self, views: Tensor | None, like: Tensor) -> BoundProjector:
         """The operators for these views in the precision and on the device of `like` (whose batch they must fit)."""

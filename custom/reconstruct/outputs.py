@@ -22,8 +22,7 @@ import numpy as np
 import torch
 
 from custom import __version__
-from custom.core.checkpoints import sha256
-from custom.core.files import write_json
+from custom.core.files import sha256_file, write_json
 from custom.dicom.write_ct import SyntheticCT, write_ct_series
 from custom.dicom.write_map import write_uncertainty_map
 from custom.models import Model, save_volume
@@ -71,7 +70,7 @@ def series_sha256(folder: Path) -> str:
     Args:
         folder: holds files alone; each gives the line ``HASH  NAME``, in the order of the names.
     """
-    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
+    lines = [f"{sha256_file(path)}  {path.name}\n" for path in sorted(folder.iterdir())]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -107,12 +106,12 @@ def write_outputs(
             path = folder / "uncertainty.dcm"
             write_uncertainty_map(found.std, folder / "ct", path, found.model_identity, uid_seed=uid_seed)
             files[path.name] = path
-    hashes = {name: sha256(path) for name, path in files.items()}
+    hashes = {name: sha256_file(path) for name, path in files.items()}
     if dicom:
         hashes["ct/"] = series_sha256(folder / "ct")
     if report:
         written = write_report(folder / "report.html", _content(found, hashes))
-        hashes["report.html"] = sha256(written)
+        hashes["report.html"] = sha256_file(written)
     found.seconds["write"] = time.perf_counter() - start
     write_json(folder / RESULT, found.record(hashes))
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import matplotlib
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from custom.core.files import compressed, nifti_bytes
 from custom.geometry import VolumeGrid
-from custom.report.document import Document, Markup, escape
 from custom.report.figures import SPREAD_COLOURS
 from custom.report.volume_pictures import SPREAD_LIMIT_HU
 
-__all__ = ["PackedVolume", "add_viewer", "pack_volumes", "viewer_scripts"]
+__all__ = ["PackedVolume", "pack_volumes", "viewer_content", "viewer_scripts"]
 
 WINDOWS_HU = {
     "Wide": (-1000, 400),
@@ -41,7 +40,6 @@ AXES = {"x": "Left to right", "y": "Back to front", "z": "Foot to head"}
 #: Overlay: transparent where the samples agree, opaque from this share of the scale on.
 _OPAQUE_FROM = 0.3
 _SMALLEST = 16
-_WITHOUT = "The viewer needs JavaScript and WebGL 2; without them the pictures below show the same volume."
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,7 @@ def _pack(name: str, label: str, volume: Tensor, grid: VolumeGrid, halvings: int
         values = F.interpolate(values[None, None], size=shape, mode="area")[0, 0]
     own = grid.resized(shape)
     numbers = values.round().clamp(-32768, 32767).to(torch.int16).numpy()
-    image = nib.Nifti1Image(numbers, own.affine())
-    image.header.set_xyzt_units("mm")
-    content = gzip.compress(image.to_bytes(), compresslevel=6, mtime=0)
+    content = compressed(nifti_bytes(numbers, own.affine()))
     return PackedVolume(name, label, content, own.spacing_mm, halvings > 0)
 
 
@@ -117,53 +113,25 @@ def viewer_scripts() -> list[str]:
     return [file.read_text(encoding="utf-8") for file in files]
 
 
-def add_viewer(document: Document, volumes: Sequence[PackedVolume]) -> None:
-    """Put the viewer into a page whose scripts are `viewer_scripts`.
+def viewer_content(volumes: Sequence[PackedVolume]) -> dict[str, Any]:
+    """What templates/viewer.html is given, on a page whose scripts are `viewer_scripts`.
 
     Args:
-        document: the page.
         volumes: of `pack_volumes`.
     """
     spread = any(volume.name == "volume-spread" for volume in volumes)
-    shown = {volume.name: volume.label for volume in volumes if volume.name != "volume-spread"}
-    windows = {f"{low} {high}": f"{name}, {low} to {high}" for name, (low, high) in WINDOWS_HU.items()}
-    controls = [
-        _select("volume", "Volume", shown),
-        _select("window", "Window [HU]", windows),
-        _select("layout", "Layout", LAYOUTS),
-    ]
-    if spread:
-        controls.append(_slider("opacity", "Opacity of the uncertainty", "0", "1", "0.05", "0.3"))
-    controls += [_slider(axis, label, "0", "1", "0.002", "0.5") for axis, label in AXES.items()]
-    document.markup(
-        Markup(
-            f'<p id="viewer-note" class="screen" role="status">{_WITHOUT}</p>\n<div id="viewer">\n'
-            f'<div class="controls">{"".join(controls)}</div>\n'
-            '<div class="canvas"><canvas id="viewer-canvas" tabindex="0" role="img" aria-describedby="viewer-readout" '
-            "aria-label=\"Planes of the volume, the patient's right on the left of the picture. The sliders above move "
-            'the cross."></canvas></div>\n<p class="readout" id="viewer-readout"></p>\n</div>'
-        )
-    )
     settings = {
         "spread": "volume-spread" if spread else None,
         "limits": [0, SPREAD_LIMIT_HU],
         "colormap": _overlay_colours(),
     }
-    document.data("viewer-settings", json.dumps(settings).encode())
-    for volume in volumes:
-        document.data(volume.name, volume.content)
-
-
-def _select(name: str, label: str, options: dict[str, str]) -> str:
-    entries = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options.items())
-    return f'<label>{escape(label)}<select id="viewer-{name}" autocomplete="off">{entries}</select></label>'
-
-
-def _slider(name: str, label: str, low: str, high: str, step: str, value: str) -> str:
-    return (
-        f'<label>{escape(label)}<input id="viewer-{name}" type="range" min="{low}" max="{high}" step="{step}" '
-        f'value="{value}" autocomplete="off"></label>'
-    )
+    return {
+        "volumes": {volume.name: volume.label for volume in volumes if volume.name != "volume-spread"},
+        "windows": {f"{low} {high}": f"{name}, {low} to {high}" for name, (low, high) in WINDOWS_HU.items()},
+        "layouts": LAYOUTS,
+        "axes": AXES,
+        "data": {"viewer-settings": json.dumps(settings).encode()} | {one.name: one.content for one in volumes},
+    }
 
 
 def _overlay_colours() -> dict[str, list[int]]:

@@ -1,9 +1,5 @@
-"""DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) in MONAI's `Scheduler` interface.
-
-A noisy sample is x_t = alpha_t x_0 + sigma_t epsilon with alpha_t^2 + sigma_t^2 = 1; MONAI's `alphas_cumprod` is
-alpha-bar_t = alpha_t^2. The solver's time is lambda_t = log(alpha_t / sigma_t), half the log-SNR, which grows from
-noise to data. Timesteps are the network's own: 0 (least noise) to T - 1, for any T.
-"""
+"""DPM-Solver++ in MONAI's `Scheduler` interface: which timesteps, what is remembered between them, and the updates of
+`solver_updates`. Timesteps are the network's own: 0 (least noise) to T - 1, for any T."""
 
 from __future__ import annotations
 
@@ -16,55 +12,15 @@ import torch
 from monai.networks.schedulers import Scheduler
 from torch import Tensor
 
-__all__ = ["DPMSolverPPScheduler", "dpm_solver_update"]
+from custom.schedulers.solver_timesteps import SPACINGS, SnrTable, distinct_integers, singlestep_blocks
+from custom.schedulers.solver_updates import Node, alpha, dpm_solver_update, sigma
+
+__all__ = ["DPMSolverPPScheduler"]
 
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
 METHODS = ("multistep", "singlestep")
-SPACINGS = ("time_uniform", "log_snr_uniform", "time_quadratic")
 
 Choice = TypeVar("Choice", int, str)
-
-
-def dpm_solver_update(sample: Tensor, nodes: Sequence[tuple[float, Tensor]], lambda_t: float) -> Tensor:
-    """x_t from x_s: one step of DPM-Solver++, whose order is the number of nodes.
-
-    The exact solution (Proposition 4.1) is x_t = sigma_t / sigma_s x_s + sigma_t * integral of e^lambda x_0(lambda)
-    from lambda_s to lambda_t, where x_0(lambda) is the data prediction along the path. It is replaced by a polynomial
-    through the nodes: those of earlier steps make the solver multistep (Algorithm 2), those inside the step singlestep
-    (Algorithm 1).
-
-    Args:
-        sample: x_s, any shape.
-        nodes: one to three pairs of lambda and data prediction there, in any order but that the first is at s.
-        lambda_t: where to go, half log-SNR; greater than lambda_s.
-
-    Returns:
-        x_t, of `sample`'s shape.
-    """
-    (lambda_s, original), *others = nodes
-    h = lambda_t - lambda_s
-    alpha_t = _alpha(lambda_t)
-    # Position of the other nodes in units of the step, and the slopes towards them.
-    r = [(node - lambda_s) / h for node, _ in others]
-    d = [(prediction - original) / position for (_, prediction), position in zip(others, r, strict=True)]
-
-    phi_1 = -math.expm1(-h)
-    x_t = _alpha(-lambda_t) / _alpha(-lambda_s) * sample + alpha_t * phi_1 * original
-    if len(d) == 1:
-        x_t = x_t + alpha_t * phi_1 / 2 * d[0]
-    elif len(d) == 2:
-        # First and second derivative of the parabola. The authors' code and diffusers halve the second in their
-        # multistep solver, which then converges as h^2 and not as h^3.
-        first = (r[1] * d[0] - r[0] * d[1]) / (r[1] - r[0])
-        second = 2 * (d[1] - d[0]) / (r[1] - r[0])
-        phi_2 = 1 - phi_1 / h
-        x_t = x_t + alpha_t * (phi_2 * first + (0.5 - phi_2 / h) * second)
-    return x_t
-
-
-def _alpha(half_log_snr: float) -> float:
-    """alpha at lambda; sigma is alpha at -lambda."""
-    return 1 / math.sqrt(1 + math.exp(-2 * half_log_snr))
 
 
 class DPMSolverPPScheduler(Scheduler):
@@ -114,7 +70,7 @@ class DPMSolverPPScheduler(Scheduler):
     """
 
     # What a run remembers: data predictions and their lambdas, the sample that the step starts from, the next position.
-    _nodes: list[tuple[float, Tensor]]
+    _nodes: list[Node]
     _base: Tensor | None
     _next: int
 
@@ -144,9 +100,8 @@ class DPMSolverPPScheduler(Scheduler):
         if not threshold_max > 0:
             raise ValueError(f"threshold_max must be greater than 0, got {threshold_max}")
         self.threshold_ratio, self.threshold_max = threshold_ratio, threshold_max
-        # The solver's own table: `add_noise` casts `alphas_cumprod` to its samples' type, and bfloat16 would stay.
-        self._log_alpha = _log_alpha_table(self.alphas_cumprod, lambda_min)
-        self.set_timesteps(len(self._log_alpha))
+        self._table = SnrTable(self.alphas_cumprod, lambda_min)
+        self.set_timesteps(len(self._table))
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """Chooses the timesteps that the network is asked at, and forgets earlier steps.
@@ -159,22 +114,24 @@ class DPMSolverPPScheduler(Scheduler):
         Raises:
             ValueError: if the number is outside that range, or too large for timesteps that differ in float32.
         """
-        available = len(self._log_alpha)
+        available = len(self._table)
         if num_inference_steps < 1 or (self.integer_timesteps and num_inference_steps > available):
             raise ValueError(
                 f"num_inference_steps must be at least 1 and, with whole timesteps, at most {available}, got "
                 f"{num_inference_steps}; integer_timesteps=False allows any number"
             )
-        times = self._spaced_times(num_inference_steps)
+        times = self._table.spaced(num_inference_steps, self.spacing)
         if self.method == "singlestep":
-            blocks = _singlestep_blocks(num_inference_steps - 1, self.order, self.lower_order_final)
+            blocks = singlestep_blocks(num_inference_steps - 1, self.order, self.lower_order_final)
             ends = np.cumsum([0, *blocks])
             # Within a block the evaluations lie uniformly in lambda: r = 1/2, or 1/3 and 2/3.
-            uniform = self._time(np.interp(np.arange(num_inference_steps), ends, self._lambda(times[ends])))
+            uniform = self._table.time(
+                np.interp(np.arange(num_inference_steps), ends, self._table.half_log_snr(times[ends]))
+            )
             uniform[ends] = times[ends]
             times, self._block_starts = uniform, set(ends.tolist())
         # As the network will see them, so that solver and network mean the same noise.
-        times = _distinct_integers(times, available) if self.integer_timesteps else times.astype(np.float32)
+        times = distinct_integers(times, available) if self.integer_timesteps else times.astype(np.float32)
         if np.any(np.diff(times) >= 0):
             raise ValueError(
                 f"num_inference_steps is {num_inference_steps}, more than float32 timesteps from {available - 1} to 0 "
@@ -184,7 +141,7 @@ class DPMSolverPPScheduler(Scheduler):
         self.num_inference_steps = num_inference_steps
         self.timesteps = torch.from_numpy(times).to(device)
         self._position = {float(time): position for position, time in enumerate(times)}
-        self._lambdas = self._lambda(times).tolist()
+        self._lambdas = self._table.half_log_snr(times).tolist()
         self._forget()
 
     def step(self, model_output: Tensor, timestep: int | float | Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,12 +165,12 @@ class DPMSolverPPScheduler(Scheduler):
         """The x_0 that the network's output means, thresholded if that is on. Arguments and errors as in `step`."""
         _check_shape("model_output", model_output, sample)
         half_log_snr = self._lambdas[self._index(timestep)]
-        alpha, sigma = _alpha(half_log_snr), _alpha(-half_log_snr)
+        alpha_t, sigma_t = alpha(half_log_snr), sigma(half_log_snr)
         sample, output = _at_least_float32(sample), _at_least_float32(model_output)
         if self.prediction_type == "epsilon":
-            original = (sample - sigma * output) / alpha
+            original = (sample - sigma_t * output) / alpha_t
         elif self.prediction_type == "v_prediction":
-            original = alpha * sample - sigma * output
+            original = alpha_t * sample - sigma_t * output
         else:
             original = output
         if self.threshold_ratio is not None:
@@ -250,8 +207,8 @@ class DPMSolverPPScheduler(Scheduler):
 
         Timesteps beyond the noisiest that is visited count as that one.
         """
-        half_log_snr = float(self._lambda(float(timestep)))
-        return _alpha(half_log_snr), _alpha(-half_log_snr)
+        half_log_snr = float(self._table.half_log_snr(float(timestep)))
+        return alpha(half_log_snr), sigma(half_log_snr)
 
     def _forget(self) -> None:
         self._nodes, self._base, self._next = [], None, 0
@@ -265,27 +222,6 @@ class DPMSolverPPScheduler(Scheduler):
             )
         return index
 
-    def _spaced_times(self, count: int) -> np.ndarray:
-        noisiest = len(self._log_alpha) - 1.0
-        if self.spacing == "time_uniform":
-            times = np.linspace(noisiest, 0, count)
-        elif self.spacing == "time_quadratic":
-            # In the continuous time of the papers, (timestep + 1) / T.
-            times = np.linspace(math.sqrt(noisiest + 1), 1, count) ** 2 - 1
-        else:
-            times = self._time(np.linspace(self._lambda(noisiest), self._lambda(0.0), count))
-        times[-1], times[0] = 0, noisiest  # without rounding errors; a single evaluation is at the noisiest
-        return times
-
-    def _lambda(self, time: np.ndarray | float) -> np.ndarray:
-        log_alpha = np.interp(time, np.arange(len(self._log_alpha)), self._log_alpha)
-        return log_alpha - 0.5 * np.log(-np.expm1(2 * log_alpha))
-
-    def _time(self, half_log_snr: np.ndarray) -> np.ndarray:
-        """Inverse of `_lambda`. `np.interp` wants its table to increase."""
-        log_alpha = -0.5 * np.logaddexp(0, -2 * half_log_snr)
-        return np.interp(-log_alpha, -self._log_alpha, np.arange(len(self._log_alpha)))
-
 
 def _one_of(name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
     if value not in choices:
@@ -296,41 +232,6 @@ def _one_of(name: str, value: Choice, choices: Sequence[Choice]) -> Choice:
 def _check_shape(name: str, tensor: Tensor, sample: Tensor) -> None:
     if tensor.shape != sample.shape:
         raise ValueError(f"{name} must have the shape of sample {tuple(sample.shape)}, got {tuple(tensor.shape)}")
-
-
-def _log_alpha_table(alphas_cumprod: Tensor, lambda_min: float) -> np.ndarray:
-    """log alpha of the timesteps that are visited, float64 (at most T,), from clean to noisy."""
-    alpha_bar = alphas_cumprod.double().cpu().numpy()
-    if not (alpha_bar[0] < 1 and alpha_bar[-1] >= 0 and np.all(np.diff(alpha_bar) < 0)):
-        raise ValueError(
-            f"the noise schedule's alphas_cumprod must fall strictly from below 1 to 0 or more, got "
-            f"{alpha_bar[0]:g} ... {alpha_bar[-1]:g}"
-        )
-    with np.errstate(divide="ignore"):
-        half_log_snr = 0.5 * (np.log(alpha_bar) - np.log1p(-alpha_bar))
-    if not lambda_min < half_log_snr[0]:
-        raise ValueError(
-            f"lambda_min must be below the half log-SNR of timestep 0, {half_log_snr[0]:.3g}, got {lambda_min}"
-        )
-    visited = np.count_nonzero(half_log_snr > lambda_min) + 1
-    return -0.5 * np.logaddexp(0, -2 * np.maximum(half_log_snr[:visited], lambda_min))
-
-
-def _singlestep_blocks(evaluations: int, order: int, lower_order_final: bool) -> list[int]:
-    """Orders of the steps, which sum to the number of evaluations.
-
-    What is left over comes first: among noise a step of lower order costs least.
-    """
-    final = [1] if lower_order_final and evaluations else []
-    full, rest = divmod(evaluations - len(final), order)
-    return [rest] * (rest > 0) + [order] * full + final
-
-
-def _distinct_integers(times: np.ndarray, available: int) -> np.ndarray:
-    """The nearest whole timesteps, int64, pushed apart where two would be the same."""
-    room = np.arange(len(times))[::-1]
-    upwards = np.maximum.accumulate((np.rint(times) - room)[::-1])[::-1] + room
-    return np.minimum(upwards, available - len(times) + room).astype(np.int64)
 
 
 def _dynamic_threshold(original: Tensor, ratio: float, limit: float) -> Tensor:

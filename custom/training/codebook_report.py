@@ -15,9 +15,9 @@ from ignite.metrics import Metric
 from monai.handlers import IgniteMetricHandler, from_engine
 from torch import Tensor
 
+from custom.core.files import write_json
 from custom.metrics import HU_WINDOW
 from custom.metrics.handlers import volume_metrics
-from custom.metrics.tables import write_json
 from custom.networks.codebook_quantiser import codebook_perplexity
 
 __all__ = ["CodebookReport", "CodebookUse", "autoencoder_metrics"]
@@ -96,5 +96,5 @@ class CodebookReport:
         if idist.get_rank() != 0:
             return
         content = {**self.context, **{name: float(value) for name, value in engine.state.metrics.items()}}
-        write_json(content, self.path)
+        write_json(self.path, content, sort_keys=False)
         logger.info("%s written", self.path)

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from custom.core.checkpoints import definition, load_checkpoint, sha256
-from custom.core.files import write_json, write_tensors
+from custom.core.checkpoints import definition, load_checkpoint
+from custom.core.files import sha256_file, write_json, write_tensors
 from custom.core.hu_window import hu_to_unit
 from custom.data.augmentation import RandThoraxAugment
 from custom.geometry import VolumeGrid
@@ -142,7 +142,7 @@ class LatentDataset(Dataset):
                 f"{index}: there are no latents, or not all of them: write them with "
                 "latents.json of the bundle ldm_recon (its page says how)"
             )
-        found = sha256(autoencoder_checkpoint)
+        found = sha256_file(autoencoder_checkpoint)
         if content["autoencoder_sha256"] != found:
             raise ValueError(
                 f"{index}: these latents were encoded by another autoencoder (SHA-256 "

@@ -15,7 +15,8 @@ from ignite.engine import Engine, Events
 from ignite.handlers import EMAHandler
 from monai.engines.utils import IterationEvents
 
-from custom.core.checkpoints import save_checkpoint, sha256
+from custom.core.checkpoints import save_checkpoint
+from custom.core.files import sha256_file
 
 __all__ = [
     "BestModelSaver",
@@ -167,7 +168,7 @@ class BestModelSaver:
         best = max(self.best, value)
         meta = {**self.meta, "validation": {name: value}, "epoch": getattr(engine.state, "epoch", None)}
         if self.data_list_file is not None:
-            meta["datalist_sha256"] = sha256(self.data_list_file)
+            meta["datalist_sha256"] = sha256_file(self.data_list_file)
         save_checkpoint(self.path, self.network, meta)
         self.best = best  # not before: a stop in between would keep the file from ever being written
         logger.info("%s: %s %.3f, best so far %.3f", self.path, name, value, self.best)

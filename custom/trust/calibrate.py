@@ -14,6 +14,7 @@ import torch
 
 from custom import __version__
 from custom.core.files import sha256_file, write_json
+from custom.core.json_models import validated
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
 from custom.geometry import BEAMS
@@ -223,7 +224,8 @@ def _trained(
             f"the checkpoint of {model.name} does not say what it was trained for: pass {', '.join(missing)}"
         )
     plain = {name.removeprefix("trained_"): value for name, value in content.items()}
-    return TrainedRange.from_dict({**plain, "tilt_deg": tilt_deg, "reject_beyond": reject_beyond})
+    found = {**plain, "tilt_deg": tilt_deg, "reject_beyond": reject_beyond}
+    return validated(TrainedRange, found, f"what {model.name} was trained for")
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from custom.core.attenuation import hu_to_attenuation
 from custom.projection import ProjectorCache
 from custom.trust.evidence import Evidence
 from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off
@@ -58,6 +57,10 @@ class Quantiles:
     center: tuple[float, ...]
     spread: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.center) != len(LEVELS) or len(self.spread) != len(LEVELS) or min(self.spread) <= 0:
+            raise ValueError(f"quantiles need {len(LEVELS)} centres and as many positive spreads")
+
     @classmethod
     def of(cls, pictures: Tensor) -> Quantiles:
         """From the quantiles of many pictures (N, len(LEVELS)): medians, and half the range of the middle 90%."""
@@ -101,9 +104,8 @@ class Meter:
         if evidence.hu is None:
             return Statistic(None, "nothing was reconstructed")
         shape = evidence.image.shape[1:]
-        projected = self._projector(evidence.grid, shape)(
-            hu_to_attenuation(evidence.hu.float(), evidence.energy_kev)[None, None], evidence.views
-        )[0]
+        projector = self._projector(evidence.grid, shape)
+        projected = projector.of_hu(evidence.hu, evidence.views, evidence.energy_kev)
         values = relative_residuals(evidence.image, projected, evidence.field_mask)
         worst = max(range(len(values)), key=values.__getitem__)
         return Statistic(

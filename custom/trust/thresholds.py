@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from custom.core.files import write_json
+from pydantic import AfterValidator, ConfigDict
+
+from custom.core.files import read_json_object, write_json
+from custom.core.json_models import validated
 from custom.geometry import BEAMS
 from custom.trust.check_statistics import STATISTICS, Quantiles
-from custom.trust.picture_statistics import LEVELS
 
 __all__ = ["FORMAT", "Threshold", "Thresholds", "TrainedRange", "fit_thresholds", "group_name"]
 
@@ -27,6 +28,23 @@ _TAIL = 0.1
 FEWEST_CASES = 10
 
 
+def _checked_group(name: str) -> str:
+    beam, _, count = name.partition(" ")
+    if beam not in BEAMS or not count.isdigit() or int(count) < 1:
+        raise ValueError(f"{name!r} names no beam and number of views")
+    return name
+
+
+def _checked_statistic(name: str) -> str:
+    if name not in STATISTICS:
+        raise ValueError(f"{name!r} is no statistic of this version")
+    return name
+
+
+GroupName = Annotated[str, AfterValidator(_checked_group)]
+StatisticName = Annotated[str, AfterValidator(_checked_statistic)]
+
+
 @dataclass(frozen=True)
 class Threshold:
     """Of one statistic, for one beam and number of views.
@@ -37,6 +55,8 @@ class Threshold:
         cases: how many had it.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
     review_above: float
     reject_above: float
     median: float
@@ -44,6 +64,10 @@ class Threshold:
     quantile_95: float
     largest: float
     cases: int
+
+    def __post_init__(self) -> None:
+        if self.reject_above < self.review_above:
+            raise ValueError(f"reject_above ({self.reject_above}) is below review_above ({self.review_above})")
 
 
 @dataclass(frozen=True)
@@ -77,21 +101,6 @@ class TrainedRange:
         if not (0 <= self.tilt_deg < 90 and 0 <= self.reject_beyond < math.inf):
             raise ValueError(f"tilt_deg or reject_beyond makes no sense: {self.tilt_deg}, {self.reject_beyond}")
 
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> TrainedRange:
-        """The inverse of dataclasses.asdict."""
-        low_high = {}
-        for key in ("source_to_isocenter_mm", "source_to_detector_mm"):
-            low, high = content[key]
-            low_high[key] = (float(low), float(high))
-        return cls(
-            tuple(int(n) for n in content["views"]),
-            tuple(str(beam) for beam in content["beams"]),
-            tilt_deg=float(content["tilt_deg"]),
-            reject_beyond=float(content["reject_beyond"]),
-            **low_high,
-        )
-
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -104,7 +113,7 @@ class Thresholds:
         made_from: data lists and model with their SHA-256, simulation, number of cases, false-alarm level, software.
     """
 
-    groups: Mapping[str, Mapping[str, Threshold]]
+    groups: Mapping[GroupName, Mapping[StatisticName, Threshold]]
     quantiles: Mapping[str, Quantiles]
     trained: TrainedRange
     made_from: Mapping[str, Any]
@@ -142,56 +151,20 @@ class Thresholds:
             FileNotFoundError: if there is no such file.
             ValueError: naming the file and what is wrong with it.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such thresholds; 'fewview-ct calibrate' makes them")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or content.get("format") != FORMAT:
-                raise ValueError(f"its format is not {FORMAT!r}")
-            groups = {
-                _checked_group(g): {_checked_statistic(s): _threshold(t) for s, t in group.items()}
-                for g, group in content["groups"].items()
-            }
-            quantiles = {beam: _quantiles(q) for beam, q in content["quantiles"].items()}
-            return cls(groups, quantiles, TrainedRange.from_dict(content["trained"]), dict(content["made_from"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            content = read_json_object(Path(path), "no such thresholds; 'fewview-ct calibrate' makes them")
+            if content.pop("format", None) != FORMAT:
+                raise ValueError(f"{path}: its format is not {FORMAT!r}")
+            return validated(cls, content, str(path))
+        except ValueError as error:
             raise ValueError(
-                f"{path}: not thresholds of fewview-ct: {what}; make them anew with 'fewview-ct calibrate'"
+                f"{error}; not thresholds of fewview-ct: make them anew with 'fewview-ct calibrate'"
             ) from error
 
 
 def group_name(beam: str, views: int) -> str:
     """Key of `Thresholds.groups`, such as "cone 2"."""
     return f"{beam} {views}"
-
-
-def _checked_group(name: str) -> str:
-    beam, _, count = name.partition(" ")
-    if beam not in BEAMS or not count.isdigit() or int(count) < 1:
-        raise ValueError(f"{name!r} names no beam and number of views")
-    return name
-
-
-def _checked_statistic(name: str) -> str:
-    if name not in STATISTICS:
-        raise ValueError(f"{name!r} is no statistic of this version")
-    return name
-
-
-def _threshold(content: Mapping[str, Any]) -> Threshold:
-    values = {key: float(content[key]) for key in Threshold.__dataclass_fields__ if key != "cases"}
-    if not all(map(math.isfinite, values.values())) or values["reject_above"] < values["review_above"]:
-        raise ValueError(f"a threshold must be finite, and reject_above not below review_above, got {dict(content)}")
-    return Threshold(**values, cases=int(content["cases"]))
-
-
-def _quantiles(content: Mapping[str, Any]) -> Quantiles:
-    center, spread = (tuple(float(v) for v in content[key]) for key in ("center", "spread"))
-    if len(center) != len(LEVELS) or len(spread) != len(LEVELS) or min(spread) <= 0:
-        raise ValueError(f"quantiles need {len(LEVELS)} centres and as many positive spreads")
-    return Quantiles(center, spread)
 
 
 def fit_thresholds(

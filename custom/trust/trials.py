@@ -18,6 +18,7 @@ from torch import Tensor
 from custom.core.checkpoints import definition, load_checkpoint
 from custom.data.augmentation import RandThoraxAugment
 from custom.data.simulate import Acquisition, simulate_case
+from custom.metrics import SampleStatistics
 from custom.models import Model, find_model, load_model
 from custom.trust.evidence import Evidence, find_prior
 
@@ -189,8 +190,10 @@ def reconstructed(
         raise ValueError("a spread needs at least 2 samples, got 1")
     spread = None
     if samples:
-        drawn = torch.stack(list(model.samples(image, views, samples, seed)))
-        hu, spread = drawn.mean(0), drawn.std(0)
+        statistics = SampleStatistics(hu_window=model.hu_window)
+        for sample in model.samples(image, views, samples, seed):
+            statistics.update(sample)
+        hu, spread = statistics.mean().float(), statistics.std().float()
     else:
         hu = model.mean(image, views)
     shown = torch.ones_like(image, dtype=torch.bool) if field_mask is None else field_mask

@@ -17,7 +17,7 @@ from settings import Settings
 
 from custom.core.atomic_directory import check_free, whole_folder
 from custom.dicom.header import RADIOGRAPH_CLASSES, NotARadiograph, read_header
-from custom.dicom.listener import is_uid
+from custom.dicom.strict import is_uid
 from custom.models import Model, load_model
 from custom.radiographs import Radiograph, read_radiographs
 from custom.radiographs.discovery import kind_of

@@ -1,4 +1,4 @@
-"""The shapes in the signatures (jaxtyping) are those of the arrays that pass: tests run again with the shapes checked."""
+"""Shapes in the signatures (jaxtyping) are those of the arrays that pass: tests run again with the shapes checked."""
 
 from __future__ import annotations
 

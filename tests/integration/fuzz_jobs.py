@@ -18,7 +18,8 @@ import pydicom
 import torch
 
 from custom.cli import command_line
-from custom.core.checkpoints import save_checkpoint, sha256
+from custom.core.checkpoints import save_checkpoint
+from custom.core.files import sha256_file
 from custom.dicom.header import NotARadiograph
 from custom.dicom.write_ct import read_ct_series
 from custom.radiographs import ACCEPT, MissingMetadata, assemble, read_radiographs
@@ -128,9 +129,9 @@ def tiny_models(folder: Path) -> dict[str, str]:
     ldm = folder / "ldm"
     ldm.mkdir(exist_ok=True)
     parents = {"autoencoder": autoencoder(), "mean": tiny_network()}
-    hashes = {role: sha256(save_checkpoint(ldm / f"{role}.pt", network)) for role, network in parents.items()}
+    hashes = {role: sha256_file(save_checkpoint(ldm / f"{role}.pt", network)) for role, network in parents.items()}
     meta = {"parents": hashes, "pixel_at_isocenter_mm": PIXEL_MM}
-    files = hashes | {"model": sha256(save_checkpoint(ldm / "model.pt", denoiser(known_channels=3), meta))}
+    files = hashes | {"model": sha256_file(save_checkpoint(ldm / "model.pt", denoiser(known_channels=3), meta))}
     content = {"format": "fewview-ct model 1", "name": "tiny", "files": {f"{k}.pt": v for k, v in files.items()}}
     (ldm / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2}}))
     return {"inr": str(folder / "inr.pt"), "ldm": str(ldm)}
@@ -231,7 +232,7 @@ def _check_output(output: Path, wanted: set[str]) -> None:
     if volume.shape != GRID.shape or volume.min() < -1024 or volume.max() > 3071:
         raise Failure(f"values from {volume.min()} to {volume.max()} HU")
     for name, digest in record["files"].items():
-        if (series_sha256 if name.endswith("/") else sha256)(output / name) != digest:
+        if (series_sha256 if name.endswith("/") else sha256_file)(output / name) != digest:
             raise Failure(f"{name} is not what result.json says")
     if "uncertainty.nii.gz" in wanted:
         spread = np.asarray(nib.nifti1.load(output / "uncertainty.nii.gz").dataobj)

@@ -51,7 +51,6 @@ class Server:
 
     dicom_port: int
     http_port: int
-    our_port: int
     password_file: Path
 
     @property
@@ -81,19 +80,19 @@ def running(folder: Path) -> Iterator[Server]:
     """The server, until the context ends; its files are in the folder."""
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     assert program is not None and PLUGIN.exists(), "scripts/integration/orthanc.sh installs Orthanc and its plugin"
-    dicom_port, http_port, our_port = free_ports(3)
+    dicom_port, http_port = free_ports(2)
     configuration = {
         "Name": "test", "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "index"),
         "Plugins": [str(PLUGIN)], "HttpServerEnabled": True, "HttpPort": http_port, "RemoteAccessAllowed": False,
         "AuthenticationEnabled": True, "RegisteredUsers": {USER: PASSWORD}, "DicomServerEnabled": True,
         "DicomAet": "ORTHANC", "DicomPort": dicom_port, "DicomCheckCalledAet": True, "DicomAlwaysAllowEcho": True,
         "DicomAlwaysAllowStore": True, "DicomAlwaysAllowFind": True, "DicomAlwaysAllowGet": True,
-        "UnknownSopClassAccepted": False, "DicomModalities": {"fewview": ["FEWVIEW", "127.0.0.1", our_port]},
+        "UnknownSopClassAccepted": False,
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": True, "Ssl": False},
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(configuration))
     (folder / "password").write_text(PASSWORD + "\n")
-    server = Server(dicom_port, http_port, our_port, folder / "password")
+    server = Server(dicom_port, http_port, folder / "password")
     with open(folder / "log", "w") as log:
         process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
     try:

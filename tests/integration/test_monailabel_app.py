@@ -21,8 +21,8 @@ import numpy as np
 import pydicom
 import pytest
 
-from custom.core.checkpoints import save_checkpoint, sha256
-from custom.core.files import write_nifti
+from custom.core.checkpoints import save_checkpoint
+from custom.core.files import sha256_file, write_nifti
 from custom.data.sample import sample_ct
 from custom.data.simulate import Acquisition, simulate_case
 from custom.dicom.write_dx import LOG_SCALE, write_dx
@@ -107,9 +107,9 @@ def write_sampler(folder: Path) -> None:
     """A model that draws samples in a moment, with nothing learnt; its name is "tiny"."""
     folder.mkdir()
     parents = {"autoencoder": autoencoder(), "mean": tiny_network()}
-    hashes = {role: sha256(save_checkpoint(folder / f"{role}.pt", network)) for role, network in parents.items()}
+    hashes = {role: sha256_file(save_checkpoint(folder / f"{role}.pt", network)) for role, network in parents.items()}
     meta = {"parents": hashes, "pixel_at_isocenter_mm": 20.0}
-    files = hashes | {"model": sha256(save_checkpoint(folder / "model.pt", denoiser(known_channels=3), meta))}
+    files = hashes | {"model": sha256_file(save_checkpoint(folder / "model.pt", denoiser(known_channels=3), meta))}
     content = {"format": "fewview-ct model 1", "name": "tiny", "files": {f"{k}.pt": v for k, v in files.items()}}
     (folder / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2}}))
 

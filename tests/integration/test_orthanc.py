@@ -5,8 +5,6 @@ Started by scripts/integration/orthanc.sh, which gives Orthanc a network of its 
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from custom.dicom.network import NetworkError, receive, send
+from custom.dicom.network import NetworkError, send
 from custom.dicom.write_ct import SERIES_DESCRIPTION, SyntheticCT, read_ct_series, write_ct_series
 from custom.dicom.write_map import MAP_DESCRIPTION, read_uncertainty_map, write_uncertainty_map
 from tests.custom.dicom.stored_radiographs import MODEL, ROOT, dx, header, save
@@ -93,39 +91,6 @@ def test_radiographs_in_ct_and_map_back(transport: str, orthanc: Server, tmp_pat
     np.testing.assert_array_equal(read_uncertainty_map(maps[0])[0], std)
     frames = {back[str(pydicom.dcmread(p).SOPInstanceUID)].FrameOfReferenceUID for p in [*slices, uncertainty]}
     assert len(frames) == 1
-
-
-def test_server_sends_to_our_listener(orthanc: Server, tmp_path: Path) -> None:
-    study = f"{ROOT}.7"
-    sent = [
-        save(
-            dx(
-                k, StudyInstanceUID=study, SOPInstanceUID=f"{study}.2.{k}", SeriesInstanceUID=f"{study}.1.{k}",
-                PatientName=NAME, SpecificCharacterSet="ISO_IR 192",
-            ),
-            tmp_path / "in" / f"{k}.dcm",
-        )
-        for k in (1, 2)
-    ]  # fmt: skip
-    store(orthanc, "dimse", tmp_path / "in")
-    result: list[list[Path]] = []
-    thread = threading.Thread(
-        target=lambda: result.append(
-            receive(tmp_path / "got", port=orthanc.our_port, count=2, timeout_s=60, from_aet=["ORTHANC"])
-        ),
-        daemon=True,
-    )
-    thread.start()
-    session = orthanc.session()
-    query = {"Level": "Study", "Query": {"StudyInstanceUID": study}}
-    (identifier,) = session.post(f"{orthanc.rest}/tools/find", json=query, timeout=10).json()
-    end = time.monotonic() + 30
-    while not session.post(f"{orthanc.rest}/modalities/fewview/store", data=identifier, timeout=30).ok:
-        assert time.monotonic() < end  # our listener has not started yet
-        time.sleep(0.2)
-    thread.join(30)
-    assert [p.parent.name for p in result[0]] == [study] * 2
-    assert_same_objects(sent, {str(d.SOPInstanceUID): d for d in map(pydicom.dcmread, result[0])})
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,30 +114,6 @@ def write_pair(body: Body, folder: Path, degraded: bool) -> str:
     return str(dataset.StudyInstanceUID)
 
 
-def receive_from(server: Server, study: str, folder: Path) -> list[Path]:
-    """The server pushes a study to `fewview-ct receive`, as it would after a C-MOVE."""
-    words = ["receive", folder, "--port", server.our_port, "--count", 2, "--timeout_s", 120, "--from_aet", "ORTHANC"]
-    listener = subprocess.Popen([COMMAND, *map(str, words)], stderr=subprocess.PIPE, text=True)
-    try:
-        end = time.monotonic() + 90
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", server.our_port)) == 0:
-                    break
-            assert time.monotonic() < end and listener.poll() is None, "the listener does not start"
-            time.sleep(0.3)
-        session = server.session()
-        query = {"Level": "Study", "Query": {"StudyInstanceUID": study}}
-        (identifier,) = session.post(f"{server.rest}/tools/find", json=query, timeout=10).json()
-        assert session.post(f"{server.rest}/modalities/fewview/store", data=identifier, timeout=60).ok
-        _, said = listener.communicate(timeout=120)
-        assert listener.returncode == 0, said
-    finally:
-        listener.kill()
-        listener.wait()
-    return sorted((folder / study).iterdir())
-
-
 @dataclass
 class Trip:
     """One pair that went all the way to a reconstruction."""
@@ -156,18 +130,18 @@ class Trip:
 
 @pytest.fixture(scope="module")
 def whole(body: Body, folder: Path, orthanc: Server) -> Trip:
-    """Full tags: sent, pushed back to our listener, reconstructed without an option."""
+    """Full tags: sent, fetched by DICOMweb, reconstructed without an option."""
     study = write_pair(body, folder / "made" / "whole", degraded=False)
     fewview("send", folder / "made" / "whole", "--to", orthanc.dicom)
-    got = receive_from(orthanc, study, folder / "received")
-    assert len(got) == 2
+    assert len(fetch(orthanc, "web", study, folder / "received")) == 2
+    got = sorted((folder / "received").iterdir())
     fewview("reconstruct", *got, "--output", folder / "whole")
     return Trip(study, got, folder / "whole")
 
 
 @pytest.fixture(scope="module")
 def degraded(body: Body, folder: Path, orthanc: Server) -> Trip:
-    """For presentation, MONOCHROME1, no distances: sent and fetched; refused, then accepted with a sidecar."""
+    """For presentation, MONOCHROME1, no distances: sent and fetched by C-GET; refused, then accepted with a sidecar."""
     study = write_pair(body, folder / "made" / "degraded", degraded=True)
     fewview("send", folder / "made" / "degraded", "--to", orthanc.dicom)
     fetch(orthanc, "dimse", study, folder / "fetched")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from custom import __version__
+from custom.core.files import sha256_file, write_json, write_nifti
 from custom.data.phantom.anatomy import LABELS
 from custom.data.phantom.thorax import make_thorax
 
@@ -105,11 +103,8 @@ def make_case(root: str | Path, number: int, settings: dict[str, Any]) -> dict[s
         affine = np.diag([spacing, spacing, spacing, 1.0])
         affine[:3, 3] = [-(n - 1) / 2 * spacing for n in offset]
         path = Path(root) / folder / f"{case}.nii.gz"
-        partial = path.with_name(f".{case}.partial.nii.gz")
-        nib.save(nib.Nifti1Image(np.ascontiguousarray(array), affine), partial)
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-        os.replace(partial, path)
-        files[folder] = {"path": f"{folder}/{path.name}", "sha256": digest}
+        write_nifti(path, np.ascontiguousarray(array), affine)
+        files[folder] = {"path": f"{folder}/{path.name}", "sha256": sha256_file(path)}
     return {
         "case": case,
         "seed": [settings["seed"], number],
@@ -154,7 +149,7 @@ def _read_manifest(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 def _write_lists(root: Path, settings: dict[str, Any], known: dict[str, Any], count: int, shares: np.ndarray) -> Path:
     """Write manifest (all cases ever made) and datalist (the finished ones among the first ``count``)."""
     cases = dict(sorted(known.items()))
-    _write_json(root / "manifest.json", {"settings": settings, "labels": LABELS, "cases": cases})
+    write_json(root / "manifest.json", {"settings": settings, "labels": LABELS, "cases": cases}, sort_keys=False)
     content: dict[str, Any] = {
         "name": "fewview-ct phantoms",
         "description": "Procedural thoraces in HU with organ labels; no patient's data.",
@@ -177,12 +172,4 @@ def _write_lists(root: Path, settings: dict[str, Any], known: dict[str, Any], co
                 "segmentation": record["files"]["labels"]["path"],
             }
         )
-    path = root / "datalist.json"
-    _write_json(path, content)
-    return path
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    return write_json(root / "datalist.json", content, sort_keys=False)

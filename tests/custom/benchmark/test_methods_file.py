@@ -27,19 +27,25 @@ BUNDLES = Path(__file__).resolve().parents[3] / "bundles"
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
-        ([], 'needs a list "methods" with at least one entry'),
+        ([], r"methods.json: 'methods': list should have at least 1 item"),
         ([3], "method 1 must be a name or an object, got 3"),
-        (["sart"], "method 1: unknown method 'sart'; known are mean_training_ct, sirt"),
+        (["sart"], "method 1: 'simple': input should be 'mean_training_ct', 'sirt', .* got 'sart'"),
         ([{"name": "a"}], 'method 1 must have one of "simple", "checkpoint" or "bundle"'),
         ([{"name": "a", "simple": "sirt", "bundle": "b"}], 'method 1 must have one of "simple"'),
         (["sirt", {"bundle": "b"}], 'method 2: needs a "name"'),
         (["sirt", "sirt"], "two methods are called 'SIRT, 100 iterations"),
         ([{"name": "a", "checkpoint": "x.pt", "override": {}}], "unknown key 'override'; there are checkpoint, grid"),
-        ([{"name": "a", "checkpoint": 3}], "'checkpoint' must be a file name, got 3"),
-        ([{"name": "a", "checkpoint": "x.pt", "grid": 64}], "'grid' must be \"own\" or"),
-        ([{"name": "a", "checkpoint": "x.pt", "grid": "64"}], '"grid" must be "own" or "comparison", got \'64\''),
-        ([{"name": "a", "bundle": "b", "samples": 0}], '"samples" must be at least 1, got 0'),
-        ([{"name": "a", "bundle": "b", "samples": True}], "'samples' must be a whole number, got True"),
+        ([{"name": "a", "checkpoint": 3}], "'checkpoint': input should be a valid string, got 3"),
+        ([{"name": "a", "checkpoint": "x.pt", "grid": 64}], "'grid': input should be 'own' or 'comparison', got 64"),
+        (
+            [{"name": "a", "checkpoint": "x.pt", "grid": "64"}],
+            "'grid': input should be 'own' or 'comparison', got '64'",
+        ),
+        ([{"name": "a", "checkpoint": "x.pt", "shuffled": 3}], "'shuffled': input should be a valid boolean, got 3"),
+        ([{"name": "a", "checkpoint": "x.pt", "pixel_at_isocenter_mm": "2"}], "'pixel_at_isocenter_mm': input .*'2'"),
+        ([{"simple": "sirt", "options": 3}], "'options': input should be a valid dictionary, got 3"),
+        ([{"name": "a", "bundle": "b", "samples": 0}], "'samples': input should be greater than or equal to 1, got 0"),
+        ([{"name": "a", "bundle": "b", "samples": True}], "'samples': input should be a valid integer, got True"),
         ([{"simple": "sirt", "options": {"iters": 3}}], "method 1: unknown option 'iters' of 'sirt'; there are energy"),
         ([{"simple": "sirt", "view_sets": ["3"]}], "unknown view set '3'; known are '1', '2'"),
     ],
@@ -56,7 +62,7 @@ def test_more_of_the_methods_file(tmp_path: Path) -> None:
     assert (sirt.runs_on("1", False), sirt.runs_on("1", True)) == (True, False)
     assert (mine.runs_on("2", True), mine.runs_on("1", True)) == (True, False)
     assert mine.row_names(False) == ["a, a single sample", "a, mean of 4"]
-    with pytest.raises(ValueError, match="view set '2' must have \"angles_deg\""):
+    with pytest.raises(ValueError, match=r"methods.json: 'view_sets.2.angles_deg' is missing"):
         read_methods(write_methods(tmp_path, "sirt", **{"2": {"angles": [0]}}))
     with pytest.raises(FileNotFoundError, match="no such methods file"):
         read_methods(tmp_path / "none.json")

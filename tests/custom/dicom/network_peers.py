@@ -1,23 +1,24 @@
-"""What the tests of sending and receiving talk to."""
+"""What the tests of sending talk to."""
 
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+import pydicom
 from pydicom.uid import ImplicitVRLittleEndian
-from pynetdicom import AE, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
 
-from custom.dicom.network import NetworkError, receive, send
 from tests.custom.dicom.stored_radiographs import DX_PROCESSING
 
+CT = "1.2.840.10008.5.1.4.1.1.2"
 TIMEOUT_S = 5.0
 
 
@@ -67,27 +68,30 @@ class Web(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def in_background(**options: Any) -> tuple[threading.Thread, list[Any]]:
-    result: list[Any] = []
+@dataclass
+class Store:
+    """A storage provider as a PACS is one; `received` is what it holds."""
 
-    def work() -> None:
-        try:
-            result.append(receive(**options))
-        except Exception as error:
-            result.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread, result
+    to: str
+    received: list[pydicom.Dataset]
 
 
-def send_when_it_listens(pair: Path, port: int) -> None:
-    end = time.monotonic() + 20
-    while True:
-        try:
-            send(pair, to=f"FEWVIEW@127.0.0.1:{port}", timeout_s=TIMEOUT_S)
-            return
-        except NetworkError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
+@contextmanager
+def store(context: ssl.SSLContext | None = None, from_aet: Sequence[str] = ()) -> Iterator[Store]:
+    """Takes CT and DX in any transfer syntax, for FEWVIEW alone, from those titles if any are named."""
+    entity = AE(ae_title="FEWVIEW")
+    for sop_class in (DX_PROCESSING, CT):
+        entity.add_supported_context(sop_class, ALL_TRANSFER_SYNTAXES)
+    entity.require_called_aet, entity.require_calling_aet = True, list(from_aet)
+    received: list[pydicom.Dataset] = []
+
+    def keep(event: Any) -> int:
+        received.append(pydicom.dcmread(io.BytesIO(event.encoded_dataset())))
+        return 0x0000
+
+    handlers = [(evt.EVT_C_STORE, keep)]
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=context)
+    try:
+        yield Store(f"FEWVIEW@127.0.0.1:{server.server_address[1]}", received)
+    finally:
+        entity.shutdown()

@@ -20,33 +20,32 @@ from pynetdicom.acse import ACSE
 
 from custom.cli import VERBS, Verb
 from custom.cli.command_line import _parse
-from custom.dicom.listener import Listener
-from custom.dicom.network import NetworkError, receive, send
+from custom.dicom.network import NetworkError, send
 from custom.dicom.store import Address, parse_address, store_scu
-from tests.custom.dicom.network_peers import TIMEOUT_S, free_port, scp
+from tests.custom.dicom.network_peers import CT, TIMEOUT_S, free_port, scp, store
 from tests.custom.dicom.stored_radiographs import DX_PROCESSING, ROOT, dx, save
 
 
 def test_radiographs_arrive_as_they_were_sent(pair: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), Listener(tmp_path / "in", port=0) as listener:
-        report = send(pair, to=f"FEWVIEW@127.0.0.1:{listener.address[1]}", timeout_s=TIMEOUT_S)
+    with caplog.at_level(logging.INFO), store() as pacs:
+        report = send(pair, to=pacs.to, timeout_s=TIMEOUT_S)
     assert len(report.sent) == 2 and not report.failed
     assert "sent 2 of 2 files" in caplog.text
-    assert sorted(listener.received) == [tmp_path / "in" / f"{ROOT}.1" / f"{ROOT}.1.{k}.dcm" for k in (1, 2)]
-    for k, path in enumerate(sorted(listener.received), start=1):
-        sent, found = pydicom.dcmread(pair / f"view{k}.dcm"), pydicom.dcmread(path)
+    assert [(one.StudyInstanceUID, one.SOPInstanceUID) for one in pacs.received] == [
+        (f"{ROOT}.1", f"{ROOT}.1.{k}") for k in (1, 2)
+    ]
+    for k, found in enumerate(pacs.received, start=1):
+        sent = pydicom.dcmread(pair / f"view{k}.dcm")
         assert found == sent
         np.testing.assert_array_equal(found.pixel_array, sent.pixel_array)
-    assert [p for p in (tmp_path / "in").rglob("*") if p.is_file() and p.suffix != ".dcm"] == []
 
 
 def test_single_file_and_hidden_files(pair: Path, tmp_path: Path) -> None:
     hidden = save(dx(3), pair / ".ct.1234.part" / "CT_0001.dcm")
     (pair / "notes.txt").write_text("no DICOM")
-    with Listener(tmp_path / "in", port=0) as listener:
-        to = f"FEWVIEW@127.0.0.1:{listener.address[1]}"
-        assert len(send(pair, to=to, timeout_s=TIMEOUT_S).sent) == 2
-        assert send(hidden, to=to, timeout_s=TIMEOUT_S).sent == [hidden]
+    with store() as pacs:
+        assert len(send(pair, to=pacs.to, timeout_s=TIMEOUT_S).sent) == 2
+        assert send(hidden, to=pacs.to, timeout_s=TIMEOUT_S).sent == [hidden]
 
 
 def test_provider_of_implicit_vr_only(pair: Path) -> None:
@@ -134,11 +133,11 @@ def test_refused_connection(pair: Path) -> None:
 )
 def test_rejected_association(called: str, calling: str, reason: str, pair: Path, tmp_path: Path) -> None:
     with (
-        Listener(tmp_path / "in", port=0, from_aet=["FEWVIEW"]) as listener,
+        store(from_aet=["FEWVIEW"]) as pacs,
         pytest.raises(NetworkError, match=f"rejected the association: {reason}"),
     ):
-        send(pair, to=f"{called}@127.0.0.1:{listener.address[1]}", calling_aet=calling, timeout_s=TIMEOUT_S)
-    assert not listener.received
+        send(pair, to=pacs.to.replace("FEWVIEW", called), calling_aet=calling, timeout_s=TIMEOUT_S)
+    assert not pacs.received
 
 
 def test_a_rejection_is_understood_though_the_connection_closes_at_once(
@@ -231,9 +230,8 @@ def test_options_that_do_not_fit(to: str, options: dict[str, Any], message: str,
 
 def test_several_sources_each_file_once(pair: Path, tmp_path: Path) -> None:
     other = save(dx(3), tmp_path / "other.dcm")
-    with Listener(tmp_path / "in", port=0) as listener:
-        to = f"FEWVIEW@127.0.0.1:{listener.address[1]}"
-        assert len(send(pair, other, pair / "view1.dcm", to=to, timeout_s=TIMEOUT_S).sent) == 3
+    with store() as pacs:
+        assert len(send(pair, other, pair / "view1.dcm", to=pacs.to, timeout_s=TIMEOUT_S).sent) == 3
     with pytest.raises(ValueError, match="nothing to send"):
         send(to="P@h:1")
 
@@ -250,20 +248,13 @@ def test_what_is_not_there(pair: Path, tmp_path: Path) -> None:
 
 
 def test_command_line_reads_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    for verb in ("send", "receive"):
-        monkeypatch.setitem(VERBS, verb, Verb("custom.dicom.network", verb, "PACS"))
+    monkeypatch.setitem(VERBS, "send", Verb("custom.dicom.network", "send", "PACS"))
     words = ["out", "0002", "--to", "PACS@h:104", "--timeout_s", "5", "--tls", "--ca_file", "ca.pem"]
     positional, keywords = _parse("send", send, [*words, "--calling_aet", "0001"])
     assert positional == ("out", "0002")
     assert keywords == {
         "to": "PACS@h:104", "timeout_s": 5.0, "tls": True, "ca_file": Path("ca.pem"), "calling_aet": "0001"
     }  # fmt: skip
-    positional, keywords = _parse("receive", receive, ["in", "--count", "3", "--from_aet", "[A,B]", "--timeout_s", "9"])
-    bound = (
-        dict(zip(("output", "port", "aet", "host", "count", "timeout_s", "from_aet"), positional, strict=False))
-        | keywords
-    )
-    assert (bound["count"], bound["timeout_s"], list(bound["from_aet"])) == (3, 9.0, ["A", "B"])
 
 
 @pytest.mark.parametrize(
@@ -277,9 +268,8 @@ def test_missing_package_names_the_extra(module: str, to: str, pair: Path, monke
 
 def test_more_kinds_than_one_association_holds(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("custom.dicom.store.MOST_CONTEXTS", 1)
-    ct = dx(3, SOPClassUID="1.2.840.10008.5.1.4.1.1.2")
-    save(ct, pair / "ct.dcm")
-    classes = [DX_PROCESSING, "1.2.840.10008.5.1.4.1.1.2"]
+    save(dx(3, SOPClassUID=CT), pair / "ct.dcm")
+    classes = [DX_PROCESSING, CT]
     with scp(lambda event: 0x0000, [(c, [ImplicitVRLittleEndian, "1.2.840.10008.1.2.1"]) for c in classes]) as to:
         report = store_scu(sorted(pair.iterdir()), parse_address(to), "FEWVIEW", TIMEOUT_S)
     assert len(report.sent) == 3 and not report.failed

@@ -15,7 +15,6 @@ from custom.metrics.tables import (
     metric_label,
     read_csv,
     write_csv,
-    write_json,
     write_metrics,
 )
 
@@ -43,23 +42,6 @@ def test_csv_round_trip_keeps_numbers_and_gaps(tmp_path: Path) -> None:
     assert read[1]["ssim"] == 0.6
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         read_csv(tmp_path / "none.csv")
-
-
-def test_json_is_valid_despite_nan_and_infinity(tmp_path: Path) -> None:
-    path = write_json({"a": math.nan, "b": [math.inf, -math.inf, 1.5], "c": {"d": (1, 2)}}, tmp_path / "m.json")
-    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
-        "a": None,
-        "b": ["Infinity", "-Infinity", 1.5],
-        "c": {"d": [1, 2]},
-    }
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = write_json({"a": 1}, tmp_path / "m.json")
-    with pytest.raises(TypeError):
-        write_json({"a": object()}, path)
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_write_metrics_gives_both_files(tmp_path: Path) -> None:

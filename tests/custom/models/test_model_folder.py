@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from custom.core.checkpoints import save_checkpoint, sha256
+from custom.core.checkpoints import save_checkpoint
+from custom.core.files import sha256_file
 from custom.core.hu_window import unit_to_hu
 from custom.geometry import VolumeGrid
 from custom.models import find_model, load_model, reconstruct_volume
@@ -46,7 +47,7 @@ def repository(tmp_path: Path) -> Path:
     save_checkpoint(vqgan / "models/model.pt", autoencoder())
     parents = {f"{role}_checkpoint": f"bundles/{name}/models/model.pt" for role, name in PARENTS.items()}
     ldm = bundle(tmp_path, "ldm_recon", {**parents, **SETTINGS})
-    hashes = {role: sha256(tmp_path / parents[f"{role}_checkpoint"]) for role in PARENTS}
+    hashes = {role: sha256_file(tmp_path / parents[f"{role}_checkpoint"]) for role in PARENTS}
     meta = {"parents": hashes, "pixel_at_isocenter_mm": 20.0}
     save_checkpoint(ldm / "models/model.pt", denoiser(known_channels=3), meta)
     return tmp_path
@@ -60,7 +61,7 @@ def test_a_network_gives_its_one_volume(repository: Path) -> None:
     image, views = (x[0] for x in radiographs())
     model = load_model(folder, "cpu", "fp32")
     assert (model.name, model.can_sample, model.grid, model.detector_shape) == ("inr_recon", False, GRID, (16, 24))
-    assert model.sha256 == sha256(folder / "models/model.pt") and model.pixel_at_isocenter_mm == 20.0
+    assert model.sha256 == sha256_file(folder / "models/model.pt") and model.pixel_at_isocenter_mm == 20.0
     assert (model.card, model.thresholds) == ("# Card\n", folder / "models/thresholds.json")
     assert torch.equal(model.mean(image, views), reconstruct_volume(tiny_network(), image, views))
     with pytest.raises(ValueError, match=r"draws no samples: take --model ldm_recon or --model voxel_diffusion"):
@@ -78,7 +79,7 @@ def test_a_denoiser_draws_samples_with_the_settings_of_its_bundle(repository: Pa
         assert torch.equal(sample, other[0, 0])
     assert torch.equal(next(model.samples(image, views, 1, seed=5)), drawn[0])
     assert not torch.equal(drawn[0], drawn[1])
-    assert model.parents == {role: sha256(paths[name]) for role, name in PARENTS.items()}
+    assert model.parents == {role: sha256_file(paths[name]) for role, name in PARENTS.items()}
     mean = unit_to_hu(tiny_network()(image[None], views[None])[0, 0], (-1000, 1000))
     assert torch.equal(model.mean(image, views), mean)
     faster = load_model(repository / "bundles/ldm_recon", "cpu", steps=1, consistency_final=0)
@@ -130,7 +131,7 @@ def test_the_published_model_is_found_from_anywhere(tmp_path: Path, monkeypatch:
 
 def test_a_denoiser_without_a_mean_network_needs_none(tmp_path: Path) -> None:
     """As train.json of ldm_recon leaves it: the parent is there, and nothing."""
-    hashes = {"autoencoder": sha256(save_checkpoint(tmp_path / "vq.pt", autoencoder())), "mean": None}
+    hashes = {"autoencoder": sha256_file(save_checkpoint(tmp_path / "vq.pt", autoencoder())), "mean": None}
     save_checkpoint(tmp_path / "model.pt", denoiser(), {"parents": hashes, "pixel_at_isocenter_mm": 20.0})
     out = tmp_path / "out"
     export(str(tmp_path / "model.pt"), str(out), autoencoder_checkpoint=str(tmp_path / "vq.pt"))

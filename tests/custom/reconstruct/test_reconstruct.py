@@ -19,7 +19,7 @@ import torch
 
 from custom.cli import ExitCode
 from custom.cli.reconstruct_command import command
-from custom.core.checkpoints import sha256
+from custom.core.files import sha256_file
 from custom.dicom.write_ct import read_ct_series
 from custom.models import Model, load_model, save_volume
 from custom.radiographs import read_radiographs
@@ -64,15 +64,15 @@ def test_one_volume_in_every_form(folder: Path, case: dict[str, str], tmp_path: 
     for volume in (np.asarray(written.dataobj), series, found.hu):
         assert hu_sha256(volume) == record["volume"]["hu_sha256"] == found.hu_sha256
     assert record["format"] == "fewview-ct reconstruction 1" and record["software"].startswith("fewview-ct ")
-    assert record["model"]["sha256"] == sha256(folder / "inr.pt")
+    assert record["model"]["sha256"] == sha256_file(folder / "inr.pt")
     assert record["settings"]["threads"] == torch.get_num_threads() and record["settings"]["seed"] == 0
-    hashes = {name: sha256(output / name) for name in ("ct.nii.gz", "report.html")}
+    hashes = {name: sha256_file(output / name) for name in ("ct.nii.gz", "report.html")}
     listed = subprocess.run("LC_ALL=C sha256sum *", shell=True, cwd=output / "ct", capture_output=True, check=True)
     hashes["ct/"] = hashlib.sha256(listed.stdout).hexdigest()
     assert record["files"] == hashes and hashes["ct/"] in (output / "report.html").read_text(encoding="utf-8")
     assert set(record["seconds"]) == {"read", "reconstruct", "check", "write"}
     first, second = record["radiographs"]
-    assert first["sha256"] == second["sha256"] == sha256(case["image"])
+    assert first["sha256"] == second["sha256"] == sha256_file(case["image"])
     assert np.allclose([first["view"], second["view"]], found.views)
     assert first["metadata"]["angle_deg"]["value"] == 0 and first["metadata"]["angle_deg"]["origin"] == "geometry file"
     assert record["volume"]["isocenter_mm"] == list(ISOCENTER)

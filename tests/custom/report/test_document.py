@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from custom.report.document import Document
+from custom.report.document import picture, write_page
 
 EVIL = '<script src="https://example.org/x.js">alert(1)</script>" onload="x'
 
@@ -36,17 +36,30 @@ class Reader(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    picture = tmp_path / "p.png"
-    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(picture)
-    document = Document(EVIL, EVIL)
-    document.section(EVIL)
-    document.paragraph(EVIL)
-    document.table(["a", EVIL], [[EVIL, "20.98 (20.10 to 21.60)"], ["b", EVIL]], EVIL, best=[(0, 1)], words=())
-    document.begin_details(EVIL, opened=True)
-    document.picture(picture, EVIL)
-    document.picture(picture, EVIL, photograph=True)
-    document.end_details()
-    return document.write(tmp_path / "page.html").read_text()
+    file = tmp_path / "p.png"
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64)).save(file)
+    path = write_page(
+        tmp_path / "page.html",
+        "benchmark.html",
+        EVIL,
+        lead=EVIL,
+        columns=[EVIL],
+        tables=[(EVIL, [[EVIL, "20.98 (20.10 to 21.60)"], ["b", EVIL]], [(0, 1)])],
+        few=True,
+        tests=[[EVIL] * 7],
+        reference=EVIL,
+        patients=[[EVIL] * 3],
+        patients_of=EVIL,
+        gaps=[[EVIL] * 5],
+        boxes=[picture(file, EVIL)],
+        montages=[(EVIL, picture(file, EVIL, photograph=True))],
+        guided=[EVIL],
+        view_sets=[[EVIL] * 3],
+        methods=[[EVIL] * 3],
+        datalist=EVIL,
+        cases=[EVIL],
+    )
+    return path.read_text()
 
 
 def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:

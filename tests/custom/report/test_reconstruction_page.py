@@ -26,10 +26,10 @@ from report_content import content, radiograph
 from custom.core.attenuation import water_attenuation_per_mm
 from custom.geometry import VolumeGrid, views_from_angles
 from custom.radiographs import MetadataValue, Origin
-from custom.report.document import Document, Markup, escape
+from custom.report.document import Document, Markup, escape, fragment, render_page
 from custom.report.radiograph_pictures import difference_picture, grey_picture, residual, side_letters
 from custom.report.radiograph_section import patient_facts
-from custom.report.reconstruction_page import STAMP, _head, card_tables, write_report
+from custom.report.reconstruction_page import STAMP, card_tables, head, write_report
 from custom.report.viewer import pack_volumes
 from custom.report.volume_pictures import tissue_shares
 from custom.trust import NAMES, CheckResult, Verdict
@@ -110,10 +110,9 @@ def test_verdicts_are_words_and_not_colours_alone(page: Page) -> None:
 
 @pytest.mark.parametrize("verdict", list(Verdict))
 def test_every_verdict_says_what_to_do(verdict: Verdict) -> None:
-    document = Document("")
-    _head(document, content(verdict=verdict))
+    html = fragment("reconstruction_head.html", **head(content(verdict=verdict)))
     advice = {"PASS": "Review it before use", "REVIEW": "A qualified person must", "REJECT": "Do not use this volume"}
-    assert [name for name, words in advice.items() if words in document.html()] == [verdict.value]
+    assert [name for name, words in advice.items() if words in html] == [verdict.value]
 
 
 @pytest.mark.parametrize(
@@ -121,11 +120,10 @@ def test_every_verdict_says_what_to_do(verdict: Verdict) -> None:
 )
 def test_nothing_checked_is_not_passed(checks: list[CheckResult]) -> None:
     for verdict, word in ((Verdict.PASS, "REVIEW"), (Verdict.REVIEW, "REVIEW"), (Verdict.REJECT, "REJECT")):
-        document = Document("")
-        _head(document, content(verdict=verdict, checks=checks))
-        assert f"</span>{word}</strong>" in document.html()
-        assert ("Nothing was checked" in document.html()) == (verdict != Verdict.REJECT)
-        assert "No check found" not in document.html() and "At least one check found something" not in document.html()
+        html = fragment("reconstruction_head.html", **head(content(verdict=verdict, checks=checks)))
+        assert f"</span>{word}</strong>" in html
+        assert ("Nothing was checked" in html) == (verdict != Verdict.REJECT)
+        assert "No check found" not in html and "At least one check found something" not in html
 
 
 def test_warnings_stand_above_everything_else_each_once(tmp_path: Path) -> None:
@@ -266,9 +264,9 @@ def test_niivue_is_the_file_that_its_readme_names() -> None:
 
 def test_a_script_that_would_end_early_is_refused() -> None:
     with pytest.raises(ValueError, match="end or change the page"):
-        Document("a", scripts=["'</SCRIPT>'"])
+        render_page("reconstruction_head.html", "a", scripts=["'</SCRIPT>'"])
     with pytest.raises(TypeError, match="Markup"):
-        Document("a").markup("<p>")  # type: ignore[arg-type]
+        Document().markup("<p>")  # type: ignore[arg-type]
     assert escape(Markup("<p>")) == "<p>"
 
 
@@ -438,8 +436,8 @@ def test_a_card_is_read_as_its_tables() -> None:
 
 @given(st.text(alphabet="|- \\:a\n`*[]()", max_size=60))
 def test_no_card_breaks_the_reading(card: str) -> None:
-    for head, rows in card_tables(card):
-        assert all(len(row) == len(head) for row in rows)
+    for names, rows in card_tables(card):
+        assert all(len(row) == len(names) for row in rows)
 
 
 def test_the_date_is_the_readers_to_check() -> None:

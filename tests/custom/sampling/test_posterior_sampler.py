@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from custom.core.checkpoints import save_checkpoint, sha256
+from custom.core.checkpoints import save_checkpoint
+from custom.core.files import sha256_file
 from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
 from custom.projection.data_consistency import ReprojectionCorrection
 from custom.sampling import EncodedMean, PosteriorSampler, collect_samples, load_sampler
@@ -186,7 +187,7 @@ def test_bad_radiographs_are_refused_before_the_mean_network_runs(fault: str) ->
 def test_a_sampler_is_built_from_checkpoints_that_belong_together(tmp_path: Path) -> None:
     image, views = radiographs()
     parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
-    meta = {"parents": {"autoencoder": sha256(parent)}}
+    meta = {"parents": {"autoencoder": sha256_file(parent)}}
     path = save_checkpoint(tmp_path / "model.pt", denoiser(num_train_timesteps=50), meta)
     loaded = load_sampler(path, parent, steps=3, solver={"order": 1})
     assert loaded.scheduler.order == 1 and loaded.scheduler.num_train_timesteps == 50
@@ -207,8 +208,8 @@ def mean_checkpoint(path: Path, seed: int) -> Path:
 def test_another_mean_network_than_that_of_the_training_is_refused(tmp_path: Path) -> None:
     parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
     own, other = (mean_checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2))
-    for name, known in (("recorded", {"mean": sha256(own)}), ("none", {"mean": None}), ("older", {})):
-        parents = {"autoencoder": sha256(parent), **known}
+    for name, known in (("recorded", {"mean": sha256_file(own)}), ("none", {"mean": None}), ("older", {})):
+        parents = {"autoencoder": sha256_file(parent), **known}
         path = save_checkpoint(tmp_path / f"{name}.pt", denoiser(known_channels=3), {"parents": parents})
         assert load_sampler(path, parent, own).mean is not None
         if name != "recorded":

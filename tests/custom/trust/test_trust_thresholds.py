@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from custom.core.checkpoints import sha256
+from custom.core.files import sha256_file
 from custom.trust import Thresholds
 from custom.trust.check_statistics import Quantiles
 from custom.trust.picture_statistics import LEVELS
@@ -109,7 +109,7 @@ def _without(key: str) -> Any:
     [
         (_without("groups"), "'groups' is missing"),
         (_without("format"), "format"),
-        (lambda c: c["trained"].pop("tilt_deg"), "'tilt_deg' is missing"),
+        (lambda c: c["trained"].pop("tilt_deg"), "'trained.tilt_deg' is missing"),
         (lambda c: c["trained"].update(beams=["fan"]), "beams"),
         (lambda c: c["trained"].update(source_to_isocenter_mm=[5, 1]), "smallest first"),
         (lambda c: c["groups"].update({"sideways 2": {}}), "sideways 2"),
@@ -143,7 +143,7 @@ def test_no_thresholds_at_all(tmp_path: Path, text: str) -> None:
 def test_the_published_thresholds_belong_to_the_published_model() -> None:
     folder = Path(__file__).resolve().parents[3] / "bundles" / "inr_recon" / "models"
     published = Thresholds.load(folder / "thresholds.json")
-    assert published.made_from["model"]["sha256"] == sha256(folder / "model.pt")
+    assert published.made_from["model"]["sha256"] == sha256_file(folder / "model.pt")
     for views in range(1, 9):
         for beam in ("parallel", "cone"):
             assert published.of(beam, views) is not None
