@@ -10,9 +10,7 @@ members.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -27,10 +25,11 @@ from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.core.files import sha256_file, write_bytes, write_tensors
+from custom.core.files import sha256_file, write_tensors
 from custom.data.datalist import load_cases
 from custom.data.transforms import SampleOnGridd
 from custom.geometry import VolumeGrid
+from custom.metrics.tables import write_csv
 
 __all__ = ["DrawnShape", "ShapeModel", "register", "register_cohort", "shape_model", "smallest_jacobian"]
 
@@ -271,12 +270,7 @@ def register_cohort(
         pairs.append(record)
     if len(fields) < 2:
         raise ValueError(f"none of the {len(cases)} cases of {data_list_file} could be registered to {reference}")
-    names = list(dict.fromkeys(key for record in pairs for key in record))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names)
-    writer.writeheader()
-    writer.writerows(pairs)
-    write_bytes(folder / "report.csv", text.getvalue().encode())
+    write_csv(pairs, folder / "report.csv")
     content = {"grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm)}, "fields": fields}
     write_tensors(folder / "shapes.pt", {**content, "reference": reference, "source_sha256": hashes})
     return folder / "shapes.pt"
