@@ -137,4 +137,5 @@ def test_pixels_are_averaged_by_their_size_at_the_isocentre() -> None:
     averaged, wider = average_pixels(image, views, 2)
     assert network._factor(40.0, wider) == 1
     with torch.no_grad():
-        torch.testing.assert_close(network._encode(averaged, wider), network._encode(image, views), atol=1e-5, rtol=1e-5)
+        found, expected = network._encode(averaged, wider), network._encode(image, views)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
