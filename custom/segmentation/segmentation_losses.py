@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _NEEDS_VOLUMES = (
     "guidance by a segmenter needs volumes, not values at random points: train the coarse stage "
-    "(coarse_stage.json), or set sampling to 'patch' or 'grid'"
+    "(coarse_stage.json), or set sampling to 'region', 'patch' or 'grid'"
 )
 
 

@@ -225,7 +225,8 @@ def test_one_override_guides_inr_recon_and_one_judges_it(
     paths: dict[str, Any], segmenter: Path, tmp_path: Path
 ) -> None:
     inr = ROOT / "bundles/inr_recon/configs"
-    options = {**INR_TRAIN, **INR_NETWORK, **COARSE_OVERRIDES, "data_list_file": paths["data_list_file"]}
+    network = {key: value for key, value in INR_NETWORK.items() if "#fine_" not in key}
+    options = {**INR_TRAIN, **network, **COARSE_OVERRIDES, "data_list_file": paths["data_list_file"]}
     weights = {}
     for name, guide in (("ours", None), ("ours_seg", str(segmenter))):
         root = {"bundle_root": str(tmp_path / name), "guidance_checkpoint": guide, "guidance_weight": 10.0}
@@ -237,7 +238,8 @@ def test_one_override_guides_inr_recon_and_one_judges_it(
         assert record == expected
     assert not torch.equal(weights["ours"], weights["ours_seg"])
     # Judged at the fine grid, whose voxels are averaged to the segmenter's.
-    options = {**INR_TRAIN, **INR_NETWORK, "data_list_file": paths["data_list_file"]}
+    coarse_alone = {"network_def#fine_encoder": None, "network_def#fine_network": None}
+    options = {**INR_TRAIN, **network, **coarse_alone, "data_list_file": paths["data_list_file"]}
     output = {"bundle_root": str(tmp_path / "ours_seg"), "output_dir": str(tmp_path / "out")}
     files = [inr / "train.json", inr / "evaluate.json"]
     run_workflow(files, "train", **options, **output, segmenter_checkpoint=str(segmenter))
@@ -255,7 +257,10 @@ def test_guidance_at_random_points_is_refused_before_the_prior_is_fitted(
         "custom.training.initial_weights.fit_prior", lambda **_: pytest.fail("minutes of work for nothing")
     )
     options = {**INR_TRAIN, **INR_NETWORK, **paths, "bundle_root": str(tmp_path)}
-    cases = {"random": (str(segmenter), "set sampling to 'patch' or 'grid'"), "grid": ("none.pt", "none.pt: no such")}
+    cases = {
+        "random": (str(segmenter), "set sampling to 'region', 'patch' or 'grid'"),
+        "grid": ("none.pt", "none.pt: no such"),
+    }
     for sampling, (guide, message) in cases.items():
         changed = {**options, "guidance_checkpoint": guide, "sampling": sampling}
         with pytest.raises(Exception) as error:
