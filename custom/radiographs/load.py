@@ -28,7 +28,8 @@ from custom.radiographs.acquisition_metadata import (
 from custom.radiographs.described_file import DescribedFile, check_count, check_entries, describe, describe_stack
 from custom.radiographs.discovery import find_radiographs
 from custom.radiographs.given_view import place_given_view, reading_of_view
-from custom.radiographs.line_integrals import PictureValues, to_line_integrals
+from custom.radiographs.intensity_meaning import PictureValues
+from custom.radiographs.line_integrals import to_line_integrals
 from custom.radiographs.picture_files import read_picture
 from custom.radiographs.radiograph import Radiograph
 from custom.radiographs.readings import Reading, found, merge, note
@@ -200,7 +201,8 @@ def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) 
     shape = (stored.shape[0], stored.shape[1])
     notes = list(said)
     if header.damaged:
-        notes.insert(0, f"the header is damaged; not read: {', '.join(header.damaged[:5])}")
+        values = [f"{name} {value!r}" if value else name for name, value in list(header.damaged.items())[:5]]
+        notes.insert(0, f"the header is damaged; not read: {', '.join(values)}")
     given = Reading() if file.view is None else reading_of_view(file.view)
     # Distances of a whole view help to read the tags; its angle and pixels are compared with theirs.
     helpful = replace(given, values=tuple(v for v in given.values if v.key in ("beam", *_DISTANCES)))
@@ -209,8 +211,8 @@ def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) 
     placement, reading = _place(file, file.reading + tags, pose, shape, request.accept)
     reading += note(*notes) + dicom_intensity.read_intensity(header, file.reading)
     picture = dicom_intensity.picture_values(header, stored, pose.active)
-    pictures, own = to_line_integrals(picture, reading, request.accept, file.name)
-    return _finish(file, digest, placement, pictures, merge(reading, own), header.modality, header.dataset)
+    pictures, reading = to_line_integrals(picture, reading, request.accept, file.name)
+    return _finish(file, digest, placement, pictures, merge(reading), header.modality, header.dataset)
 
 
 def _of_picture(kind: str, path: Path) -> Reading:
@@ -228,8 +230,8 @@ def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request
         own += note("only 8 bits of grey: 256 steps for all line integrals")
     placement, reading = _place(file, file.reading + own, StoredPose(), shape, request.accept)
     picture = PictureValues(pixels, np.ones(shape, dtype=bool), (0.0, float(highest)))
-    pictures, own = to_line_integrals(picture, reading, request.accept, file.name)
-    return _finish(file, digest, placement, pictures, merge(reading, own), kind)
+    pictures, reading = to_line_integrals(picture, reading, request.accept, file.name)
+    return _finish(file, digest, placement, pictures, merge(reading), kind)
 
 
 def _read_line_integrals(file: DescribedFile, image: Tensor, digest: str, request: _Request) -> Radiograph | _Questions:

@@ -130,7 +130,7 @@ def test_values_above_bits_stored_are_said(tmp_path: Path) -> None:
 def test_a_rescale_that_is_no_number_is_said(tmp_path: Path) -> None:
     raw = to_bytes(dx(RescaleSlope="7.25", RescaleIntercept="0"))
     (tmp_path / "a.dcm").write_bytes(raw.replace(b"7.25", b"nan "))
-    assert "RescaleSlope (0028,1053) is 'NAN', which is no number" in read(tmp_path / "a.dcm").warnings[0]
+    assert "rescale NAN by DICOM (0028,1053) cannot be read and is not used" in read(tmp_path / "a.dcm").warnings[0]
 
 
 def test_another_relationship_is_named(tmp_path: Path) -> None:
@@ -175,11 +175,15 @@ def test_accepted_presentation_follows_photometric(tmp_path: Path, photometric: 
     assert float(np.corrcoef(radiograph.line_integrals.numpy().ravel(), TRUTH.ravel())[0, 1]) > 0.999
 
 
-def test_inverted_picture_is_suspected(tmp_path: Path) -> None:
-    dataset = stored_dx(65535 - intensity(TRUTH))
-    (tmp_path / "a.json").write_text('{"unattenuated": 60000}')
-    radiograph = read(save(tmp_path / "a.dcm", dataset))
-    assert any("is it inverted" in w for w in radiograph.warnings)
+def test_a_sign_against_the_picture_is_asked_about(tmp_path: Path) -> None:
+    """Air touches the border, bone does not; who writes the sign is believed, with a warning."""
+    path = save(tmp_path / "a.dcm", stored_dx(65535 - intensity(TRUTH)))
+    with pytest.raises(MissingMetadata, match=r'intensity_sign 1 by .* densest part.*"intensity_sign": -1 \(the pict'):
+        read(path)
+    (tmp_path / "a.json").write_text('{"intensity_sign": -1}')
+    assert error(read(path)) < 0.02
+    (tmp_path / "a.json").write_text('{"intensity_sign": 1, "unattenuated": 60000}')
+    assert any("is it inverted" in w for w in read(path).warnings)
 
 
 def test_no_air_is_a_gap(tmp_path: Path) -> None:
