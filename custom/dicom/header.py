@@ -75,7 +75,7 @@ class Header:
     damaged: Mapping[str, str] = field(default_factory=dict)
 
     def unreadable(self, keyword: str, count: int | None = 1) -> str:
-        """What the file has where numbers should be and cannot be read, such as "1,5"; "" where they can, or are absent."""
+        """What the file has where numbers should be and cannot be read, such as "1,5"; "" where they can."""
         said = self.damaged.get(f"{keyword} {tag(keyword)}", text(self.dataset, keyword))
         return said if numbers(self.dataset, keyword, count) is None else ""
 

@@ -33,6 +33,7 @@ from custom.radiographs.line_integrals import to_line_integrals
 from custom.radiographs.picture_files import read_picture
 from custom.radiographs.radiograph import Radiograph
 from custom.radiographs.readings import Reading, found, merge, note
+from custom.radiographs.same_exposure import check_exposures
 from custom.radiographs.same_patient import check_patient
 from custom.radiographs.sidecar import find_sidecar, load_geometry_file
 from custom.radiographs.view_from_metadata import Placement, StoredPose, view_from_metadata
@@ -100,7 +101,8 @@ def read_radiographs(
     check_entries(described, usable_names)
     radiographs = [one for one in outcomes if isinstance(one, Radiograph)]
     radiographs, others = check_patient(radiographs, assumptions)
-    questions = (*(q for one in outcomes if not isinstance(one, Radiograph) for q in one), *others)
+    radiographs, copies = check_exposures(radiographs, assumptions)
+    questions = (*(q for one in outcomes if not isinstance(one, Radiograph) for q in one), *others, *copies)
     if questions:
         raise MissingMetadata(questions)
     return [radiographs[0].with_warnings(*skipped), *radiographs[1:]]
