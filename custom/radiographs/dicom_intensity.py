@@ -16,12 +16,17 @@ import pydicom
 
 from custom.dicom.detector_tags import tagged_exposure
 from custom.dicom.header import PRESENTATION_CLASS, PROCESSING_CLASS, Header, numbers, tag, text
+from custom.dicom.padding import padding_beside
 from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Origin
 from custom.radiographs.dicom_pose import tagged
 from custom.radiographs.intensity_meaning import PictureValues
 from custom.radiographs.readings import Reading, found, merge, note, unusable
 
 __all__ = ["picture_values", "read_intensity"]
+
+
+#: Padding of radiographs is at least so many pixels thick; thinner lines are values of the picture.
+_THICKNESS = 3
 
 
 class _Rescale(NamedTuple):
@@ -152,11 +157,13 @@ def picture_values(
     """
     dataset = header.dataset
     mask, masked_by = tagged_exposure(dataset, (stored.shape[0], stored.shape[1]))
-    padding, limit = numbers(dataset, "PixelPaddingValue"), numbers(dataset, "PixelPaddingRangeLimit")
-    if padding is not None:
-        low, high = sorted([padding[0], padding[0] if limit is None else limit[0]])
-        mask &= ~((stored >= low) & (stored <= high))
-        masked_by.append(f"Pixel Padding {tag('PixelPaddingValue')}")
+    first, last = numbers(dataset, "PixelPaddingValue"), numbers(dataset, "PixelPaddingRangeLimit")
+    if first is not None:
+        low, high = sorted([first[0], (last or first)[0]])
+        padding = padding_beside(stored, low, high, _THICKNESS)
+        mask &= ~padding
+        if padding.any():
+            masked_by.append(f"Pixel Padding {tag('PixelPaddingValue')}")
     if active is not None and active.shape == stored.shape and not active.all():
         mask &= active
         masked_by.append(f"detector active area {tag('DetectorActiveDimensions')}")

@@ -181,7 +181,7 @@ def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> R
     what = f"is calibrated ({calibration})" if calibration else "does not say at which depth it is measured"
     problem = (
         f"Pixel Spacing {tag('PixelSpacing')} {plain[0]:g} x {plain[1]:g} mm {what}, and Imager Pixel Spacing "
-        f"{tag('ImagerPixelSpacing')} is absent"
+        f"{tag('ImagerPixelSpacing')} {known.state_of_tag('pixel_mm')}"
     )
     example = f'"pixel_mm": [{plain[0]:g}, {plain[1]:g}] if that is measured on the detector'
     options = (*(() if calibration else ("pixel-spacing-at-detector",)), "pixel-spacing-at-isocenter")

@@ -224,10 +224,11 @@ def _of_picture(kind: str, path: Path) -> Reading:
 
 
 def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Questions:
-    pixels, highest = read_picture(file.path)
+    pixels, highest, photometric = read_picture(file.path)
     shape = (pixels.shape[0], pixels.shape[1])
     own = _of_picture(kind, file.path)
-    own += found("photometric", "MONOCHROME2", Origin.FILE, f"{kind}: higher values are brighter")
+    shown = {"MONOCHROME1": "WhiteIsZero, lower values are brighter", "MONOCHROME2": "higher values are brighter"}
+    own += found("photometric", photometric, Origin.FILE, f"{kind}: {shown[photometric]}")
     if highest == 255:
         own += note("only 8 bits of grey: 256 steps for all line integrals")
     placement, reading = _place(file, file.reading + own, StoredPose(), shape, request.accept)
