@@ -257,6 +257,7 @@ class AcquisitionMetadata:
     intensity_relationship: MetadataValue[str] | None = None
     intensity_sign: MetadataValue[int] | None = None
     rescale: MetadataValue[str] | None = None
+    rescale_type: MetadataValue[str] | None = None
     zero_intensity: MetadataValue[float] | None = None
     log_scale: MetadataValue[float] | None = None
     unattenuated: MetadataValue[float] | None = None

@@ -78,6 +78,7 @@ def read_intensity(header: Header, given: Reading) -> Reading:
     if rescale != _Rescale():
         shown = f"{rescale.slope:g} * stored + {rescale.intercept:g}"
         own += tagged("rescale", shown, "RescaleSlope", "RescaleIntercept")
+        own += tagged("rescale_type", text(dataset, "RescaleType") or None, "RescaleType")
     if rescale.slope > 0:
         return own + by_sign
     # The sign is about stored values, which a negative slope turns round.

@@ -22,6 +22,10 @@ Mask = npt.NDArray[np.bool_]
 
 _PHYSICAL = '"intensity_relationship": "LIN" (or "LOG" with "log_scale") and "intensity_sign": 1 (or -1)'
 _OPTION = "for-presentation"
+#: Presentation LUT Shape (2050,0020) that belongs to each Photometric Interpretation (0028,0004).
+_SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}
+#: Rescale Types (0028,1054) of values that are no intensity: optical density, and attenuation.
+_NO_INTENSITY = ("OD", "HU")
 #: Share of the values that may lie below zero intensity, as noise without X-rays does.
 _BELOW_ZERO = 0.02
 
@@ -89,6 +93,16 @@ def _relationship(others: Reading, accept: frozenset[str]) -> Reading:
         problem = "how its values follow from the X-ray intensity: Pixel Intensity Relationship (0028,1040) "
         problem += known.state_of_tag("intensity_relationship")
         others += ask(problem, ("intensity_relationship",), _PHYSICAL, _OPTION)
+    linear = known.intensity_relationship
+    if linear is not None and linear.origin is Origin.FILE and linear.value == "LIN":
+        kind = next((one for one in _NO_INTENSITY if (value_of(known.rescale_type) or "").startswith(one)), None)
+        if kind is not None and known.rescale_type is not None:
+            problem = (
+                f"how its values follow from the X-ray intensity: LIN by {linear.provenance}, but Rescale Type is "
+            )
+            problem += str(known.rescale_type)
+            others = replace(others, values=tuple(v for v in others.values if v.key != "intensity_relationship"))
+            return others + exclude(problem, ("intensity_relationship",), _PHYSICAL, linear, known.rescale_type)
     logarithm = value_of(merge(others).intensity_relationship) == "LOG"
     if logarithm and known.log_scale is None and "log-range" not in accept:
         example = '"log_scale": 1000 (values for one unit of -log(I / I0))'
@@ -98,14 +112,18 @@ def _relationship(others: Reading, accept: frozenset[str]) -> Reading:
 
 def _display(known: AcquisitionMetadata) -> MetadataValue[int] | None:
     """The sign by which bones look as they are shown: bright, in fluoroscopy dark; None where that is not known."""
-    photometric, shape = known.photometric, value_of(known.presentation_lut_shape)
-    rising = {"MONOCHROME2": True, "MONOCHROME1": False}.get(value_of(photometric) or "")
-    excluded = {True: "INVERSE", False: "IDENTITY"}
-    if photometric is None or rising is None or shape == excluded[rising]:
+    photometric, modality = value_of(known.photometric), value_of(known.modality)
+    # Portal images are shown either way.
+    if photometric not in _SHAPES or _display_is_contradictory(known) or modality == "RTIMAGE":
         return None
-    dark = value_of(known.modality) in ("XA", "RF")
-    where = f"bones are {'dark' if dark else 'bright'} in {photometric.value}"
+    dark, rising = modality in ("XA", "RF"), photometric == "MONOCHROME2"
+    where = f"bones are {'dark' if dark else 'bright'} in {photometric}"
     return MetadataValue("intensity_sign", 1 if rising is dark else -1, Origin.DERIVED, where)
+
+
+def _display_is_contradictory(known: AcquisitionMetadata) -> bool:
+    shape = value_of(known.presentation_lut_shape)
+    return shape in _SHAPES.values() and shape != _SHAPES.get(value_of(known.photometric) or "", shape)
 
 
 def _is_for_viewing(known: AcquisitionMetadata) -> bool:
@@ -124,7 +142,7 @@ def _sign(others: Reading, accept: frozenset[str], seen: int) -> Reading:
     if known.intensity_sign is not None and known.intensity_sign.origin in (Origin.GEOMETRY_FILE, Origin.SIDECAR):
         return others + (_seen_otherwise(known.intensity_sign, seen) if seen else Reading())
     display, viewing, accepted = _display(known), _is_for_viewing(known), _OPTION in accept
-    if display is None and (viewing or accepted) and known.photometric is not None:
+    if _display_is_contradictory(known) and (viewing or accepted):
         by_lut = [one for one in (known.photometric, known.presentation_lut_shape) if one is not None]
         problem = f"whether high values are shown bright: {by_lut[0]}, but {by_lut[-1]}"
         return _without_sign(others) + _ask_sign(problem, seen, None, *by_lut)

@@ -152,6 +152,27 @@ def test_an_intercept_contradicts_lin(tmp_path: Path) -> None:
     assert mean_error(read(save(tmp_path / "c.dcm", signed))) < 0.01
 
 
+@pytest.mark.parametrize("kind", ["OD", "OD REL", "HU"])
+def test_a_rescale_type_contradicts_lin(tmp_path: Path, kind: str) -> None:
+    path = save(tmp_path / "a.dcm", dx(RescaleSlope=0.5, RescaleIntercept=0, RescaleType=kind))
+    with pytest.raises(MissingMetadata, match=rf"LIN by DICOM \(0028,1040\), but Rescale Type is {kind} by"):
+        read(path)
+    (tmp_path / "a.json").write_text('{"intensity_relationship": "LIN"}')
+    assert mean_error(read(path)) < 0.01
+
+
+def test_portal_images_are_shown_either_way(tmp_path: Path) -> None:
+    """No option says which: the picture or a sidecar does."""
+    dataset = base(
+        "RTIMAGE", intensity(TRUTH), GantryAngle=0, PatientPosition="HFS", RadiationMachineSAD=1500, RTImageSID=1800,
+        ImagePlanePixelSpacing=[4, 3], RTImagePlane="NORMAL", ImageType=["ORIGINAL", "PRIMARY", "PORTAL"],
+    )  # fmt: skip
+    path = save(tmp_path / "a.dcm", without(dataset, "PixelIntensityRelationshipSign"))
+    with pytest.raises(MissingMetadata, match=r'"intensity_sign": 1 \(the picture shows it') as caught:
+        read(path, accept="for-presentation")
+    assert caught.value.questions[0].accept == ()
+
+
 def test_falling_values_far_from_the_end_of_the_range(tmp_path: Path) -> None:
     """12 bits in 16: that no X-rays are 65535 is no usual value then."""
     dataset = dx(PixelIntensityRelationshipSign=-1)
