@@ -174,8 +174,14 @@ def seen_sign(values: Array, field_mask: Mask, linear: bool) -> int:
     Returns:
         1: high values are air; -1: low ones are; 0: neither is seen, or both, as in a picture with collimator blades.
     """
-    used = values[field_mask]
-    low, high = (float(np.quantile(used[:: max(1, used.size // 1_000_000)], share)) for share in (0.001, 0.999))
+    side = max(1, math.ceil(max(values.shape) / _SIDE))
+    rows, columns = (n // side for n in values.shape)
+    values, field_mask = values[: rows * side, : columns * side], field_mask[: rows * side, : columns * side]
+    values = values.reshape(rows, side, columns, side).mean((1, 3))
+    field_mask = np.all(field_mask.reshape(rows, side, columns, side), axis=(1, 3))
+    if field_mask.sum() < 64:
+        return 0
+    low, high = (float(np.quantile(values[field_mask], share)) for share in (0.001, 0.999))
     if high <= low:
         return 0
     share = np.clip((values - low) / (high - low), 0, 1)

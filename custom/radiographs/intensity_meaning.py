@@ -217,17 +217,23 @@ def _zero(picture: PictureValues, known: AcquisitionMetadata) -> Reading:
             f"{float(values.max()):g} of {high:g} that the file can hold"
         )
         return ask(problem, ("zero_intensity",), f'"zero_intensity": {float(values.max()):g} (value without X-rays)')
-    stored_zero = picture.stored_zero
-    if abs(stored_zero) <= 0.5 * picture.unit or abs(low) <= 0.5 * picture.unit or linear.origin is not Origin.FILE:
+    if linear.origin is not Origin.FILE:
         return Reading()
-    below = float((values < 0).mean())
+    zero, below = picture.stored_zero, float((values < -picture.unit).mean())
+    moved = abs(zero) > 0.5 * picture.unit and abs(low) > 0.5 * picture.unit
+    if not moved and below <= _BELOW_ZERO:
+        return Reading()
     problem = (
-        f"where its intensity is zero: LIN by {linear.provenance} says that stored values are proportional to the "
-        f"X-ray intensity, but Rescale Intercept (0028,1052) moves their zero to {stored_zero:g}"
+        f"where its intensity is zero: LIN by {linear.provenance} says that stored values are proportional to it, but "
     )
-    example = f'"zero_intensity": {stored_zero:g} (stored values are proportional'
-    if below > _BELOW_ZERO:
+    if moved:
+        problem += f"Rescale Intercept (0028,1052) moves their zero to {zero:g}"
+    else:
+        problem += f"{100 * below:.0f} % of them lie below 0"
+        zero = float(values.min())
+    example = f'"zero_intensity": {zero:g} (value without X-rays'
+    if moved and below > _BELOW_ZERO:
         example += f"; the picture shows it: {100 * below:.0f} % of the values lie below 0)"
     else:
-        example += ") or 0 (values after rescale are)"
+        example += ") or 0 (values after rescale are proportional)" if moved else "; the lowest value here)"
     return exclude(problem, ("zero_intensity",), example, linear, *([known.rescale] if known.rescale else []))

@@ -167,11 +167,11 @@ def _clipped(picture: PictureValues, scale: _Scale, given: float | None, p: Arra
     piled = values == ends[dark]
     near = (np.abs(values - ends[dark]) <= max(_NEAR * (ends["high"] - ends["low"]), 3 * picture.unit)) & ~piled
     without = scale.relationship == "LIN" and scale.sign * (ends[dark] - scale.zero) <= 0.5 * picture.unit
-    if not without and piled.mean() > _CLIPPED and piled.sum() > _PILE * near.sum():
+    at_end = abs(ends[dark] - {"low": low, "high": high}[dark]) <= 0.5 * picture.unit
+    if not without and piled.mean() > _CLIPPED and (at_end or piled.sum() > _PILE * near.sum()):
         own += note(
-            f"{100 * float(piled.mean()):.0f} % of the exposed pixels have the darkest value, {ends[dark]:g}, and "
-            f"hardly any one near it: the picture is clipped there, and line integrals above "
-            f"{float(p[inside].max()):.2g} are lost"
+            f"{100 * float(piled.mean()):.0f} % of the exposed pixels have the darkest value, {ends[dark]:g}: the "
+            f"picture is clipped there, and line integrals above {float(p[inside].max()):.2g} are lost"
         )
     return own
 

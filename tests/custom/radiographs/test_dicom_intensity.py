@@ -122,8 +122,11 @@ def test_stray_values_above_bits_stored_are_said(tmp_path: Path) -> None:
     assert any("bits above High Bit (0028,0102)" in w and "Bits Stored (0028,0101) 12" in w for w in warnings)
     overlay = stored_dx(stored + 0x1000, BitsStored=12, HighBit=11)
     overlay.add_new((0x6000, 0x0102), "US", 12)
-    for quiet in (stored_dx(stored, BitsStored=12, HighBit=11), overlay,
-                  stored_dx(stored - 2000, BitsStored=12, HighBit=11, PixelRepresentation=1)):  # fmt: skip
+    for quiet, zero in (
+        (stored_dx(stored, BitsStored=12, HighBit=11), 0), (overlay, 0),
+        (stored_dx(stored - 2000, BitsStored=12, HighBit=11, PixelRepresentation=1), -2000),
+    ):  # fmt: skip
+        (tmp_path / "a.json").write_text(f'{{"unattenuated": {4000 + zero}, "zero_intensity": {zero}}}')
         assert not any("High Bit" in w for w in read(save(path, quiet)).warnings)
 
 

@@ -145,11 +145,18 @@ def test_an_intercept_contradicts_lin(tmp_path: Path) -> None:
     radiograph = read(path)
     assert mean_error(radiograph) < 0.01
     assert radiograph.metadata.unattenuated.value == pytest.approx(30000, rel=2e-3)
-    with pytest.raises(MissingMetadata, match=r'"zero_intensity": 500 .* or 0 \(values after rescale are\)'):
+    with pytest.raises(MissingMetadata, match=r'"zero_intensity": 500 .* or 0 \(values after rescale are prop'):
         read(save(tmp_path / "b.dcm", dx(RescaleSlope=1, RescaleIntercept=500)))
     signed = dx(RescaleSlope=1, RescaleIntercept=32768, PixelRepresentation=1)
     signed.PixelData = (intensity(TRUTH) - 32768).astype("<i2").tobytes()
     assert mean_error(read(save(tmp_path / "c.dcm", signed))) < 0.01
+
+
+def test_linear_values_below_zero(tmp_path: Path) -> None:
+    """Unsigned values that are called signed: the brightest are negative."""
+    path = save(tmp_path / "a.dcm", dx(PixelRepresentation=1))
+    with pytest.raises(MissingMetadata, match=r'% of them lie below 0; write "zero_intensity": -3.*the lowest value'):
+        read(path)
 
 
 @pytest.mark.parametrize("kind", ["OD", "OD REL", "HU"])
