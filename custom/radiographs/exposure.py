@@ -24,6 +24,8 @@ _SHARES = (0.45, 0.6, 0.7)
 _BAND = 0.1
 _AIR_SHARE = 0.01
 _AIR_EXCESS = 3.0
+#: Air that decides which end of the values is the beam: a spine at the side of a narrow field nearly reaches it.
+_CLEAR_EXCESS = 6.0
 #: Range of q that is given to a picture of unknown meaning.
 _RANGE = 5.0
 
@@ -197,7 +199,10 @@ def _air_is_at_the_rim(q: Array, field_mask: Mask) -> bool:
         return False
     block, full, _ = _blocks(q, field_mask)
     rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
-    near = full & (block <= float(np.quantile(block[full], 0.005)) + _BAND)
+    lowest = float(np.quantile(block[full], 0.005))
+    near, following = full & (block <= lowest + _BAND), full & (block > lowest + _BAND) & (block <= lowest + 2 * _BAND)
+    if near.sum() < _CLEAR_EXCESS * following.sum():
+        return False
     field = near[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     down, across = (max(1, n // 8) for n in field.shape)
     rim = np.ones_like(field)

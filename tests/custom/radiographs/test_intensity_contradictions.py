@@ -233,3 +233,16 @@ def test_unreadable_is_not_absent(tmp_path: Path, attributes: dict[str, object],
         read(tmp_path / "a.dcm")
     assert re.search(said, str(caught.value)), str(caught.value)
     assert "absent" not in str(caught.value)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_dense_parts_at_the_border_are_no_air(linear: bool) -> None:
+    """A narrow field on a body that fills it: nothing tells which end is the beam, in noise or without."""
+    from custom.radiographs.exposure import seen_sign
+
+    columns = np.linspace(-1, 1, 120)
+    dense = 1.5 + 2.0 * np.abs(columns)[None, :] ** 3 + 0.3 * np.cos(np.linspace(0, 9, 160))[:, None]
+    values = 3000 * np.exp(-dense) if linear else 900 * dense
+    for noise in (0.0, 0.02):
+        seen = values * (1 + noise * np.random.default_rng(1).standard_normal(values.shape))
+        assert seen_sign(seen.astype(np.float32), np.ones(values.shape, bool), linear) == 0
