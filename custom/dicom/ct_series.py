@@ -14,6 +14,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from custom.core.rejection import Rejected
+from custom.dicom.padding import padding_beside
 
 CT_CLASSES = frozenset(
     {
@@ -314,6 +315,6 @@ def load_stack(slices: Sequence[Slice]) -> npt.NDArray[np.float32]:
         assert item.rescale is not None
         values = stored.astype(np.float32) * item.rescale[0] + item.rescale[1]
         if opened[2] is not None:
-            values[stored == opened[2]] = PADDING_HU
+            values[padding_beside(stored, opened[2], opened[2])] = PADDING_HU
         volume[:, :, k] = values.T
     return volume
