@@ -7,7 +7,7 @@ ideal frontal radiograph.
 
     fewview-ct prepare DATA data/prepared
     python scripts/real_radiograph.py DATA/radiographs/acrin_nsclc_042_scout.dcm data/prepared acrin_nsclc_042 \
-        outputs/real_radiograph --others "['nlst_100252','qin_LSC0003']"
+        outputs/real_radiograph --model bundles/ldm_recon/models/mean.pt --others "['nlst_100252','qin_LSC0003']"
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ def every_row_its_view(model: Model, case: Case, picture: Tensor) -> Iterator[No
     def from_strips(image: Tensor, views: Tensor, view_mask: Tensor | None, priors: Any = None) -> Any:
         return own._rough(network, rough, rough_views, None, priors)
 
-    def from_rows(pred: Tensor, image: Tensor, views: Tensor, view_mask: Any = None, context: Any = None) -> Tensor:
-        return own.make_consistent(network, pred, rows, row_views, None, context)
+    def from_rows(pred: Tensor, image: Tensor, views: Tensor, view_mask: Any, context: Any, *options: Any) -> Tensor:
+        return own.make_consistent(network, pred, rows, row_views, None, context, *options)
 
     network._rough, network.make_consistent = from_strips, from_rows
     try:
