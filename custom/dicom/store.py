@@ -17,6 +17,8 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
+from custom.dicom.opener import open_dicom, reason
+
 __all__ = ["Address", "NetworkError", "SendReport", "parse_address", "quiet_libraries", "store_scu", "store_web"]
 
 logger = logging.getLogger(__name__)
@@ -116,13 +118,14 @@ def _kinds(files: Sequence[Path], report: SendReport) -> dict[Path, tuple[UID, U
     kinds = {}
     for path in files:
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+            header = open_dicom(path, pixels=False, tags=["SOPClassUID", "SOPInstanceUID"])
             kinds[path] = (UID(header.SOPClassUID), UID(header.file_meta.TransferSyntaxUID))
             if not header.SOPInstanceUID:
                 raise AttributeError("no SOP Instance UID")
         except (InvalidDicomError, AttributeError, ValueError, TypeError, EOFError, OSError, KeyError) as error:
             kinds.pop(path, None)
-            report.failed[path] = f"damaged or not a DICOM file ({' '.join(str(error).split())[:120]})"
+            said = reason(error).removeprefix(f"{path}: ")
+            report.failed[path] = said if isinstance(error, ValueError) else f"damaged or not a DICOM file ({said})"
     return kinds
 
 
@@ -239,7 +242,7 @@ def _store_one(assoc: Any, path: Path, kind: tuple[UID, UID], report: SendReport
         report.failed[path] = "not tried, the connection was lost before"
         return
     try:
-        status = assoc.send_c_store(pydicom.dcmread(path))
+        status = assoc.send_c_store(open_dicom(path))
     except ValueError as error:
         if "presentation context" not in str(error).lower():
             report.failed[path] = " ".join(str(error).split())[:200]
@@ -313,7 +316,7 @@ def store_web(
     with session, quiet_libraries():
         for path in _kinds(files, report):
             try:
-                _read_answer(path, client.store_instances([pydicom.dcmread(path)]), report)
+                _read_answer(path, client.store_instances([open_dicom(path)]), report)
             except requests.exceptions.SSLError as error:
                 raise NetworkError(
                     f"{url} cannot be trusted: {_tail(error)}; name its authority with --ca_file"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from custom.core.files import read_json_object
 from custom.geometry.grid import VolumeGrid
 from custom.geometry.validation import validate
 from custom.geometry.view_row import ViewRow
@@ -221,9 +222,8 @@ class Geometry:
     def load(cls, path: str | os.PathLike[str]) -> Geometry:
         """Read what `save` wrote; errors name the file."""
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such geometry file")
+        content = read_json_object(path, "no such geometry file")
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except ValueError as error:
+            return cls.from_dict(content)
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from error

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from custom.core.checkpoints import definition, load_checkpoint
 from custom.core.files import sha256_file, write_json, write_tensors
 from custom.core.hu_window import hu_to_unit
+from custom.core.tensor_files import load_tensors
 from custom.data.augmentation import RandThoraxAugment
 from custom.geometry import VolumeGrid
 
@@ -91,7 +92,7 @@ def write_latents(
     for index in tqdm(range(count), desc="latents", unit="latent", disable=None):
         path = entry_path(folder, index)
         if path.is_file():
-            latent = torch.load(path, weights_only=True)["latent"]
+            latent = load_tensors(path)["latent"]
         else:
             augment.set_random_state(seed * 1_000_003 + index)
             case = cases[drawn[index]]
@@ -163,7 +164,7 @@ class LatentDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.count:
             raise IndexError(f"there are {self.count} latents, got index {index}")
-        entry = torch.load(entry_path(self.folder, index), weights_only=True)
+        entry = load_tensors(entry_path(self.folder, index))
         return {"latent": entry["latent"].float(), "source": entry["source"].float(), "fold": entry["fold"]}
 
 
