@@ -25,7 +25,7 @@ from custom.benchmark.methods import Method
 from custom.benchmark.methods_file import Entry, Setting
 from custom.benchmark.resources import Cost, held_mb, release_memory
 from custom.core.files import sha256_file, write_bytes, write_json
-from custom.core.hu_window import hu_to_unit
+from custom.core.hu_window import NotFinite, hu_to_unit
 from custom.core.nifti_files import open_nifti
 from custom.metrics import evaluate_volume
 from custom.models import save_volume
@@ -264,6 +264,8 @@ def _reconstructed(
 def _asked(call: Callable[[], Any]) -> Any:
     try:
         return call()
+    except NotFinite:
+        raise
     except ValueError as error:
         raise _Refused from error
 

@@ -206,8 +206,8 @@ def test_one_patient_in_two_parts_is_refused(tree: Path, tmp_path: Path) -> None
 
 
 def test_killed_and_started_again_it_ends_with_the_same_hashes(prepared: Path, tree: Path, tmp_path: Path) -> None:
-    options = "size=16, spacing_mm=5.0, workers=1"
-    code = f"import sys; from custom.data.prepare import prepare; prepare(*sys.argv[1:3], {options}, provenance=sys.argv[1] + '/provenance.json')"
+    options = f"size=16, spacing_mm=5.0, workers=1, provenance={str(tree / 'provenance.json')!r}"
+    code = f"import sys; from custom.data.prepare import prepare; prepare(*sys.argv[1:3], {options})"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tree), str(tmp_path)], env=environment, stderr=subprocess.PIPE
