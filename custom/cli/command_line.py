@@ -67,6 +67,7 @@ VERBS = {
     "export": Verb("custom.models.model_folder", "export", "Pack a model with its parents into one folder"),
     "calibrate": Verb("custom.trust.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs"),
     "send": Verb("custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS"),
+    "fetch": Verb("custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb"),
     "evaluate": Verb("custom.evaluation.evaluate", "evaluate", "Compare reconstructions with the true volumes"),
     "benchmark": Verb("custom.benchmark.comparison", "compare", "Compare methods on the same radiographs, on one page"),
     "demo": Verb("custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs"),
