@@ -30,13 +30,16 @@ from fire.parser import DefaultParseValue
 from fire.trace import FireTrace
 
 from custom.cli.exit_codes import ExitCode
+from custom.core.file_modes import new_mode
 
 __all__ = ["VERBS", "Verb", "main"]
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "fewview-ct"
-BAD_INPUT_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+BAD_INPUT_ERRORS = (
+    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
+)  # fmt: skip
 
 
 class Verb(NamedTuple):
@@ -86,6 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: words after the program's name; those of the process when None.
     """
+    with contextlib.suppress(ValueError):  # said by whoever writes first
+        os.umask(0o777 & ~new_mode(0o777))
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

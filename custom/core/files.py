@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from custom.core.file_modes import new_mode
 from custom.core.limits import check_file_size
 
 PART_SUFFIX = ".part"
@@ -38,8 +39,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
+        path.parent.mkdir(mode=new_mode(0o777), parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(temporary, flags, new_mode(0o666)), "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

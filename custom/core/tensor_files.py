@@ -12,7 +12,7 @@ import torch
 
 from custom.core.limits import check_count
 
-__all__ = ["load_tensors"]
+__all__ = ["load_tensors", "not_finite"]
 
 #: Bytes of the pickle, which holds names, shapes and numbers, and operations in it.
 LARGEST_PICKLE = 64 * 2**20
@@ -55,6 +55,14 @@ def load_tensors(path: Path) -> Any:
     # Some share their memory, such as averaged weights; a step of zero makes gigabytes of one number.
     check_count(path, "bytes of tensors", spread, 8 * path.stat().st_size)
     return content
+
+
+def not_finite(value: Any, name: str = "") -> str:
+    """The name of the first tensor in dictionaries and lists that holds NaN or infinity; "" where none does."""
+    if isinstance(value, torch.Tensor):
+        return "" if bool(torch.isfinite(value).all()) else name
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next((bad for key, entry in entries if (bad := not_finite(entry, f"{name}.{key}".lstrip(".")))), "")
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

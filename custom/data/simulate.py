@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
-from custom.core.files import sha256_file, write_json, write_nifti
+from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
 from custom.core.names import inside, no_link, plain_name
 from custom.core.nifti_files import open_nifti
 from custom.core.workers import Workers
@@ -304,17 +304,23 @@ def _run(job: _Job) -> bool:
                 study=job.image.parent.name,
                 photons=None,
             )
-    # The geometry comes last: it says that the radiographs are complete.
-    write_json(job.geometry, {**geometry.to_dict(), "simulation": record})
+    # The geometry comes last: it says that the radiographs are complete, and which bytes they have.
+    write_json(job.geometry, {**geometry.to_dict(), "simulation": record, "files": _hashes(job)})
     return True
 
 
 def _is_done(job: _Job, record: dict[str, Any]) -> bool:
-    files = [job.image, job.geometry, *(map(job.dicom_file, job.acquisition.angles_deg) if job.dicom else ())]
-    if not all(file.is_file() for file in files):
+    if not job.geometry.is_file():
         return False
     try:
-        return json.loads(job.geometry.read_text()).get("simulation") == record
-    except (ValueError, AttributeError):
-        logger.warning("%s is damaged and is made again", job.geometry)
+        content = read_json_object(job.geometry)
+    except ValueError as error:
+        logger.warning("%s is damaged and is made again (%s)", job.geometry, error)
         return False
+    return content.get("simulation") == record and content.get("files") == _hashes(job)
+
+
+def _hashes(job: _Job) -> dict[str, str | None]:
+    """SHA-256 of a case's files by their names; None for one that is missing."""
+    files = [job.image, *(map(job.dicom_file, job.acquisition.angles_deg) if job.dicom else ())]
+    return {file.name: sha256_file(file) if file.is_file() else None for file in files}

@@ -8,7 +8,7 @@ import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from custom.dicom.store import NetworkError, SendReport, parse_address, store_scu
+from custom.dicom.store import NetworkError, SendReport, kinds_of, parse_address, store_scu
 from custom.dicom.store_web import store_web
 from custom.dicom.strict import dicom_files
 from custom.dicom.web_session import access_from, check_url, is_loopback
@@ -61,6 +61,10 @@ def send(
     if not sources:
         raise ValueError("nothing to send: name DICOM files or folders")
     files = list(dict.fromkeys(path for source in sources for path in dicom_files(Path(source))))
+    unread = SendReport()
+    if not kinds_of(files, unread):
+        path, why = next(iter(unread.failed.items()))
+        raise ValueError(f"{path}: {why}; nothing was sent")
     if web:
         if to.startswith("http://") and not is_loopback(urlsplit(to).hostname or ""):
             logger.warning("%s is not encrypted: patient data and passwords can be read on the way", to)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from custom.core.checkpoints import definition, load_checkpoint
-from custom.core.files import sha256_file, write_json, write_tensors
+from custom.core.files import read_json_object, sha256_file, write_json, write_tensors
 from custom.core.hu_window import hu_to_unit
 from custom.core.tensor_files import load_tensors
 from custom.data.augmentation import RandThoraxAugment
@@ -137,7 +137,7 @@ class LatentDataset(Dataset):
     def __init__(self, folder: str | os.PathLike[str], autoencoder_checkpoint: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         index = self.folder / INDEX
-        content = json.loads(index.read_text()) if index.is_file() else {}
+        content = read_json_object(index) if index.is_file() else {}
         if "count" not in content:
             raise FileNotFoundError(
                 f"{index}: there are no latents, or not all of them: write them with "
@@ -172,7 +172,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Say what the folder holds before anything is in it, or find out that it holds something else."""
     index = folder / INDEX
     if index.is_file():
-        content = json.loads(index.read_text())
+        content = read_json_object(index)
         other = sorted(k for k, v in settings.items() if content.get(k) != v)
         if other:
             raise ValueError(f"{folder} holds latents of other settings ({', '.join(other)}): choose another folder")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,8 @@ import torch
 from tqdm import tqdm
 
 from custom import __version__
-from custom.core.files import sha256_file, write_json, write_nifti
+from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
+from custom.core.names import inside
 from custom.data.phantom.anatomy import LABELS
 from custom.data.phantom.thorax import make_thorax
 
@@ -131,19 +131,28 @@ def _run(arguments: list[tuple[str, int, dict[str, Any]]], workers: int) -> Iter
 
 
 def _is_complete(root: Path, record: dict[str, Any] | None) -> bool:
-    return record is not None and all((root / entry["path"]).is_file() for entry in record["files"].values())
+    if record is None:
+        return False
+    files = [(root / entry["path"], entry["sha256"]) for entry in record["files"].values()]
+    return all(path.is_file() and sha256_file(path) == digest for path, digest in files)
 
 
 def _read_manifest(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text())
+    content = read_json_object(path)
     if content.get("settings") != settings:
         raise ValueError(
             f"{path} was written with other settings ({content.get('settings')}, now {settings}): "
             "choose another output folder or remove this one"
         )
-    return dict(content["cases"])
+    try:
+        for record in content["cases"].values():
+            for one in record["files"].values():
+                inside(path.parent, one["path"], f"{path}: path")
+        return dict(content["cases"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: is damaged ({error!r}): remove it, and the phantoms are made anew") from error
 
 
 def _write_lists(root: Path, settings: dict[str, Any], known: dict[str, Any], count: int, shares: np.ndarray) -> Path:

@@ -230,3 +230,13 @@ def test_bad_input(cohort: Path) -> None:
     cohort.write_text(json.dumps({"test": [{"label": "ct/a0001.nii.gz"}]}))
     with pytest.raises(ValueError, match="needs 'case' and 'label'"):
         simulate(cohort)
+
+
+def test_what_is_there_is_judged_by_its_content(cohort: Path) -> None:
+    """A file of the same name with other bytes is no radiograph of ours."""
+    simulate(cohort, setting="paper", angles_deg=(0.0, 90.0))
+    image = next((cohort.parent / "radiographs" / "paper").glob("*.nii.gz"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-20])
+    simulate(cohort, setting="paper", angles_deg=(0.0, 90.0))
+    assert image.read_bytes() == whole
