@@ -217,7 +217,7 @@ def test_write_phantoms_rejects(tmp_path, arguments) -> None:
 
 
 def test_a_phantom_that_is_there_is_judged_by_its_content(tmp_path) -> None:
-    arguments = {"seed": 5, "size": 16, "spacing_mm": 20.0, "wide_mm": (320.0, 320.0, 320.0)}
+    arguments = {"seed": 5, "size": 16, "spacing_mm": 10.0, "wide_mm": (160.0, 160.0, 160.0)}
     write_phantoms(tmp_path, 1, **arguments)
     cube = tmp_path / "ct" / "phantom_0001.nii.gz"
     whole = cube.read_bytes()
