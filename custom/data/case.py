@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from custom.core.files import read_json_object, sha256_file, sha256_files, write_json, write_nifti
+from custom.core.limits import check_count
 from custom.core.names import inside
 from custom.core.rejection import Rejected
 from custom.data import label_maps
@@ -37,6 +38,9 @@ class CaseOptions:
     max_slice_mm: float = 5.0
     min_coverage_mm: float = 200.0
     remove_couch: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("--size", "voxels of the cube", float(self.size) ** 3, ct_series.LARGEST_VOXELS)
 
 
 def load(candidate: Candidate) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from custom.core.files import read_json_object
+from custom.core.limits import check_count
 from custom.geometry.grid import VolumeGrid
 from custom.geometry.validation import validate
 from custom.geometry.view_row import ViewRow
@@ -23,6 +24,9 @@ from custom.geometry.views import BEAMS, CONE, is_cone, views_from_angles
 __all__ = ["JSON_FORMAT", "Geometry"]
 
 JSON_FORMAT = "fewview-ct geometry 1"
+
+#: Pixels of one radiograph.
+LARGEST_DETECTOR = 50_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,8 @@ class Geometry:
             object.__setattr__(self, "isocenter_mm", tuple(float(c) for c in self.isocenter_mm))
             if len(self.isocenter_mm) != 3 or not all(map(math.isfinite, self.isocenter_mm)):
                 raise ValueError(f"isocenter_mm must be three finite numbers, got {self.isocenter_mm}")
+        if len(self.detector_shape) == 2:
+            check_count("detector", "pixels", math.prod(self.detector_shape), LARGEST_DETECTOR)
         validate(self.views, self.detector_shape, self.grid)
         heads = self.views[:, 0:3]
         length = heads.norm(dim=-1, keepdim=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,9 +17,11 @@ from tqdm import tqdm
 
 from custom import __version__
 from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
-from custom.core.names import inside
+from custom.core.limits import check_count
+from custom.core.names import inside, no_link
 from custom.data.phantom.anatomy import LABELS
 from custom.data.phantom.thorax import make_thorax
+from custom.dicom.ct_series import LARGEST_VOXELS
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,9 @@ def write_phantoms(
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (3,) or shares.min() < 0 or abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f"fractions must be three shares (training, validation, test) that add to 1, got {fractions}")
-    root = Path(output)
+    extent = [max(float(size), float(mm) / float(spacing_mm)) for mm in wide_mm]
+    check_count("--size, --wide_mm and --spacing_mm", "voxels", math.prod(extent), LARGEST_VOXELS)
+    root = no_link(Path(output))
     settings: dict[str, Any] = {
         "seed": int(seed),
         "size": int(size),

@@ -16,9 +16,10 @@ from custom.core.checkpoints import load_checkpoint
 from custom.core.files import read_json, write_json, write_nifti
 from custom.core.nifti_files import open_nifti
 from custom.core.tensor_files import load_tensors
+from custom.data.case import CaseOptions
 from custom.dicom.header import read_header
 from custom.dicom.opener import decoded_pixels, open_dicom
-from custom.geometry import VolumeGrid
+from custom.geometry import Geometry, VolumeGrid
 from custom.models import load_model
 from tests.bombs import DX, deflated, dicom_file, element, header, nifti, run_measured
 
@@ -153,6 +154,10 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
 def test_a_grid_of_any_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"grid: 1e\+15 voxels are more"):
         VolumeGrid((100_000,) * 3, (0.003,) * 3)
+    with pytest.raises(ValueError, match=r"detector: 1e\+10 pixels are more"):
+        Geometry.from_angles([0.0], detector_shape=(100_000, 100_000), pixel_mm=0.01)
+    with pytest.raises(ValueError, match=r"--size: 1e\+15 voxels of the cube are more"):
+        CaseOptions(size=100_000)
 
 
 @pytest.mark.parametrize("verb", ["prepare", "evaluate", "reconstruct"])
