@@ -16,6 +16,7 @@ from pydicom.errors import InvalidDicomError
 from custom.core.limits import check_count
 from custom.core.rejection import Rejected
 from custom.dicom.opener import decoded_pixels, one_line, open_dicom
+from custom.dicom.padding import padding_beside
 
 CT_CLASSES = frozenset(
     {
@@ -319,6 +320,6 @@ def load_stack(slices: Sequence[Slice]) -> npt.NDArray[np.float32]:
         assert item.rescale is not None
         values = stored.astype(np.float32) * item.rescale[0] + item.rescale[1]
         if opened[2] is not None:
-            values[stored == opened[2]] = PADDING_HU
+            values[padding_beside(stored, opened[2], opened[2])] = PADDING_HU
         volume[:, :, k] = values.T
     return volume

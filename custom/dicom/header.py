@@ -7,7 +7,8 @@ pydicom and its decoders raise many other types, which are turned into one at th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
@@ -61,13 +62,18 @@ class Header:
         path: the file.
         dataset: all elements but the pixel data; elements that cannot be decoded are taken out.
         modality: by SOP class.
-        damaged: attributes that were taken out, as "Name (gggg,eeee)".
+        damaged: attributes that were taken out, as "Name (gggg,eeee)", each with what the file has there.
     """
 
     path: Path
     dataset: pydicom.Dataset
     modality: str
-    damaged: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+
+    def unreadable(self, keyword: str, count: int | None = 1) -> str:
+        """What the file has where numbers should be and cannot be read, such as "1,5"; "" where they can."""
+        said = self.damaged.get(f"{keyword} {tag(keyword)}", text(self.dataset, keyword))
+        return said if numbers(self.dataset, keyword, count) is None else ""
 
 
 def tag(keyword: str) -> str:
@@ -84,10 +90,13 @@ def text(dataset: pydicom.Dataset, keyword: str) -> str:
             return ""
         if not isinstance(value, str | bytes) and hasattr(value, "__iter__"):
             value = "\\".join(str(v) for v in value)
-        printable = "".join(c if c.isprintable() else " " for c in str(value)[:_LONGEST_TEXT])
-        return " ".join(printable.split()).upper()
+        return _printable(str(value)).upper()
     except Exception:  # a damaged element raises anything
         return ""
+
+
+def _printable(value: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in value[:_LONGEST_TEXT]).split())
 
 
 def numbers(dataset: pydicom.Dataset, keyword: str, count: int | None = 1) -> tuple[float, ...] | None:
@@ -106,7 +115,7 @@ def numbers(dataset: pydicom.Dataset, keyword: str, count: int | None = 1) -> tu
     return values
 
 
-def _clean(dataset: pydicom.Dataset, damaged: list[str], depth: int = 0) -> None:
+def _clean(dataset: pydicom.Dataset, damaged: dict[str, str], depth: int = 0) -> None:
     """Decode every element now, so that nobody meets a damaged one later; those that fail are taken out."""
     for key in list(dataset.keys()):
         try:
@@ -120,8 +129,17 @@ def _clean(dataset: pydicom.Dataset, damaged: list[str], depth: int = 0) -> None
                 str(element.value)
         except Exception:  # whatever pydicom raises for a damaged element
             name = keyword_for_tag(key) or "element"
-            damaged.append(f"{name} ({key >> 16:04X},{key & 0xFFFF:04X})")
+            damaged[f"{name} ({key >> 16:04X},{key & 0xFFFF:04X})"] = _raw_text(dataset, key)
             del dataset[key]
+
+
+def _raw_text(dataset: pydicom.Dataset, key: pydicom.tag.BaseTag) -> str:
+    """The bytes of an element that cannot be decoded, as far as they are a short text."""
+    try:
+        value = dataset.get_item(key).value
+        return _printable(value.decode("latin-1"))[:40] if isinstance(value, bytes) and len(value) <= 64 else ""
+    except Exception:  # nothing that can be shown
+        return ""
 
 
 def read_dataset(path: Path, pixels: bool) -> pydicom.FileDataset:
@@ -141,7 +159,7 @@ def read_header(path: Path) -> Header:
         ValueError: not DICOM, damaged, colour, or impossible in size.
     """
     dataset = read_dataset(path, pixels=False)
-    damaged: list[str] = []
+    damaged: dict[str, str] = {}
     with quiet_pydicom():
         try:
             _clean(dataset, damaged)
@@ -157,7 +175,7 @@ def read_header(path: Path) -> Header:
             f"{path}: a DICOM {_class_name(sop_class)}, not a radiograph: DX, CR, XA, RF and RTIMAGE single frames "
             "are read (others: export as 16-bit PNG with a sidecar)"
         )
-    header = Header(path, dataset, RADIOGRAPH_CLASSES[sop_class], tuple(damaged))
+    header = Header(path, dataset, RADIOGRAPH_CLASSES[sop_class], damaged)
     samples, photometric = numbers(dataset, "SamplesPerPixel"), text(dataset, "PhotometricInterpretation")
     if not photometric:
         raise ValueError(f"{path}: no Photometric Interpretation (0028,0004); is the file truncated or damaged?")

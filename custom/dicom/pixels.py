@@ -15,6 +15,8 @@ from custom.dicom.opener import decoded_pixels
 __all__ = ["frame_count", "read_pixels"]
 
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
+#: Share of the pixels that may hold other bits than the tags say: stray values, not the picture.
+_STRAY = 0.001
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 
 
@@ -53,6 +55,7 @@ def read_pixels(header: Header, frame: int | None = None) -> tuple[npt.NDArray[n
     shape = tuple(int(numbers(header.dataset, key)[0]) for key in ("Rows", "Columns"))  # type: ignore[index]
     dataset = read_dataset(path, pixels=True)
     syntax = str(getattr(dataset.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2"))
+    _check_depth(header, dataset)
     if "PixelData" not in dataset:
         raise ValueError(f"{path}: holds no Pixel Data (7FE0,0010); is the file truncated?")
     with quiet_pydicom():
@@ -78,11 +81,44 @@ def read_pixels(header: Header, frame: int | None = None) -> tuple[npt.NDArray[n
     return _used_bits(header, pixels)
 
 
+_DEPTHS = {
+    1: "a mask of one bit is no radiograph",
+    12: "packed pixels, two in three bytes, are not read; export them unpacked, with 16 bits",
+    32: "pixels of 32 bits, such as sums of frames or doses, are not read; export them with 16 bits",
+}
+
+
+def _check_depth(header: Header, dataset: pydicom.Dataset) -> None:
+    """Refuse depths that no radiograph has, each in its own words, and tags about bits that exclude each other."""
+    path, found = header.path, numbers(header.dataset, "BitsAllocated")
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise ValueError(f"{path}: holds Float Pixel Data (7FE0,0008), no stored values; export it with 16 bits")
+    if found is None:
+        said = header.unreadable("BitsAllocated") or "absent"
+        raise ValueError(f"{path}: Bits Allocated (0028,0100) is {said}, it must be 8 or 16")
+    allocated = int(found[0])
+    if allocated not in (8, 16):
+        why = _DEPTHS.get(allocated, "it must be 8 or 16")
+        raise ValueError(f"{path}: Bits Allocated (0028,0100) is {allocated}: {why}")
+    bits, high = _bits(header)
+    if not (1 <= bits <= allocated and bits - 1 <= high < allocated):
+        raise ValueError(
+            f"{path}: Bits Stored (0028,0101) {bits} and High Bit (0028,0102) {high} do not fit together or into Bits "
+            f"Allocated (0028,0100) {allocated}; correct them"
+        )
+
+
+def _bits(header: Header) -> tuple[int, int]:
+    """Bits Stored (0028,0101), else all that are allocated, and High Bit (0028,0102), else the highest of them."""
+    allocated, stored, high = (numbers(header.dataset, k) for k in ("BitsAllocated", "BitsStored", "HighBit"))
+    bits = int((stored or allocated or (16,))[0])
+    return bits, int(high[0]) if high is not None else bits - 1
+
+
 def _native(dataset: pydicom.Dataset, shape: tuple[int, ...], frame: int, big_endian: bool) -> npt.NDArray[Any]:
     """One frame of uncompressed pixels. pydicom would drop bits above Bits Stored, wherever High Bit is."""
     allocated, signed = numbers(dataset, "BitsAllocated"), numbers(dataset, "PixelRepresentation")
-    if allocated is None or allocated[0] not in (8, 16):
-        raise ValueError("Bits Allocated (0028,0100) must be 8 or 16")
+    assert allocated is not None
     kind = np.dtype(f"{'>' if big_endian else '<'}{'i' if signed is not None and signed[0] == 1 else 'u'}"
                     f"{int(allocated[0]) // 8}")  # fmt: skip
     size = shape[0] * shape[1]
@@ -93,14 +129,27 @@ def _native(dataset: pydicom.Dataset, shape: tuple[int, ...], frame: int, big_en
 
 
 def _used_bits(header: Header, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
-    """Values without what other bits than Bits Stored (0028,0101) up to High Bit (0028,0102) hold, as overlays did."""
-    stored, high, signed = (numbers(header.dataset, k) for k in ("BitsStored", "HighBit", "PixelRepresentation"))
-    bits = 16 if stored is None else int(stored[0])
-    shift = 0 if high is None else int(high[0]) + 1 - bits
-    if not 1 <= bits <= 16 or not 0 <= shift <= 16 - bits:
-        raise ValueError(f"{header.path}: Bits Stored (0028,0101) {bits} and High Bit (0028,0102) do not fit together")
+    """Values without what other bits than Bits Stored (0028,0101) up to High Bit (0028,0102) hold, as overlays did.
+
+    Raises:
+        ValueError: the values need other bits than these tags say.
+    """
+    signed = numbers(header.dataset, "PixelRepresentation")
+    (bits, high), overlays = _bits(header), _overlay_bits(header.dataset)
+    shift = high + 1 - bits
     values = pixels.astype(np.int32)
-    share = _share_above(values, shift + bits, _overlay_bits(header.dataset))
+    share = _share_above(values, shift + bits, overlays)
+    told = f"Bits Stored (0028,0101) {bits} and High Bit (0028,0102) {high}"
+    if share > _STRAY:
+        raise ValueError(
+            f"{header.path}: {100 * share:.2g} % of the pixels have bits above High Bit: their values reach "
+            f"{int(values.max())}, which {told} do not allow; correct these tags, or remove what is not the picture"
+        )
+    if shift and _lie_below(values, bits, shift, overlays):
+        raise ValueError(
+            f"{header.path}: {told} say that values lie in bits {high} to {shift}, but those of the pixels lie in bits "
+            f"{bits - 1} to 0; correct these tags"
+        )
     notes: tuple[str, ...] = ()
     if share:
         notes = (
@@ -111,6 +160,14 @@ def _used_bits(header: Header, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np
     if signed is not None and signed[0] == 1:
         values = np.where(values >= 1 << (bits - 1), values - (1 << bits), values).astype(np.int32)
     return values, notes
+
+
+def _lie_below(values: npt.NDArray[np.int32], bits: int, shift: int, overlays: list[int]) -> bool:
+    """Whether values use the lowest bits as pictures do, and none of the highest."""
+    lowest = values & ((1 << shift) - 1)
+    for bit in overlays:
+        lowest &= ~(1 << bit)
+    return bool(values.max() < 1 << bits and (lowest != lowest.flat[0]).mean() > _STRAY)
 
 
 def _share_above(values: npt.NDArray[np.int32], first: int, overlays: list[int]) -> float:

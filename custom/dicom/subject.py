@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from custom.dicom.header import reason
+from custom.dicom.identity import PATIENT_ATTRIBUTES, differences
 from custom.dicom.strict import encode, new_uid, set_value, tag_text
 
 __all__ = ["PATIENT_KEYS", "code", "common_text", "references", "source_name", "subject"]
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 #: Attributes that a caller may give where no DICOM file does.
 PATIENT_KEYS = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
 
-_IDENTITY = (*PATIENT_KEYS, "IssuerOfPatientID", "StudyInstanceUID")
+_IDENTITY = (*PATIENT_ATTRIBUTES, "StudyInstanceUID")
 _TYPE_2 = (*PATIENT_KEYS, "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID")
 _TYPE_3 = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
 _DEIDENTIFICATION = (
@@ -68,30 +69,27 @@ def _text_or_nothing(header: Dataset, keyword: str, name: str) -> str:
         return ""
 
 
-def _same(keyword: str, value: str) -> str:
-    """What has to be equal for two values to mean the same: names may be padded and differ in case."""
-    if keyword == "PatientName":
-        return "=".join(part.rstrip("^ ") for part in value.split("=")).rstrip("=").casefold()
-    return value
-
-
 def _check_one_subject(sources: Sequence[Dataset]) -> None:
     """Raise ValueError where the radiographs belong to several patients or studies, or do not say to which study."""
-    for keyword in _IDENTITY:
-        seen: dict[str, tuple[str, str]] = {}
-        for index, header in enumerate(sources):
-            name = source_name(header, index)
-            value = _text(header, keyword, name)
-            if keyword == "StudyInstanceUID" and not value:
-                raise ValueError(f"{name} has no {tag_text(keyword)}: the study that the CT belongs to is unknown")
-            if value:
-                seen.setdefault(_same(keyword, value), (name, value))
-        if len(seen) > 1:
-            (name_a, a), (name_b, b) = list(seen.values())[:2]
-            many, one = ("studies", "study") if keyword == "StudyInstanceUID" else ("patients", "patient")
+    names = [source_name(header, index) for index, header in enumerate(sources)]
+    read = [{k: _text(h, k, name) for k in _IDENTITY} for h, name in zip(sources, names, strict=True)]
+    for one in differences(read):
+        a, b = ((names[k], read[k]) for k in (one.other, one.index))
+        told = f"{tag_text('PatientName')} alone is in one of {a[0]} and {b[0]}, {tag_text('PatientID')} in the other"
+        if one.keyword:
+            values = f"{a[1][one.keyword]!r} in {a[0]} and {b[1][one.keyword]!r} in {b[0]}"
+            told = f"{tag_text(one.keyword)} is {values}"
+        raise ValueError(f"the radiographs are of several patients: {told}; give radiographs of one patient only")
+    studies = [values["StudyInstanceUID"] for values in read]
+    for name, study in zip(names, studies, strict=True):
+        if not study:
             raise ValueError(
-                f"the radiographs are of several {many}: {tag_text(keyword)} is {a!r} in {name_a} and {b!r} in "
-                f"{name_b}; give radiographs of one {one} only"
+                f"{name} has no {tag_text('StudyInstanceUID')}: the study that the CT belongs to is unknown"
+            )
+        if study != studies[0]:
+            raise ValueError(
+                f"the radiographs are of several studies: {tag_text('StudyInstanceUID')} is {studies[0]!r} in "
+                f"{names[0]} and {study!r} in {name}; give radiographs of one study only"
             )
 
 

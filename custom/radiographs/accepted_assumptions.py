@@ -53,6 +53,10 @@ ACCEPT: dict[str, str] = {
         "where no air is seen beside the patient, the 0.1 % of the exposed pixels with the highest intensity are "
         "taken as the unattenuated beam"
     ),
+    "repeated-exposures": (
+        "pictures that look like one exposure given twice are two exposures, whose views are right; a view that is "
+        "counted twice adds nothing to a reconstruction"
+    ),
     "several-patients": "radiographs that name different patients belong to one; no CT series, give --nodicom",
 }
 

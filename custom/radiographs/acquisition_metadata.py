@@ -251,13 +251,19 @@ class AcquisitionMetadata:
     kvp: MetadataValue[float] | None = None
     frame: MetadataValue[float] | None = None
     intent: MetadataValue[str] | None = None
+    tone_curve: MetadataValue[str] | None = None
     photometric: MetadataValue[str] | None = None
+    presentation_lut_shape: MetadataValue[str] | None = None
     intensity_relationship: MetadataValue[str] | None = None
     intensity_sign: MetadataValue[int] | None = None
     rescale: MetadataValue[str] | None = None
+    rescale_type: MetadataValue[str] | None = None
+    zero_intensity: MetadataValue[float] | None = None
     log_scale: MetadataValue[float] | None = None
     unattenuated: MetadataValue[float] | None = None
     exposed_field: MetadataValue[str] | None = None
+    patient: MetadataValue[str] | None = None
+    exposure: MetadataValue[str] | None = None
     questions: tuple[MissingField | Contradiction, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()
     unusable: tuple[UnusableValue, ...] = ()
@@ -272,9 +278,10 @@ class AcquisitionMetadata:
         """All values that are known, in the order of a report."""
         return {f.name: found for f in fields(self) if (found := self.get(f.name)) is not None}
 
-    def why_unusable(self, key: str) -> str:
-        """What to add where a field is asked for: that the file has it, with an impossible value."""
-        return next((f"; {one}" for one in self.unusable if one.value.key == key), "")
+    def state_of_tag(self, key: str) -> str:
+        """What to say of an attribute that is asked for: that it is absent, or that it is there and cannot be used."""
+        said = next((one for one in self.unusable if one.value.key == key), None)
+        return "is absent" if said is None else f"is {said.value.value!r}, which {said.reason}"
 
     def warnings(self) -> tuple[str, ...]:
         """Sentences about what is not as it should be, each once."""
@@ -298,6 +305,7 @@ _QUANTITIES = {
     "isocenter_mm": Quantity("mm", absolute=1e-3),
     "kvp": Quantity("kV", (1, 1e5), relative=1e-3),
     "log_scale": Quantity(relative=1e-3),
+    "zero_intensity": Quantity(absolute=0.5),
     "unattenuated": Quantity(relative=1e-3),
 }
 

@@ -7,6 +7,7 @@ window and Presentation LUT are for viewing and change no stored value, so they 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +16,17 @@ import pydicom
 
 from custom.dicom.detector_tags import tagged_exposure
 from custom.dicom.header import PRESENTATION_CLASS, PROCESSING_CLASS, Header, numbers, tag, text
-from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Contradiction, Origin, UnusableValue
+from custom.dicom.padding import padding_beside
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Origin
 from custom.radiographs.dicom_pose import tagged
-from custom.radiographs.line_integrals import PictureValues
-from custom.radiographs.readings import Reading, found, merge, note
+from custom.radiographs.intensity_meaning import PictureValues
+from custom.radiographs.readings import Reading, found, merge, note, unusable
 
 __all__ = ["picture_values", "read_intensity"]
+
+
+#: Padding of radiographs is at least so many pixels thick; thinner lines are values of the picture.
+_THICKNESS = 3
 
 
 class _Rescale(NamedTuple):
@@ -38,22 +44,29 @@ def read_intensity(header: Header, given: Reading) -> Reading:
         given: what geometry file and sidecar say; they speak of values after the modality transformation.
 
     Returns:
-        intent, photometric, intensity_relationship, intensity_sign and rescale.
+        intent, photometric, presentation_lut_shape, intensity_relationship, intensity_sign and rescale.
 
     Raises:
         ValueError: a Modality LUT that is not followed.
     """
     dataset, own = header.dataset, _intents(header.dataset)
     own += tagged("photometric", text(dataset, "PhotometricInterpretation"), "PhotometricInterpretation")
+    own += tagged("presentation_lut_shape", text(dataset, "PresentationLUTShape") or None, "PresentationLUTShape")
     relationship = text(dataset, "PixelIntensityRelationship")
-    stated = tagged("intensity_relationship", relationship[:20] or None, "PixelIntensityRelationship")
-    if relationship not in ("", "LIN", "LOG"):
-        own += Reading(unusable=(UnusableValue(stated.values[0], "is neither LIN nor LOG"),))
-        stated = Reading()
+    is_known = relationship in ("LIN", "LOG")
+    stated = tagged("intensity_relationship", relationship if is_known else None, "PixelIntensityRelationship")
+    if not is_known:
+        place = tag("PixelIntensityRelationship")
+        own += unusable("intensity_relationship", relationship[:20], "is neither LIN nor LOG", place)
     number = numbers(dataset, "PixelIntensityRelationshipSign")
     sign = int(number[0]) if number is not None and abs(number[0]) == 1 else None
+    if number is not None and sign is None:
+        own += unusable("intensity_sign", number[0], "is neither 1 nor -1", tag("PixelIntensityRelationshipSign"))
     by_sign = tagged("intensity_sign", sign, "PixelIntensityRelationshipSign")
-    own += _against_display(merge(given, own, by_sign))
+    if header.modality in ("XA", "RF") and stated.values:
+        # C.8.7.1.1.2: no sign belongs to them, values are proportional to the intensity or its logarithm.
+        where = f"DICOM {tag('PixelIntensityRelationship')}: what {relationship} means in {header.modality}"
+        by_sign += found("intensity_sign", 1, Origin.FILE, where)
     if text(dataset, "LossyImageCompression") == "01":
         own += note("the picture was compressed with losses before it came here")
     if text(dataset, "BurnedInAnnotation") == "YES":
@@ -65,11 +78,12 @@ def read_intensity(header: Header, given: Reading) -> Reading:
     if rescale != _Rescale():
         shown = f"{rescale.slope:g} * stored + {rescale.intercept:g}"
         own += tagged("rescale", shown, "RescaleSlope", "RescaleIntercept")
-    if sign is None or rescale.slope > 0:
+        own += tagged("rescale_type", text(dataset, "RescaleType") or None, "RescaleType")
+    if rescale.slope > 0:
         return own + by_sign
     # The sign is about stored values, which a negative slope turns round.
-    where = f"DICOM {tag('PixelIntensityRelationshipSign')}, turned by the negative slope"
-    return own + found("intensity_sign", -sign, Origin.FILE, where)
+    turned = (replace(v, value=-v.value, where=f"{v.where}, turned by the negative slope") for v in by_sign.values)
+    return own + Reading(tuple(turned))
 
 
 def _intents(dataset: pydicom.Dataset) -> Reading:
@@ -79,18 +93,6 @@ def _intents(dataset: pydicom.Dataset) -> Reading:
     own += tagged("intent", by_class, "SOPClassUID")
     # Where they disagree the careful reading comes first.
     return Reading(tuple(sorted(own.values, key=lambda one: one.value != "presentation")))
-
-
-def _against_display(known: AcquisitionMetadata) -> Reading:
-    """A picture for viewing shows bones bright: its sign and photometric interpretation have to say the same."""
-    photometric, sign = known.photometric, known.intensity_sign
-    if photometric is None or sign is None or known.intent is None or known.intent.value != "presentation":
-        return Reading()
-    if sign.value != {"MONOCHROME1": -1, "MONOCHROME2": 1}.get(photometric.value):
-        return Reading()
-    problem = f"{photometric.value} and intensity_sign {sign.value} together show bones dark: one of them may be wrong"
-    keys = ("intensity_sign", "photometric")
-    return Reading(contradictions=(Contradiction(problem, keys, values=(sign, photometric), settled=True),))
 
 
 def _by_lookup(header: Header, given: AcquisitionMetadata, sign: int | None) -> Reading:
@@ -113,10 +115,6 @@ def _rescale(dataset: pydicom.Dataset) -> tuple[_Rescale, list[str]]:
     """Rescale Slope and Intercept, and what is to be said of them."""
     notes = []
     slope, intercept = numbers(dataset, "RescaleSlope"), numbers(dataset, "RescaleIntercept")
-    for keyword, value in (("RescaleSlope", slope), ("RescaleIntercept", intercept)):
-        if value is None and text(dataset, keyword):
-            said = text(dataset, keyword)[:20]
-            notes.append(f"{keyword} {tag(keyword)} is {said!r}, which is no number, and is not used")
     m, b = (1.0 if slope is None else slope[0]), (0.0 if intercept is None else intercept[0])
     if m == 0 or not 1e-9 < abs(m) < 1e9 or abs(b) > 1e9:
         notes.append(f"Rescale Slope {m:g} and Intercept {b:g} cannot be and are not used")
@@ -160,11 +158,13 @@ def picture_values(
     """
     dataset = header.dataset
     mask, masked_by = tagged_exposure(dataset, (stored.shape[0], stored.shape[1]))
-    padding, limit = numbers(dataset, "PixelPaddingValue"), numbers(dataset, "PixelPaddingRangeLimit")
-    if padding is not None:
-        low, high = sorted([padding[0], padding[0] if limit is None else limit[0]])
-        mask &= ~((stored >= low) & (stored <= high))
-        masked_by.append(f"Pixel Padding {tag('PixelPaddingValue')}")
+    first, last = numbers(dataset, "PixelPaddingValue"), numbers(dataset, "PixelPaddingRangeLimit")
+    if first is not None:
+        low, high = sorted([first[0], (last or first)[0]])
+        padding = padding_beside(stored, low, high, _THICKNESS)
+        mask &= ~padding
+        if padding.any():
+            masked_by.append(f"Pixel Padding {tag('PixelPaddingValue')}")
     if active is not None and active.shape == stored.shape and not active.all():
         mask &= active
         masked_by.append(f"detector active area {tag('DetectorActiveDimensions')}")
@@ -177,4 +177,4 @@ def picture_values(
     m, b = rescale.slope, rescale.intercept
     values = (stored * np.float32(m) + np.float32(b)).astype(np.float32)
     low, high = sorted(float(end * m + b) for end in ends)
-    return PictureValues(values, mask, (low, high), tuple(masked_by), abs(m))
+    return PictureValues(values, mask, (low, high), tuple(masked_by), abs(m), b if m > 0 else 0.0)

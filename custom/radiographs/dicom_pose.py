@@ -15,7 +15,7 @@ import pydicom
 from custom.dicom.detector_tags import active_area
 from custom.dicom.header import Header, numbers, tag, text
 from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
-from custom.radiographs.readings import Reading, ask, found, merge, note
+from custom.radiographs.readings import Reading, ask, found, merge, note, unusable
 from custom.radiographs.view_from_metadata import VIEW_ANGLES_DEG, StoredPose
 
 __all__ = ["common_tags", "read_pose", "tagged"]
@@ -30,6 +30,41 @@ _VIEW_CODES = {
 def tagged(key: str, value: Any, *keywords: str, tolerance: float = 0.0) -> Reading:
     """A value of these attributes; nothing where it is None."""
     return found(key, value, Origin.FILE, f"DICOM {', '.join(map(tag, keywords))}", tolerance)
+
+
+#: Attributes that should be numbers, how many, and the value that they tell.
+_NUMBERS = {
+    "kvp": (1, ("KVP",)),
+    "source_to_detector_mm": (1, ("DistanceSourceToDetector", "RTImageSID")),
+    "source_to_isocenter_mm": (
+        1, ("DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor", "RadiationMachineSAD"),
+    ),
+    "pixel_mm": (
+        2, ("ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacing", "ImagePlanePixelSpacing"),
+    ),
+    "angle_deg": (1, ("PositionerPrimaryAngle", "GantryAngle")),
+    "elevation_deg": (1, ("PositionerSecondaryAngle",)),
+    "detector_angles_deg": (1, ("DetectorPrimaryAngle", "DetectorSecondaryAngle", "ColumnAngulation")),
+    "detector_roll_deg": (1, ("XRayImageReceptorAngle",)),
+    "detector_offset_mm": (
+        2, ("FieldOfViewOrigin", "DetectorActiveOrigin", "DetectorActiveDimensions", "DetectorElementSpacing",
+            "RTImagePosition"),
+    ),
+    "intensity_sign": (1, ("PixelIntensityRelationshipSign",)),
+    "rescale": (1, ("RescaleSlope", "RescaleIntercept")),
+}  # fmt: skip
+
+
+def _unreadable(header: Header) -> Reading:
+    """Numbers that stand in the file and cannot be read, such as those with decimal commas."""
+    return sum(
+        (
+            unusable(key, header.unreadable(keyword, count), "cannot be read", tag(keyword))
+            for key, (count, keywords) in _NUMBERS.items()
+            for keyword in keywords
+        ),
+        Reading(),
+    )
 
 
 def _positive(dataset: pydicom.Dataset, keyword: str) -> float | None:
@@ -48,24 +83,26 @@ def _code(dataset: pydicom.Dataset) -> str | None:
 def common_tags(header: Header) -> Reading:
     """What every modality shares: modality, beam, kVp, Patient Orientation."""
     dataset = header.dataset
-    own = tagged("modality", header.modality, "SOPClassUID") + tagged("kvp", _positive(dataset, "KVP"), "KVP")
+    own = (
+        _unreadable(header)
+        + tagged("modality", header.modality, "SOPClassUID")
+        + tagged("kvp", _positive(dataset, "KVP"), "KVP")
+    )
     own += found("beam", "cone", Origin.DERIVED, f"modality: a {header.modality} has a point source")
     orientation = text(dataset, "PatientOrientation")
     parts = orientation.split("\\")
     if len(parts) == 2 and all(0 < len(p) <= 3 and set(p) <= set("RLAPHF") for p in parts):
         return own + tagged("orientation", orientation, "PatientOrientation")
-    if not orientation.strip("\\"):
-        return own
-    said = f"Patient Orientation {tag('PatientOrientation')} is {orientation[:40]!r}, which is not understood"
-    return own + note(said)
+    said = orientation[:40] if orientation.strip("\\") else None
+    return own + unusable("orientation", said, "cannot be read", tag("PatientOrientation"))
 
 
 def _view(header: Header, known: AcquisitionMetadata, frame: int) -> Reading:
     dataset = header.dataset
     position = text(dataset, "ViewPosition")
     own = tagged("view_position", position if position in VIEW_ANGLES_DEG else None, "ViewPosition")
-    if position and not own.values and known.view_position is None:
-        own += note(f"View Position {tag('ViewPosition')} is {position[:40]!r}, which names no angle")
+    if not own.values:
+        own += unusable("view_position", position[:40], "names no angle", tag("ViewPosition"))
     own += tagged("view_position", _code(dataset), "ViewCodeSequence")
     primary, secondary = (numbers(dataset, f"Positioner{k}Angle") for k in ("Primary", "Secondary"))
     c_arm = header.modality == "XA" or text(dataset, "PositionerType") == "CARM"
@@ -144,7 +181,7 @@ def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> R
     what = f"is calibrated ({calibration})" if calibration else "does not say at which depth it is measured"
     problem = (
         f"Pixel Spacing {tag('PixelSpacing')} {plain[0]:g} x {plain[1]:g} mm {what}, and Imager Pixel Spacing "
-        f"{tag('ImagerPixelSpacing')} is absent"
+        f"{tag('ImagerPixelSpacing')} {known.state_of_tag('pixel_mm')}"
     )
     example = f'"pixel_mm": [{plain[0]:g}, {plain[1]:g}] if that is measured on the detector'
     options = (*(() if calibration else ("pixel-spacing-at-detector",)), "pixel-spacing-at-isocenter")

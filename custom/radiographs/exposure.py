@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-__all__ = ["Air", "dark_borders", "find_air", "looks_inverted"]
+__all__ = ["Air", "dark_borders", "find_air", "looks_inverted", "seen_sign"]
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -24,6 +24,10 @@ _SHARES = (0.45, 0.6, 0.7)
 _BAND = 0.1
 _AIR_SHARE = 0.01
 _AIR_EXCESS = 3.0
+#: Air that decides which end of the values is the beam: a spine at the side of a narrow field nearly reaches it.
+_CLEAR_EXCESS = 6.0
+#: Range of q that is given to a picture of unknown meaning.
+_RANGE = 5.0
 
 
 class Air:
@@ -157,3 +161,52 @@ def looks_inverted(line_integrals: Array, field_mask: Mask) -> bool:
     middle = np.median(field[height // 4 : -(height // 4), width // 4 : -(width // 4)])
     rim = np.concatenate([field[:, : width // 16 + 1].ravel(), field[:, -(width // 16 + 1) :].ravel()])
     return bool(np.median(rim) > middle + 0.5)
+
+
+def seen_sign(values: Array, field_mask: Mask, linear: bool) -> int:
+    """Sign of the intensity that a picture shows, by the air beside the patient.
+
+    Air is a plateau at one end of the values that touches the border and is mostly there; bone does not touch it.
+
+    Args:
+        values: (V, U) of any meaning.
+        field_mask: bool (V, U).
+        linear: whether high values of a rising picture are proportional to the intensity.
+
+    Returns:
+        1: high values are air; -1: low ones are; 0: neither is seen, or both, as in a picture with collimator blades.
+    """
+    side = max(1, math.ceil(max(values.shape) / _SIDE))
+    rows, columns = (n // side for n in values.shape)
+    values, field_mask = values[: rows * side, : columns * side], field_mask[: rows * side, : columns * side]
+    values = values.reshape(rows, side, columns, side).mean((1, 3))
+    field_mask = np.all(field_mask.reshape(rows, side, columns, side), axis=(1, 3))
+    if field_mask.sum() < 64:
+        return 0
+    low, high = (float(np.quantile(values[field_mask], share)) for share in (0.001, 0.999))
+    if high <= low:
+        return 0
+    share = np.clip((values - low) / (high - low), 0, 1)
+    rising = -np.log(np.maximum(share, math.exp(-_RANGE))) if linear else _RANGE * (1 - share)
+    ways = {1: rising.astype(np.float32), -1: (_RANGE * share).astype(np.float32)}
+    inside = {sign: dark_borders(q, field_mask) for sign, q in ways.items()}
+    seen = [sign for sign, q in ways.items() if all(_air_is_at_the_rim(q, mask) for mask in inside.values())]
+    return seen[0] if len(seen) == 1 else 0
+
+
+def _air_is_at_the_rim(q: Array, field_mask: Mask) -> bool:
+    if find_air(q, field_mask) is None:
+        return False
+    block, full, _ = _blocks(q, field_mask)
+    rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
+    lowest = float(np.quantile(block[full], 0.005))
+    near, following = full & (block <= lowest + _BAND), full & (block > lowest + _BAND) & (block <= lowest + 2 * _BAND)
+    if near.sum() < _CLEAR_EXCESS * following.sum():
+        return False
+    field = near[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    down, across = (max(1, n // 8) for n in field.shape)
+    rim = np.ones_like(field)
+    rim[down:-down, across:-across] = False
+    middle = np.zeros_like(field)
+    middle[2 * down : -2 * down, 2 * across : -2 * across] = True
+    return bool(field[rim].mean() > 2 * field[middle].mean())

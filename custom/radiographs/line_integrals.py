@@ -11,73 +11,20 @@ from torch import Tensor
 
 from custom.core.attenuation import LARGEST_LINE_INTEGRAL
 from custom.radiographs.accepted_assumptions import LOG_RANGE
-from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Origin, plain_text, value_of
-from custom.radiographs.exposure import dark_borders, find_air, looks_inverted
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Origin, value_of
+from custom.radiographs.exposure import dark_borders, find_air, looks_inverted, seen_sign
+from custom.radiographs.intensity_meaning import PictureValues, decide_meaning, quantile
 from custom.radiographs.readings import Reading, ask, found, merge, note
 
-__all__ = ["PictureValues", "to_line_integrals"]
+__all__ = ["to_line_integrals"]
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
-_PHYSICAL = '"intensity_relationship": "LIN" (or "LOG" with "log_scale") and "intensity_sign": 1 (or -1)'
-
-
-@dataclass(frozen=True, eq=False)
-class PictureValues:
-    """Values of a picture after the modality transformation (rescale or LUT).
-
-    Args:
-        values: (V, U) float32.
-        field_mask: bool (V, U), what the tags leave.
-        code_range: lowest and highest value that the file can hold.
-        masked_by: what `field_mask` comes from.
-        unit: distance of neighbouring values; an intensity below half of it counts as half of it.
-    """
-
-    values: Array
-    field_mask: Mask
-    code_range: tuple[float, float]
-    masked_by: tuple[str, ...] = ()
-    unit: float = 1.0
-
-
-def _assumptions(known: AcquisitionMetadata, accept: frozenset[str]) -> Reading:
-    """What options allow to assume about the meaning of the values, and what is still asked."""
-    own, option = Reading(), "for-presentation"
-    accepted = option in accept
-    if known.intent is not None and known.intent.value == "presentation" and not accepted:
-        problem = (
-            f"what its values mean: a picture made for viewing (FOR PRESENTATION by {known.intent.provenance}), whose "
-            "values no longer follow the X-ray intensity"
-        )
-        example = f'"intent": "processing" with {_PHYSICAL}, if the values are physical after all'
-        own += ask(problem, ("intent",), example, option)
-    relationship = value_of(known.intensity_relationship)
-    if relationship is None and accepted:
-        relationship = "LOG"
-        own += found("intensity_relationship", relationship, Origin.OPTION, option)
-    elif relationship is None:
-        said = next((one for one in known.unusable if one.value.key == "intensity_relationship"), None)
-        why = "absent" if said is None else f"{plain_text(said.value.value)!r}, which is neither LIN nor LOG"
-        problem = f"how its values follow from the X-ray intensity: Pixel Intensity Relationship (0028,1040) is {why}"
-        own += ask(problem, ("intensity_relationship",), _PHYSICAL, option)
-    sign_by_display = {"MONOCHROME1": 1, "MONOCHROME2": -1}.get(value_of(known.photometric) or "")
-    if known.intensity_sign is None and accepted and sign_by_display is not None:
-        where = f"{option}: bones are bright in {value_of(known.photometric)}"
-        own += found("intensity_sign", sign_by_display, Origin.OPTION, where)
-    elif known.intensity_sign is None:
-        problem = "whether high values mean more or less X-ray intensity: "
-        problem += "Pixel Intensity Relationship Sign (0028,1041) is absent"
-        own += ask(problem, ("intensity_sign",), '"intensity_sign": 1 (more) or -1 (less)', option)
-    if relationship == "LOG" and known.log_scale is None and "log-range" not in accept:
-        example = '"log_scale": 1000 (values for one unit of -log(I / I0))'
-        own += ask("the scale of its logarithm, which no tag holds", ("log_scale",), example, "log-range")
-    return own
-
-
-def _quantile(values: Array, share: float) -> float:
-    return float(np.quantile(values[:: max(1, values.size // 1_000_000)], share))
+#: Share of the exposed pixels at an end of the values that is said.
+_CLIPPED = 0.01
+#: Clipped values are more than so many times as frequent as those within this share of the range beside them.
+_PILE, _NEAR = 5.0, 0.01
 
 
 def to_line_integrals(
@@ -85,18 +32,18 @@ def to_line_integrals(
 ) -> tuple[tuple[Tensor, Tensor] | None, Reading]:
     """Line integrals of a picture.
 
-    Linear values are I, logarithmic ones sign * log_scale * log I + constant. The unattenuated intensity is the
-    sidecar's, or estimated from air beside the patient.
+    Linear values are sign * I + zero_intensity, logarithmic ones sign * log_scale * log I + constant. The unattenuated
+    intensity is the sidecar's, or estimated from air beside the patient.
 
     Args:
         picture: its values.
-        others: what is known of them; not part of the result.
+        others: what is known of them.
         accept: assumptions that are allowed, of `ACCEPT`.
         name: of the radiograph, in errors.
 
     Returns:
         Line integrals (V, U) float32, 0 outside the field, and the field, bool (V, U); None where something has to be
-        asked. And what was found on the way.
+        asked. And all readings, the others and what was found on the way.
 
     Raises:
         ValueError: nothing exposed, or no contrast.
@@ -104,43 +51,35 @@ def to_line_integrals(
     values, mask = picture.values, picture.field_mask
     if mask.mean() < 0.01:
         raise ValueError(f"{name}: collimator, shutter and padding leave nothing of the picture")
-    own = _assumptions(merge(others), accept)
-    if own.missing:
-        return None, own
-    known = merge(others, own)
-    relationship, sign = str(value_of(known.intensity_relationship)), int(value_of(known.intensity_sign) or 1)
-    if _quantile(values[mask], 0.999) <= _quantile(values[mask], 0.001):
+    if quantile(values[mask], 0.999) <= quantile(values[mask], 0.001):
         raise ValueError(f"{name}: all pixels have the same value, there is nothing to see")
-    scale = 1.0
-    if relationship == "LIN":
-        highest = picture.code_range[1]
-        intensity = values if sign > 0 else np.float32(highest) - values
-        if sign < 0:
-            own += note(
-                f"linear values that fall with the X-ray intensity: the intensity is taken as {highest:g} less "
-                "the value, as if the darkness of no X-rays were the highest value"
-            )
-        q = -np.log(np.maximum(intensity, np.float32(0.5 * picture.unit)))
-    else:
-        x = values * np.float32(-sign)
-        bright, dark = _quantile(x[mask], 0.001), _quantile(x[mask], 0.999)
-        scale = float(value_of(known.log_scale) or (dark - bright) / LOG_RANGE)
-        q = x / np.float32(scale)
+    relationship = value_of(merge(others).intensity_relationship)
+    everything = decide_meaning(picture, others, accept, seen_sign(values, mask, relationship == "LIN"))
+    known = merge(everything)
+    if len(known.questions) > len(merge(others).questions):
+        return None, everything
+    scale = _scale(picture, known)
+    q = scale.q(values)
     inside = dark_borders(q, mask)
+    if scale.relationship == "LIN":
+        floor, said = _floor(picture, scale, inside)
+        q, everything = np.minimum(q, np.float32(-np.log(floor))), everything + said
     blades = bool(inside.sum() < mask.sum())
-    level, by_air = _unattenuated(q, inside, _Scale(relationship, sign, scale, picture.code_range), known, accept, name)
-    own += by_air
+    level, by_air = _unattenuated(q, inside, scale, known, accept, name)
+    everything += by_air
     if level is None:
-        return None, own
+        return None, everything
     p = (q - np.float32(level)).astype(np.float32)
-    if relationship == "LOG" and known.log_scale is None:
+    if scale.relationship == "LOG" and known.log_scale is None:
         # The scale was provisional until air was known.
-        top = _quantile(p[inside], 0.999)
+        top = quantile(p[inside], 0.999)
         p *= np.float32(LOG_RANGE / max(top, 1e-6))
-        own += found("log_scale", scale * top / LOG_RANGE, Origin.OPTION, "log-range")
+        everything += found("log_scale", scale.log_scale * top / LOG_RANGE, Origin.OPTION, "log-range")
     p = np.where(inside, np.clip(p, -1.0, LARGEST_LINE_INTEGRAL), np.float32(0)).astype(np.float32)
-    pictures = torch.from_numpy(p), torch.from_numpy(inside)
-    return pictures, own + _exposed_field(inside, picture.masked_by, blades) + _implausible(p, inside)
+    everything += _exposed_field(inside, picture.masked_by, blades) + _clipped(
+        picture, scale, value_of(known.unattenuated), p, inside
+    )
+    return (torch.from_numpy(p), torch.from_numpy(inside)), everything + _implausible(p, inside)
 
 
 def _exposed_field(mask: Mask, masked_by: tuple[str, ...], blades: bool) -> Reading:
@@ -158,18 +97,89 @@ class _Scale:
     relationship: str
     sign: int
     log_scale: float
-    code_range: tuple[float, float]
+    zero: float
+    smallest: float
+
+    def intensity(self, values: Array) -> Array:
+        """Of linear values."""
+        return np.float32(self.sign) * (values - np.float32(self.zero))
+
+    def q(self, values: Array) -> Array:
+        """-log(intensity) + constant, float32."""
+        if self.relationship == "LOG":
+            return values * np.float32(-self.sign / self.log_scale)
+        return -np.log(np.maximum(self.intensity(values), np.float32(self.smallest)))
 
     def value(self, level: float) -> float:
         """The picture's value where q is `level`."""
         if self.relationship == "LOG":
             return -self.sign * level * self.log_scale
-        return float(np.exp(-level)) if self.sign > 0 else self.code_range[1] - float(np.exp(-level))
+        return self.zero + self.sign * float(np.exp(-level))
 
-    def is_saturated(self, value: float) -> bool:
-        """Whether the brightest value lies at the end of the range."""
-        end = self.code_range[1] if self.sign > 0 else self.code_range[0]
-        return abs(value - end) <= 1e-3 * (self.code_range[1] - self.code_range[0])
+
+def _scale(picture: PictureValues, known: AcquisitionMetadata) -> _Scale:
+    sign = int(value_of(known.intensity_sign) or 1)
+    x = picture.values[picture.field_mask] * np.float32(-sign)
+    provisional = (quantile(x, 0.999) - quantile(x, 0.001)) / LOG_RANGE
+    return _Scale(
+        str(value_of(known.intensity_relationship)),
+        sign,
+        float(value_of(known.log_scale) or provisional),
+        float(value_of(known.zero_intensity) or 0.0),
+        0.5 * picture.unit,
+    )
+
+
+def _floor(picture: PictureValues, scale: _Scale, inside: Mask) -> tuple[float, Reading]:
+    """The lowest intensity that was measured, and what is to be said where much of the picture has none.
+
+    A detector that gives 0 says that the beam was weaker than it can tell: at least as much attenuation as the weakest
+    beam that it did tell.
+    """
+    intensity = scale.intensity(picture.values[inside])
+    none = intensity <= 0.5 * picture.unit
+    share, least = float(none.mean()), float(np.count_nonzero(~none))
+    if share <= _CLIPPED or not least:
+        return scale.smallest, Reading()
+    lowest = max(quantile(intensity[~none], 0.001), scale.smallest)
+    return lowest, note(
+        f"{100 * share:.0f} % of the exposed pixels have no X-ray intensity left (underexposed, or their zero is "
+        f"another): they are read as {lowest:g}, the lowest intensity of the others, so line integrals there are too "
+        "small by an unknown amount"
+    )
+
+
+def _clipped(picture: PictureValues, scale: _Scale, given: float | None, p: Array, inside: Mask) -> Reading:
+    """What is to be said of values that pile up at an end of the picture."""
+    values, own = picture.values[inside], Reading()
+    low, high = picture.code_range
+    bright, dark = ("high", "low") if scale.sign > 0 else ("low", "high")
+    ends = {"low": float(values.min()), "high": float(values.max())}
+    limit = {"low": low, "high": high}[bright]
+    at_limit = abs(ends[bright] - limit) <= 1e-3 * (high - low) or _fills_bits(picture, ends[bright])
+    # Whoever says that the beam has just this value knows it.
+    told = given is not None and abs(float(given) - ends[bright]) <= 0.5 * picture.unit
+    if at_limit and not told and float((values == ends[bright]).mean()) > _CLIPPED:
+        own += note(
+            "the brightest part of the picture is at the end of the range of values: the detector is saturated there, "
+            "so line integrals are too small by an unknown amount"
+        )
+    piled = values == ends[dark]
+    near = (np.abs(values - ends[dark]) <= max(_NEAR * (ends["high"] - ends["low"]), 3 * picture.unit)) & ~piled
+    without = scale.relationship == "LIN" and scale.sign * (ends[dark] - scale.zero) <= 0.5 * picture.unit
+    at_end = abs(ends[dark] - {"low": low, "high": high}[dark]) <= 0.5 * picture.unit
+    if not without and piled.mean() > _CLIPPED and (at_end or piled.sum() > _PILE * near.sum()):
+        own += note(
+            f"{100 * float(piled.mean()):.0f} % of the exposed pixels have the darkest value, {ends[dark]:g}: the "
+            f"picture is clipped there, and line integrals above {float(p[inside].max()):.2g} are lost"
+        )
+    return own
+
+
+def _fills_bits(picture: PictureValues, value: float) -> bool:
+    """Whether a stored value is the highest of 8 to 15 bits: where detectors end that are stored in more."""
+    stored = round((value - picture.stored_zero) / picture.unit)
+    return stored >= 255 and stored & (stored + 1) == 0
 
 
 def _unattenuated(
@@ -180,22 +190,16 @@ def _unattenuated(
     if given is not None:
         if scale.relationship == "LOG":
             return -scale.sign * float(given) / scale.log_scale, Reading()
-        intensity = float(given) if scale.sign > 0 else scale.code_range[1] - float(given)
+        intensity = scale.sign * (float(given) - scale.zero)
         if intensity <= 0:
             raise ValueError(f"{name}: unattenuated is {given}, which is no X-ray intensity; it must be positive")
         return -float(np.log(intensity)), Reading()
     air = find_air(q, mask)
     if air is not None:
         where = f"air, {100 * air.share:.0f} % of the exposed pixels"
-        own = found("unattenuated", scale.value(air.level), Origin.ESTIMATE, where)
-        if scale.is_saturated(scale.value(air.level)):
-            own += note(
-                "the air beside the patient is at the end of the range of values: the detector is saturated there, so "
-                "line integrals are too small by an unknown amount"
-            )
-        return air.level, own
+        return air.level, found("unattenuated", scale.value(air.level), Origin.ESTIMATE, where)
     if "brightest-as-air" in accept:
-        level = _quantile(q[mask], 0.001)
+        level = quantile(q[mask], 0.001)
         return level, found("unattenuated", scale.value(level), Origin.OPTION, "brightest-as-air")
     problem = "the unattenuated intensity: no air is seen beside the patient"
     example = '"unattenuated": 12000 (the value where nothing is in the beam)'
@@ -209,7 +213,7 @@ def _implausible(p: Array, mask: Mask) -> Reading:
             "the rim of the picture is more attenuated than its middle: is it inverted (MONOCHROME1, "
             "intensity_sign), or is a collimator not masked?"
         )
-    top = _quantile(p[mask], 0.99)
+    top = quantile(p[mask], 0.99)
     if not 0.5 <= top <= 12:
         own += note(f"line integrals reach {top:.2g}, where a chest has about 4 to 8: check how its values are read")
     return own

@@ -28,10 +28,12 @@ from custom.radiographs.acquisition_metadata import (
 from custom.radiographs.described_file import DescribedFile, check_count, check_entries, describe, describe_stack
 from custom.radiographs.discovery import find_radiographs
 from custom.radiographs.given_view import place_given_view, reading_of_view
-from custom.radiographs.line_integrals import PictureValues, to_line_integrals
+from custom.radiographs.intensity_meaning import PictureValues
+from custom.radiographs.line_integrals import to_line_integrals
 from custom.radiographs.picture_files import read_picture
 from custom.radiographs.radiograph import Radiograph
 from custom.radiographs.readings import Reading, found, merge, note
+from custom.radiographs.same_exposure import check_exposures
 from custom.radiographs.same_patient import check_patient
 from custom.radiographs.sidecar import find_sidecar, load_geometry_file
 from custom.radiographs.view_from_metadata import Placement, StoredPose, view_from_metadata
@@ -99,7 +101,8 @@ def read_radiographs(
     check_entries(described, usable_names)
     radiographs = [one for one in outcomes if isinstance(one, Radiograph)]
     radiographs, others = check_patient(radiographs, assumptions)
-    questions = (*(q for one in outcomes if not isinstance(one, Radiograph) for q in one), *others)
+    radiographs, copies = check_exposures(radiographs, assumptions)
+    questions = (*(q for one in outcomes if not isinstance(one, Radiograph) for q in one), *others, *copies)
     if questions:
         raise MissingMetadata(questions)
     return [radiographs[0].with_warnings(*skipped), *radiographs[1:]]
@@ -200,7 +203,8 @@ def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) 
     shape = (stored.shape[0], stored.shape[1])
     notes = list(said)
     if header.damaged:
-        notes.insert(0, f"the header is damaged; not read: {', '.join(header.damaged[:5])}")
+        values = [f"{name} {value!r}" if value else name for name, value in list(header.damaged.items())[:5]]
+        notes.insert(0, f"the header is damaged; not read: {', '.join(values)}")
     given = Reading() if file.view is None else reading_of_view(file.view)
     # Distances of a whole view help to read the tags; its angle and pixels are compared with theirs.
     helpful = replace(given, values=tuple(v for v in given.values if v.key in ("beam", *_DISTANCES)))
@@ -209,8 +213,8 @@ def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) 
     placement, reading = _place(file, file.reading + tags, pose, shape, request.accept)
     reading += note(*notes) + dicom_intensity.read_intensity(header, file.reading)
     picture = dicom_intensity.picture_values(header, stored, pose.active)
-    pictures, own = to_line_integrals(picture, reading, request.accept, file.name)
-    return _finish(file, digest, placement, pictures, merge(reading, own), header.modality, header.dataset)
+    pictures, reading = to_line_integrals(picture, reading, request.accept, file.name)
+    return _finish(file, digest, placement, pictures, merge(reading), header.modality, header.dataset)
 
 
 def _of_picture(kind: str, path: Path) -> Reading:
@@ -220,16 +224,17 @@ def _of_picture(kind: str, path: Path) -> Reading:
 
 
 def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Questions:
-    pixels, highest = read_picture(file.path)
+    pixels, highest, photometric = read_picture(file.path)
     shape = (pixels.shape[0], pixels.shape[1])
     own = _of_picture(kind, file.path)
-    own += found("photometric", "MONOCHROME2", Origin.FILE, f"{kind}: higher values are brighter")
+    shown = {"MONOCHROME1": "WhiteIsZero, lower values are brighter", "MONOCHROME2": "higher values are brighter"}
+    own += found("photometric", photometric, Origin.FILE, f"{kind}: {shown[photometric]}")
     if highest == 255:
         own += note("only 8 bits of grey: 256 steps for all line integrals")
     placement, reading = _place(file, file.reading + own, StoredPose(), shape, request.accept)
     picture = PictureValues(pixels, np.ones(shape, dtype=bool), (0.0, float(highest)))
-    pictures, own = to_line_integrals(picture, reading, request.accept, file.name)
-    return _finish(file, digest, placement, pictures, merge(reading, own), kind)
+    pictures, reading = to_line_integrals(picture, reading, request.accept, file.name)
+    return _finish(file, digest, placement, pictures, merge(reading), kind)
 
 
 def _read_line_integrals(file: DescribedFile, image: Tensor, digest: str, request: _Request) -> Radiograph | _Questions:

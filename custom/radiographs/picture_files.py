@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +19,17 @@ _SMALL_BYTES = 64 * 2**20
 _DEPTHS = {"L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
 
 
-def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int]:
-    """Grey values (V, U) of a PNG or TIFF, and the highest value that it can hold.
+#: TIFF attributes, and what Photometric Interpretation 0 says: lower values are brighter.
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+
+
+def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int, str]:
+    """Grey values (V, U) of a PNG or TIFF as the file has them, the highest that it can hold, and how they are shown.
+
+    Pillow inverts TIFF with WhiteIsZero where they have 8 bits, and not where they have 16; here neither is.
+
+    Returns:
+        Values, highest value, "MONOCHROME2" (higher values are brighter) or "MONOCHROME1".
 
     Raises:
         ValueError: colour, transparency, several pages, another depth, a size that is no radiograph's, damaged.
@@ -38,10 +48,26 @@ def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int]:
                     raise ValueError(f"{image.n_frames} pages; save one radiograph a file")  # type: ignore[attr-defined]
                 if image.mode not in _DEPTHS:
                     raise ValueError(f"mode {image.mode}; only 8 or 16 bits of grey are radiographs, no colour")
-                highest = _DEPTHS[image.mode]
+                tags = getattr(image, "tag_v2", {})
+                highest, inverted = _depth(image.mode, tags), _is_inverted(image)
                 pixels = np.asarray(image)
         except Exception as error:  # whatever Pillow raises for a damaged file
             raise ValueError(f"{path}: not a readable radiograph ({one_line(error)})") from error
     if pixels.shape != (rows, columns) or pixels.min() < 0 or pixels.max() > highest:
         raise ValueError(f"{path}: values from {pixels.min()} to {pixels.max()} are not 8 or 16 bits of grey")
-    return pixels.astype(np.float32), highest
+    values = highest - pixels.astype(np.float32) if inverted else pixels.astype(np.float32)
+    return values, highest, "MONOCHROME1" if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else "MONOCHROME2"
+
+
+def _depth(mode: str, tags: Any) -> int:
+    """The highest value that a file can hold."""
+    bits = tags.get(_BITS_PER_SAMPLE, (0,))
+    bits = bits[0] if isinstance(bits, tuple) else bits
+    return (1 << bits) - 1 if mode != "L" and 8 < bits < 16 else _DEPTHS[mode]
+
+
+def _is_inverted(image: Any) -> bool:
+    """Whether Pillow turns round what the file holds, by the raw mode that it decodes with, such as "L;I"."""
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
+    raw = str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+    return raw.startswith("L;") and "I" in raw.removeprefix("L;")

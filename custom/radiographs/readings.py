@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from custom.radiographs.acquisition_metadata import (
@@ -17,7 +17,7 @@ from custom.radiographs.acquisition_metadata import (
     quantity,
 )
 
-__all__ = ["Reading", "ask", "exclude", "found", "merge", "note"]
+__all__ = ["Reading", "ask", "exclude", "found", "merge", "note", "unusable"]
 
 _BELIEF = {origin: rank for rank, origin in enumerate(Origin)}
 #: Origins that stand in where nothing is known: that another one knows better is no contradiction.
@@ -60,14 +60,24 @@ def note(*sentences: str) -> Reading:
     return Reading(notes=sentences)
 
 
+def unusable(key: str, value: Any, reason: str, *tags: str) -> Reading:
+    """What stands in the file and is not used; nothing where it is empty."""
+    if value in (None, ""):
+        return Reading()
+    where = MetadataValue(key, value, Origin.FILE, f"DICOM {', '.join(tags)}")
+    return Reading(unusable=(UnusableValue(where, reason),))
+
+
 def ask(problem: str, keys: tuple[str, ...], example: str, *accept: str) -> Reading:
     """Something missing, see `MissingField`."""
     return Reading(missing=(MissingField(problem, keys, example, accept),))
 
 
-def exclude(problem: str, keys: tuple[str, ...], example: str, *values: MetadataValue[Any]) -> Reading:
+def exclude(
+    problem: str, keys: tuple[str, ...], example: str, *values: MetadataValue[Any], accept: tuple[str, ...] = ()
+) -> Reading:
     """Values of different keys that exclude each other, which is asked about."""
-    return Reading(contradictions=(Contradiction(problem, keys, example, values=values),))
+    return Reading(contradictions=(Contradiction(problem, keys, example, accept, values=values),))
 
 
 def merge(*readings: Reading) -> AcquisitionMetadata:
@@ -80,10 +90,10 @@ def merge(*readings: Reading) -> AcquisitionMetadata:
     """
     everything = sum(readings, Reading())
     used: dict[str, MetadataValue[Any]] = {}
-    unusable, rivals = list(everything.unusable), []
+    not_used, rivals = list(everything.unusable), []
     for value in sorted(everything.values, key=lambda one: _BELIEF[one.origin]):
         if value.origin is Origin.FILE and not quantity(value.key).is_possible(value.value):
-            unusable.append(UnusableValue(value))
+            not_used.append(UnusableValue(value))
             continue
         first = used.setdefault(value.key, value)
         tolerance = max(first.tolerance, value.tolerance)
@@ -92,11 +102,21 @@ def merge(*readings: Reading) -> AcquisitionMetadata:
     contradictions = [*(_contradiction(*pair, used) for pair in rivals), *everything.contradictions]
     return AcquisitionMetadata(
         **used,
-        questions=(*everything.missing, *(one for one in contradictions if not one.settled)),
+        questions=(
+            *(_with_reason(one, not_used) for one in everything.missing),
+            *(one for one in contradictions if not one.settled),
+        ),
         contradictions=tuple(contradictions),
-        unusable=tuple(dict.fromkeys(unusable)),
+        unusable=tuple(dict.fromkeys(not_used)),
         notes=tuple(dict.fromkeys(everything.notes)),
     )
+
+
+def _with_reason(question: MissingField, unusable: Sequence[UnusableValue]) -> MissingField:
+    """The question, with what the file has there and cannot be used."""
+    said = (str(one) for one in dict.fromkeys(unusable) if one.value.key in question.keys)
+    new = [one for one in said if one.split(" by ")[0] not in question.problem]
+    return replace(question, problem="; ".join([question.problem, *new]))
 
 
 def _contradiction(

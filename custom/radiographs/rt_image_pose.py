@@ -28,6 +28,8 @@ _PATIENT_AXES = {
     "FFS": ((1, 0, 0), (0, 0, 1), (0, -1, 0)),
     "FFP": ((-1, 0, 0), (0, 0, -1), (0, -1, 0)),
 }
+#: A plane nearer than so many distances to the isocentre is virtual, and is moved to so many of them.
+_VIRTUAL, _BEHIND = 1.2, 1.5
 _NOT_PICTURES = ("BLANK", "FLUENCE")
 
 
@@ -56,11 +58,8 @@ def read_rt_pose(
         dataset = dataset.copy()
         del dataset.PatientOrientation
     own = _exposure_tags(dataset) + common_tags(replace(header, dataset=dataset))
-    for key, keyword in (("source_to_detector_mm", "RTImageSID"), ("source_to_isocenter_mm", "RadiationMachineSAD")):
-        distance = numbers(dataset, keyword)
-        own += tagged(key, distance[0] if distance is not None and distance[0] > 0 else None, keyword)
-    spacing = numbers(dataset, "ImagePlanePixelSpacing", 2)
-    own += tagged("pixel_mm", spacing if spacing is not None and min(spacing) > 0 else None, "ImagePlanePixelSpacing")
+    by_plane, moved = _image_plane(dataset, given)
+    own += by_plane
     position = text(dataset, "PatientPosition")
     own += tagged("patient_position", position if position in _PATIENT_AXES else None, "PatientPosition")
     own += _couch(dataset, given)
@@ -68,7 +67,7 @@ def read_rt_pose(
         return own, StoredPose()
     gantry = _exposure(dataset, "GantryAngle")
     if gantry is None:
-        problem = f"the angle: Gantry Angle {tag('GantryAngle')} is empty"
+        problem = f"the angle: Gantry Angle {tag('GantryAngle')} {merge(own).state_of_tag('angle_deg')}"
         return own + ask(problem, ("angle_deg", "orientation"), '"angle_deg" and "orientation"'), StoredPose()
     if "head-first-supine" in accept:
         own += found("patient_position", "HFS", Origin.OPTION, "head-first-supine")
@@ -80,8 +79,34 @@ def read_rt_pose(
             '"patient_position": "HFS", "HFP", "FFS" or "FFP"',
         )
         return own + ask(problem, keys, example, "head-first-supine"), StoredPose()
-    by_gantry, pose = _by_gantry(dataset, merge(others, own), gantry[0], shape, stored)
+    by_gantry, pose = _by_gantry(dataset, merge(others, own), gantry[0], shape, stored, moved)
     return own + by_gantry, pose
+
+
+def _image_plane(dataset: pydicom.Dataset, given: AcquisitionMetadata) -> tuple[Reading, float]:
+    """Distances and pixels of the image plane, and the factor by which it was moved along its rays.
+
+    RT Image SID (3002,0026) is the distance to the plane in which the picture is scaled (C.8.8.2), often at the
+    isocentre: a DRR's, or a portal image's that was scaled to it. No detector stands there, in the patient. The same
+    rays meet a plane behind the patient, in which pixels and offsets are larger as the distance is.
+    """
+    plane, axis = (
+        distance[0] if (distance := numbers(dataset, keyword)) is not None and distance[0] > 0 else None
+        for keyword in ("RTImageSID", "RadiationMachineSAD")
+    )
+    spacing = numbers(dataset, "ImagePlanePixelSpacing", 2)
+    size = spacing if spacing is not None and min(spacing) > 0 else None
+    own = tagged("source_to_isocenter_mm", axis, "RadiationMachineSAD")
+    isocenter = value_of(given.source_to_isocenter_mm) or axis
+    told = any(one is not None for one in (given.source_to_detector_mm, given.pixel_mm, given.detector_offset_mm))
+    if plane is None or isocenter is None or plane > _VIRTUAL * isocenter or told:
+        own += tagged("source_to_detector_mm", plane, "RTImageSID")
+        return own + tagged("pixel_mm", size, "ImagePlanePixelSpacing"), 1.0
+    factor = _BEHIND * isocenter / plane
+    where = f"moved along the rays from the image plane at {plane:g} mm, DICOM {tag('RTImageSID')}"
+    own += found("source_to_detector_mm", factor * plane, Origin.DERIVED, where)
+    larger = None if size is None else tuple(factor * s for s in size)
+    return own + found("pixel_mm", larger, Origin.DERIVED, f"{tag('ImagePlanePixelSpacing')}, {where}"), factor
 
 
 def _exposure_tags(dataset: pydicom.Dataset) -> Reading:
@@ -132,7 +157,12 @@ def _receptor_axes(dataset: pydicom.Dataset) -> tuple[np.ndarray, np.ndarray] | 
 
 
 def _by_gantry(
-    dataset: pydicom.Dataset, known: AcquisitionMetadata, gantry_deg: float, shape: tuple[int, int], stored: str
+    dataset: pydicom.Dataset,
+    known: AcquisitionMetadata,
+    gantry_deg: float,
+    shape: tuple[int, int],
+    stored: str,
+    moved: float,
 ) -> tuple[Reading, StoredPose]:
     axes, position = _receptor_axes(dataset), known.patient_position
     if isinstance(axes, Reading):
@@ -170,18 +200,21 @@ def _by_gantry(
     if corner is None or pixel is None:
         return own, StoredPose()
     translation = numbers(dataset, "XRayImageReceptorTranslation", 3) or (0.0, 0.0, 0.0)
-    middle = np.array(corner) + axes[0] * (shape[1] - 1) / 2 * pixel[1] + axes[1] * (shape[0] - 1) / 2 * pixel[0]
-    middle = turn @ middle + np.array(translation[:2])
+    middle = axes[0] * (shape[1] - 1) / 2 * pixel[1] + axes[1] * (shape[0] - 1) / 2 * pixel[0]
+    middle = turn @ (np.array(corner) * moved + middle) + np.array(translation[:2]) * moved
     offset = float(middle @ columns), float(middle @ rows)
     where = f"DICOM {tag('RTImagePosition')}, {tag('XRayImageReceptorTranslation')}"
     pose = StoredPose(MetadataValue("detector_offset_mm", offset, Origin.FILE, where))
-    return own + _check_receptor(known, translation, offset), pose
+    return own + _check_receptor(known, translation, offset, moved), pose
 
 
-def _check_receptor(known: AcquisitionMetadata, translation: tuple[float, ...], offset: tuple[float, float]) -> Reading:
+def _check_receptor(
+    known: AcquisitionMetadata, translation: tuple[float, ...], offset: tuple[float, float], moved: float
+) -> Reading:
     sid, sad = value_of(known.source_to_detector_mm), value_of(known.source_to_isocenter_mm)
     own = Reading()
-    if translation[2] and sid and sad and abs(sad - translation[2] - sid) > 5:
+    # A virtual plane stands elsewhere than the receptor.
+    if moved == 1 and translation[2] and sid and sad and abs(sad - translation[2] - sid) > 5:
         own += note(
             f"the receptor stands {-translation[2]:g} mm behind the isocentre by (3002,000D), but {sid - sad:g} mm by "
             "RT Image SID and SAD, which are used"

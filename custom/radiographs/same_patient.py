@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from custom.dicom.header import tag, text
-from custom.radiographs.acquisition_metadata import MissingField
+from custom.dicom.identity import Difference, differences, patient_of
+from custom.radiographs.acquisition_metadata import MetadataValue, MissingField, Origin
 from custom.radiographs.radiograph import Radiograph
 
 __all__ = ["check_patient"]
 
-_KEYWORDS = ("PatientID", "PatientBirthDate", "PatientSex", "StudyDate")
+_OPTION = "several-patients"
 
 
 def check_patient(
@@ -19,31 +21,37 @@ def check_patient(
     """Different patients are a question; different study dates, and files that do not say whose they are, a warning.
 
     Returns:
-        The radiographs with those warnings, and the questions.
+        The radiographs with those warnings and what an option allowed, and the questions.
     """
-    first: dict[str, tuple[str, str]] = {}
-    checked, questions = [], []
-    for radiograph in radiographs:
-        warnings = []
-        for keyword in _KEYWORDS:
-            value = "" if radiograph.header is None else text(radiograph.header, keyword)
-            name, other = first.setdefault(keyword, (radiograph.name, value)) if value else ("", value)
-            if other == value:
-                continue
-            what = f"{keyword} {tag(keyword)}"
-            if keyword == "StudyDate":
-                warnings.append(f"{radiograph.name}: taken on another day than {name} by {what}")
-            elif "several-patients" in accept:
-                warnings.append(f"{radiograph.name}: another patient than in {name} by {what}")
-            else:
-                advice = "leave one out, or give --accept several-patients if they are one person"
-                problem = f"whose it is: {what} differs from {name}"
-                questions.append(MissingField(problem, advice=advice, file=radiograph.name))
-                break
-        checked.append(radiograph.with_warnings(*warnings))
+    checked, questions = list(radiographs), []
+    dicom = [k for k, radiograph in enumerate(radiographs) if radiograph.header is not None]
+    headers = [header for radiograph in radiographs if (header := radiograph.header) is not None]
+    for one in differences([patient_of(header) for header in headers]):
+        index, name = dicom[one.index], radiographs[dicom[one.other]].name
+        problem = f"whose it is: {_said(one, name)}"
+        if _OPTION not in accept:
+            advice = f"leave one out, or give --accept {_OPTION} if they are one person"
+            questions.append(MissingField(problem, advice=advice, file=radiographs[index].name))
+            continue
+        allowed = MetadataValue("patient", f"that of {name}", Origin.OPTION, _OPTION)
+        known = replace(radiographs[index].metadata, patient=allowed)
+        warning = f"{radiographs[index].name}: another patient than in {name}: {_said(one, name)}"
+        checked[index] = replace(checked[index], metadata=known).with_warnings(warning)
+    dates = [(k, day) for k, header in zip(dicom, headers, strict=True) if (day := text(header, "StudyDate"))]
+    for index, day in dates:
+        if day != dates[0][1]:
+            said = f"taken on another day than {radiographs[dates[0][0]].name} by StudyDate {tag('StudyDate')}"
+            checked[index] = checked[index].with_warnings(f"{radiographs[index].name}: {said}")
     for index, sentence in _unidentified(radiographs).items():
         checked[index] = checked[index].with_warnings(sentence)
     return checked, tuple(questions)
+
+
+def _said(one: Difference, name: str) -> str:
+    if one.keyword:
+        return f"{one.keyword} {tag(one.keyword)} differs from {name}"
+    both = f"Patient's Name {tag('PatientName')} and Patient ID {tag('PatientID')}"
+    return f"of {both} it has only one, and {name} only the other"
 
 
 def _unidentified(radiographs: Sequence[Radiograph]) -> dict[int, str]:

@@ -101,6 +101,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "intent": _choice("processing", "presentation"),
     "intensity_relationship": _choice("LIN", "LOG"),
     "intensity_sign": _choice(1, -1),
+    "zero_intensity": _number(-1e9, 1e9),
     "log_scale": _number(1e-6, 1e9),
     "unattenuated": _number(-1e9, 1e9),
 }

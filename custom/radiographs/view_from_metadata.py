@@ -165,8 +165,8 @@ def _angle(known: AcquisitionMetadata) -> Reading:
     if angle is None and position is not None and nominal is not None:
         return found("angle_deg", nominal, Origin.DERIVED, f"{position.value} by {position.provenance}")
     if angle is None:
-        said = "" if position is None else f" (View Position (0018,5101) is {position.value!r})"
-        problem = f"from where it was taken: no angle and no usable View Position (0018,5101){said}"
+        problem = "from where it was taken: no angle, and View Position (0018,5101) "
+        problem += known.state_of_tag("view_position") if position is None else f"is {position.value!r}"
         example = '"view_position": "AP", "PA", "LL" or "RL", or "angle_deg": 90'
         return ask(problem, ("angle_deg", "view_position"), example)
     if position is None or nominal is None or abs(angle_difference_deg(angle.value, nominal)) <= OTHER_VIEW_DEG:
@@ -191,7 +191,7 @@ def _distances(others: Reading, accept: frozenset[str]) -> Reading:
     detector, isocenter = known.source_to_detector_mm, known.source_to_isocenter_mm
     if detector is None or isocenter is None:
         for key in (key for key in _DISTANCES if known.get(key) is None):
-            problem = _DISTANCES[key] + known.why_unusable(key)
+            problem = _DISTANCES[key]
             own += ask(problem, (key,), f'"{key}": {_example(known, key)}', "default-distances")
         return own
     if 0 < isocenter.value < detector.value:
@@ -212,7 +212,9 @@ def _example(known: AcquisitionMetadata, key: str) -> int:
     return 1000 if detector is None or detector > 1000 else round(detector / 1.5)
 
 
-def _orientation_by_option(angle: float, u: np.ndarray, v: np.ndarray, accept: frozenset[str]) -> Reading:
+def _orientation_by_option(
+    known: AcquisitionMetadata, angle: float, u: np.ndarray, v: np.ndarray, accept: frozenset[str]
+) -> Reading:
     """How a picture without orientation is stored, if an option says so."""
     frontal = abs(math.sin(math.radians(angle))) >= math.sqrt(0.5)
     ways = {"as-displayed": "L\\F"} if frontal else {}
@@ -220,7 +222,7 @@ def _orientation_by_option(angle: float, u: np.ndarray, v: np.ndarray, accept: f
     for name, orientation in ways.items():
         if name in accept:
             return found("orientation", orientation, Origin.OPTION, name)
-    problem = "which way round it is stored: Patient Orientation (0020,0020) is empty"
+    problem = f"which way round it is stored: Patient Orientation (0020,0020) {known.state_of_tag('orientation')}"
     example = f'"orientation": "{letters(u)[:1]}/F" if it is stored as seen from the source (directions of columns '
     example += "and of rows)"
     return ask(problem, ("orientation",), example, *ways)
@@ -268,7 +270,7 @@ def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]
     if pixel is None:
         problem = (
             "the size of its pixels on the detector: Imager Pixel Spacing (0018,1164), or Image Plane Pixel Spacing "
-            f"(3002,0011){known.why_unusable('pixel_mm')}"
+            "(3002,0011)"
         )
         example = '"pixel_mm": [0.14, 0.14] (distance of rows, distance of columns)'
         own += ask(problem, ("pixel_mm",), example)
@@ -278,7 +280,7 @@ def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]
     if angle is not None and not by_name.contradictions:
         u, v, ray = _axes(angle.value, value_of(known.elevation_deg) or 0.0)
         if known.orientation is None and not pose.seen_from_source:
-            own += _orientation_by_option(angle.value, u, v, accept)
+            own += _orientation_by_option(known, angle.value, u, v, accept)
             known = merge(others, own)
         if known.orientation is not None:
             flips = find_flips(known.orientation.value, u, v)

@@ -78,8 +78,8 @@ def test_what_cannot_be_is_not_used_and_named() -> None:
     metadata = merge(reading("pixel_mm", (1e30, 0.1), Origin.FILE), reading("pixel_mm", (0.2, 0.2), Origin.OPTION))
     assert value_of(metadata.pixel_mm) == (0.2, 0.2)
     assert "cannot be and is not used" in metadata.warnings()[0]
-    assert metadata.why_unusable("pixel_mm").startswith("; (1e+30, 0.1) by the file")
-    assert metadata.why_unusable("kvp") == ""
+    assert metadata.state_of_tag("pixel_mm") == "is (1e+30, 0.1), which cannot be"
+    assert metadata.state_of_tag("kvp") == "is absent"
 
 
 def test_values_are_plain_have_units_and_cannot_be_changed() -> None:

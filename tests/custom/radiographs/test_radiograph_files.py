@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hand_written_dicom import A, F, L, dx, intensity, picture, save
+from hand_written_dicom import A, F, L, R, dx, intensity, picture, save
 from PIL import Image
 
 from custom.core.files import write_nifti
@@ -103,16 +103,16 @@ def test_one_file_for_all(tmp_path: Path) -> None:
     everything = tmp_path / "all.json"
     views = [{"file": "a.png", **FACTS}, {"file": "b.dcm", "source_to_detector_mm": 1800}]
     everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
-    first, second = read_radiographs(paths, geometry=everything)
+    first, second = read_radiographs(paths, geometry=everything, accept="repeated-exposures")
     assert torch.equal(first.view, second.view)
     assert second.metadata.source_to_detector_mm.provenance == "--geometry all.json"
     views.append({"file": "c.png"})  # type: ignore[dict-item]
     everything.write_text(json.dumps({"format": SIDECAR_FORMAT, "views": views}))
     with pytest.raises(ValueError, match=r"describes 'c.png', which is not among the radiographs"):
-        read_radiographs(paths, geometry=everything)
+        read_radiographs(paths, geometry=everything, accept="repeated-exposures")
     everything.write_text(json.dumps({"format": "other"}))
     with pytest.raises(ValueError, match="'format' must be"):
-        read_radiographs(paths, geometry=everything)
+        read_radiographs(paths, geometry=everything, accept="repeated-exposures")
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_radiographs(paths, geometry=tmp_path / "none.json")
 
@@ -208,7 +208,7 @@ def test_nifti_in_a_file_for_all(tmp_path: Path, name: str) -> None:
 
 def test_nifti_stack(tmp_path: Path) -> None:
     geometry = geometry_of()
-    image = np.stack([TRUTH, TRUTH[:, ::-1]]).astype(np.float32)
+    image = np.stack([TRUTH, picture(1500 * R, -300 * R, A, F)]).astype(np.float32)
     write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0), np.eye(4))
     with pytest.raises(FileNotFoundError, match=r"case.nii.gz: no geometry: case.json beside it"):
         read_radiographs([tmp_path / "case.nii.gz"])
@@ -309,7 +309,7 @@ def test_files_of_one_name(tmp_path: Path) -> None:
     paths = [tmp_path / "first/a.dcm", tmp_path / "second/a.dcm"]
     with pytest.raises(MissingMetadata, match=r"second/a.dcm: whose it is: .* differs from first/a.dcm"):
         read_radiographs(paths)
-    read = read_radiographs(paths, accept="several-patients")
+    read = read_radiographs(paths, accept="several-patients,repeated-exposures")
     assert [radiograph.name for radiograph in read] == ["first/a.dcm", "second/a.dcm"]
 
 
@@ -323,8 +323,8 @@ def test_nothing_says_whose_it_is(tmp_path: Path) -> None:
     png = save_png(tmp_path / "c.png", intensity(TRUTH))
     (tmp_path / "c.json").write_text(json.dumps(FACTS))
     assert read_radiographs([png])[0].warnings == ()
-    (warning,) = [w for radiograph in read_radiographs([one, png]) for w in radiograph.warnings]
-    assert warning.startswith("c.png: nothing says that this is of the same patient as a.dcm")
+    (warning,) = [w for radiograph in read_radiographs([two, png]) for w in radiograph.warnings]
+    assert warning.startswith("c.png: nothing says that this is of the same patient as b.dcm")
 
 
 def test_raw_picture_before_its_picture_for_viewing(tmp_path: Path) -> None:

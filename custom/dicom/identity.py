@@ -1,0 +1,86 @@
+"""Whether objects can be of one patient, by the Patient Module (PS3.3 C.7.1.1).
+
+The one check of it: what refuses a CT series of two patients asks about their radiographs too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+
+__all__ = ["PATIENT_ATTRIBUTES", "Difference", "differences", "patient_of"]
+
+#: Attributes that have to be equal where two objects have them.
+PATIENT_ATTRIBUTES = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "IssuerOfPatientID")
+#: One of these has to be the same in two objects that say whose they are.
+_NAMES = ("PatientName", "PatientID")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An object that is not of the patient of an earlier one.
+
+    Args:
+        index: of the object.
+        other: index of the earlier one.
+        keyword: of the attribute that differs; "" where one has only a name and the other only an ID.
+    """
+
+    index: int
+    other: int
+    keyword: str = ""
+
+
+def patient_of(dataset: Dataset) -> dict[str, str]:
+    """The attributes as text; "" where one is absent, empty, of several values, or cannot be decoded."""
+    return {keyword: _text(dataset, keyword) for keyword in PATIENT_ATTRIBUTES}
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    try:
+        value = dataset.get(keyword)
+        return "" if value is None or isinstance(value, list | tuple) else str(value).strip(" \0")
+    except Exception:  # whatever pydicom lets through of a damaged element
+        return ""
+
+
+def _meaning(keyword: str, value: str) -> str:
+    """What has to be equal for two values to mean the same: names may be padded and differ in case."""
+    if keyword == "PatientName":
+        return "=".join(part.rstrip("^ ") for part in value.split("=")).rstrip("=").strip("^ ").casefold()
+    return value.casefold() if keyword == "PatientSex" else value
+
+
+def differences(patients: Sequence[Mapping[str, str]]) -> list[Difference]:
+    """What tells that these are not of one patient, at most one difference an object.
+
+    An empty value says nothing, and an object with neither name nor ID is not compared with the others by them.
+
+    Args:
+        patients: of every object the attributes of `patient_of`.
+    """
+    meant = [{key: _meaning(key, patient.get(key, "")) for key in PATIENT_ATTRIBUTES} for patient in patients]
+    found: list[Difference] = []
+    for index, patient in enumerate(meant):
+        for key in PATIENT_ATTRIBUTES:
+            first = next((k for k in range(index) if meant[k][key]), None)
+            if first is not None and patient[key] and patient[key] != meant[first][key]:
+                found.append(Difference(index, first, key))
+                break
+    if found:
+        return found
+    linked: list[int] = []
+    waiting = [index for index, patient in enumerate(meant) if any(patient[key] for key in _NAMES)]
+    while waiting:
+        following = [k for k in waiting if not linked or any(meant[k][n] and _has(meant, linked, n) for n in _NAMES)]
+        if not following:
+            return [Difference(index, linked[0]) for index in waiting]
+        linked.append(following[0])
+        waiting.remove(following[0])
+    return []
+
+
+def _has(patients: Sequence[Mapping[str, str]], indices: Sequence[int], key: str) -> bool:
+    return any(patients[index][key] for index in indices)
