@@ -18,6 +18,7 @@ from torch import Tensor
 
 from custom.benchmark.methods import VIEW_SETS, read_volume
 from custom.core.angles import angle_difference_deg
+from custom.core.nifti_files import open_nifti
 from custom.data.datalist import load_cases
 from custom.data.transforms import LoadRadiographsd, SampleOnGridd
 from custom.geometry import Geometry, VolumeGrid, is_cone
@@ -164,7 +165,7 @@ def _geometry(case: Mapping[str, Any]) -> Geometry:
 
 def _header(path: str) -> nifti1.Nifti1Header:
     try:
-        return nifti1.load(path).header  # type: ignore[return-value]
+        return open_nifti(Path(path)).header  # type: ignore[return-value]
     except (ImageFileError, EOFError, OSError) as error:
         raise ValueError(f"{path}: not a readable NIfTI file: {error}") from error
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from nibabel import nifti1
 from torch import Tensor
 
 from custom import __version__
@@ -26,7 +25,8 @@ from custom.benchmark.methods import Method
 from custom.benchmark.methods_file import Entry, Setting
 from custom.benchmark.resources import Cost, held_mb, release_memory
 from custom.core.files import sha256_file, write_bytes, write_json
-from custom.core.hu_window import hu_to_unit
+from custom.core.hu_window import NotFinite, hu_to_unit
+from custom.core.nifti_files import open_nifti
 from custom.metrics import evaluate_volume
 from custom.models import save_volume
 from custom.report.figures import PLANES, plane
@@ -264,6 +264,8 @@ def _reconstructed(
 def _asked(call: Callable[[], Any]) -> Any:
     try:
         return call()
+    except NotFinite:
+        raise
     except ValueError as error:
         raise _Refused from error
 
@@ -290,7 +292,7 @@ def _keep(plan: Plan, job: Job, row: int, hu: Tensor) -> None:
     np.savez_compressed(content, **slices(hu))  # type: ignore[arg-type]
     write_bytes(plan.path(job, row), content.getvalue())
     if plan.volumes:
-        affine = nifti1.load(job.case.label).header.get_best_affine()
+        affine = open_nifti(Path(job.case.label)).header.get_best_affine()
         cube = plan.cohort.cube
         center = affine[:3, :3] @ ((np.array(cube.shape) - 1) / 2) + affine[:3, 3]
         path = plan.volume_path(job, row)

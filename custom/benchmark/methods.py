@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nibabel import nifti1
 from torch import Tensor
 
 from custom.core.attenuation import attenuation_bounds, attenuation_to_hu, hu_to_attenuation
 from custom.core.checkpoints import definition, load_checkpoint
+from custom.core.nifti_files import open_nifti
 from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
 from custom.geometry.detector import match_detector
@@ -135,4 +136,4 @@ def network_row(
 
 def read_volume(path: str) -> Tensor:
     """A prepared cube, (X, Y, Z) HU, float32."""
-    return torch.from_numpy(np.asarray(nifti1.load(path).dataobj, dtype=np.float32))
+    return torch.from_numpy(np.asarray(open_nifti(Path(path)).dataobj, dtype=np.float32))

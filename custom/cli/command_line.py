@@ -30,13 +30,16 @@ from fire.parser import DefaultParseValue
 from fire.trace import FireTrace
 
 from custom.cli.exit_codes import ExitCode
+from custom.core.file_modes import new_mode
 
 __all__ = ["VERBS", "Verb", "main"]
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = "fewview-ct"
-BAD_INPUT_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+BAD_INPUT_ERRORS = (
+    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
+)  # fmt: skip
 
 
 class Verb(NamedTuple):
@@ -70,6 +73,7 @@ VERBS = {
     "export": Verb("custom.models.model_folder", "export", "Pack a model with its parents into one folder"),
     "calibrate": Verb("custom.trust.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs"),
     "send": Verb("custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS"),
+    "fetch": Verb("custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb"),
     "evaluate": Verb("custom.evaluation.evaluate", "evaluate", "Compare reconstructions with the true volumes"),
     "benchmark": Verb("custom.benchmark.comparison", "compare", "Compare methods on the same radiographs, on one page"),
     "demo": Verb("custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs"),
@@ -88,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: words after the program's name; those of the process when None.
     """
+    with contextlib.suppress(ValueError):  # said by whoever writes first
+        os.umask(0o777 & ~new_mode(0o777))
     sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from custom.core.file_modes import new_mode
+
 __all__ = ["check_free", "whole_folder"]
 
 #: Temporary folders that this process is filling.
@@ -50,7 +52,7 @@ def check_free(
                 "choose another output"
             )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=new_mode(0o777), parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(f"{path}: the folder could not be made: {error.strerror or error}") from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -80,7 +82,7 @@ def whole_folder(
     part, old = path.with_name(f"{owner}.part"), path.with_name(f"{owner}.old.part")
     mine = {os.path.abspath(part), os.path.abspath(old)}
     _OPEN.update(mine)
-    part.mkdir()
+    part.mkdir(mode=new_mode(0o777))
     try:
         yield part
         if not (part / mark).is_file():

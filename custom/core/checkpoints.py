@@ -6,13 +6,14 @@ every argument of the network, so that whoever has the file can build it: no arc
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import logging
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,9 +21,11 @@ from typing import Any, TypeVar
 import torch
 from monai.bundle import ConfigParser
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from custom import __version__
-from custom.core.files import sha256_file, write_tensors
+from custom.core.files import parsed_json, sha256_file, write_tensors
+from custom.core.tensor_files import load_tensors
 
 __all__ = [
     "PUBLISHED_CLASSES",
@@ -54,6 +57,9 @@ PUBLISHED_CLASSES: Mapping[str, str] = {
 _NAMES = {path: name for name, path in PUBLISHED_CLASSES.items()}
 
 T = TypeVar("T")
+
+#: No argument of a network is larger.
+LARGEST_NUMBER = 10_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +109,11 @@ def build_network(network_def: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: if it names a class that is not in `PUBLISHED_CLASSES`, or holds a config expression.
     """
-    parser = ConfigParser({"network": _checked(network_def)})
     try:
-        return parser.get_parsed_content("network")
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"the checkpoint's network cannot be built by fewview-ct {__version__}: {error}") from error
+        return ConfigParser({"network": _checked(network_def)}).get_parsed_content("network")
+    except (RuntimeError, TypeError, RecursionError, MemoryError) as error:
+        cause = error.__cause__ or error  # MONAI's parser says only which class it was
+        raise ValueError(f"the checkpoint's network cannot be built by fewview-ct {__version__}: {cause}") from error
 
 
 def _checked(value: Any) -> Any:
@@ -125,6 +131,8 @@ def _checked(value: Any) -> Any:
         return {"_target_": PUBLISHED_CLASSES[target], **checked}
     if isinstance(value, list | tuple):
         return [_checked(entry) for entry in value]
+    if isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER:
+        raise ValueError(f"the checkpoint's network definition holds the number {value}, which cannot be")
     if isinstance(value, str) and value[:1] in ("$", "@", "%"):
         raise ValueError(f"the checkpoint's network definition holds the expression {value!r}, which is not allowed")
     return value
@@ -172,7 +180,10 @@ class Checkpoint:
     def network(self, **overrides: Any) -> nn.Module:
         """The network with its weights, in evaluation mode. `overrides` replace arguments that hold no weights, such
         as precision or points_per_chunk."""
-        network = build_network({**self.meta["network_def"], **overrides})
+        network_def = {**self.meta["network_def"], **overrides}
+        with _few_parameters(self), torch.device("meta"):
+            self._require_fit(build_network(network_def))  # without memory: a file may claim a network of any size
+        network = build_network(network_def)
         self.load_into(network)
         return network.eval()
 
@@ -187,6 +198,10 @@ class Checkpoint:
         Raises:
             ValueError: naming the first differences, if the architecture is another.
         """
+        self._require_fit(network, stages)
+        network.load_state_dict(self.state, strict=not stages)
+
+    def _require_fit(self, network: nn.Module, stages: bool = False) -> None:
         expected = network.state_dict()
         known = {key.split(".")[0] for key in self.state}
         missing = sorted(k for k in set(expected) - set(self.state) if not (stages and k.split(".")[0] not in known))
@@ -198,7 +213,24 @@ class Checkpoint:
                 f"{len(surplus)} unknown {surplus[:3]}, {len(shapes)} of another shape {shapes[:3]}; build the network "
                 "from the checkpoint's own definition, or pass the checkpoint of this configuration"
             )
-        network.load_state_dict(self.state, strict=not stages)
+
+
+@contextlib.contextmanager
+def _few_parameters(checkpoint: Checkpoint) -> Iterator[None]:
+    """Stop a definition that makes more parameters than the checkpoint has weights, such as a million layers."""
+    left = len(checkpoint.state)
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"{checkpoint.path}: its definition makes more parameters than it has weights")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -215,8 +247,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             "model.pt"
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        meta = json.loads(content["meta"])
+        content = load_tensors(path)
+        meta = parsed_json(content["meta"])
         state = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
     except (
         KeyError,
@@ -229,8 +261,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         pickle.UnpicklingError,
     ) as error:
         raise ValueError(f"{path}: not a checkpoint of fewview-ct, or damaged: {error}") from error
-    if meta.get("format") != FORMAT or "network_def" not in meta:
-        raise ValueError(f"{path}: format {meta.get('format')!r}, expected {FORMAT!r}")
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT or not isinstance(meta.get("network_def"), dict):
+        found = meta.get("format") if isinstance(meta, dict) else None
+        raise ValueError(f"{path}: format {found!r}, expected {FORMAT!r}")
+    bad = next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
+    if bad is not None:
+        raise ValueError(f"{path}: the weights {bad} hold NaN or infinity: the file is damaged, get or train it again")
     return Checkpoint(path, meta, state)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from custom.core.file_modes import new_mode
+from custom.core.limits import check_file_size
+
 PART_SUFFIX = ".part"
+#: Bytes of a JSON file, and how deeply it may be nested.
+LARGEST_JSON, DEEPEST_JSON = 64 * 2**20, 64
 
 
 @contextlib.contextmanager
@@ -33,8 +39,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PART_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
+        path.parent.mkdir(mode=new_mode(0o777), parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(temporary, flags, new_mode(0o666)), "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -70,15 +77,45 @@ def read_json_object(path: Path, missing: str = "no such file") -> dict[str, Any
         FileNotFoundError: no such file.
         ValueError: naming the file: no JSON, or no object.
     """
+    content = read_json(path, missing)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def read_json(path: Path, missing: str = "no such file") -> Any:
+    """What a JSON file holds; the one reader of such files.
+
+    Args:
+        path: of the file.
+        missing: what to say where it is not there.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: naming the file: no JSON, nested too deeply, or larger than is read.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: {missing}")
+    check_file_size(path, LARGEST_JSON)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return parsed_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object")
-    return content
+
+
+def parsed_json(text: str) -> Any:
+    """`json.loads`, with the depth bounded: what is nested deeper breaks whoever walks through it.
+
+    Raises:
+        ValueError: no JSON, or nested more than `DEEPEST_JSON` times.
+    """
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST_JSON:
+        raise ValueError(f"nested {deepest} times, at most {DEEPEST_JSON} are read")
+    return json.loads(text)
 
 
 def write_json(path: str | os.PathLike[str], content: object, sort_keys: bool = True) -> Path:

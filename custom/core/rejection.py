@@ -1,12 +1,12 @@
 """What was left out of a cohort, and why."""
 
-import csv
-import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
 from rich.console import Console
 from rich.table import Table
+
+from custom.core.csv_files import csv_bytes
 
 
 class Rejected(ValueError):
@@ -38,11 +38,7 @@ class Rejection:
 
 def to_csv(rejections: Iterable[Rejection]) -> bytes:
     """The table as CSV, sorted, so that the same input gives the same bytes."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Rejection)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(r) for r in sorted(rejections))
-    return text.getvalue().encode()
+    return csv_bytes((asdict(r) for r in sorted(rejections)), [f.name for f in fields(Rejection)])
 
 
 def show(rejections: Iterable[Rejection], console: Console | None = None, limit: int = 60) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from custom.core.files import sha256_file, sha256_files, write_json, write_nifti
+from custom.core.files import read_json_object, sha256_file, sha256_files, write_json, write_nifti
+from custom.core.limits import check_count
+from custom.core.names import inside
 from custom.core.rejection import Rejected
 from custom.data import label_maps
 from custom.data.preprocess import PreparedCase, prepare_volume
 from custom.data.scan import Candidate
 from custom.data.volume_files import check_grid, check_hu, load_metaimage, load_nifti
 from custom.dicom import ct_series
+
+logger = logging.getLogger(__name__)
 
 RECIPE = 3
 """Raised when the code changes what comes out for the same input and options, so that old outputs are made anew."""
@@ -33,6 +38,9 @@ class CaseOptions:
     max_slice_mm: float = 5.0
     min_coverage_mm: float = 200.0
     remove_couch: bool = True
+
+    def __post_init__(self) -> None:
+        check_count("--size", "voxels of the cube", float(self.size) ** 3, ct_series.LARGEST_VOXELS)
 
 
 def load(candidate: Candidate) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
@@ -78,16 +86,20 @@ def resume_key(candidate: Candidate, label_files: Sequence[Path], options: CaseO
 
 def finished_record(case: str, key: str, output: Path) -> dict[str, Any] | None:
     """The record of a case that an earlier run completed, if key and hashes of its outputs still hold."""
-    path = output / "cases" / f"{case}.json"
+    path = inside(output, f"cases/{case}.json", "case")
     if not path.is_file():
         return None
-    record = json.loads(path.read_text())
-    if record.get("resume_key") != key:
-        return None
-    for item in record["outputs"].values():
-        target = output / item["path"]
-        if not target.is_file() or sha256_file(target) != item["sha256"]:
+    try:
+        record = read_json_object(path)
+        if record.get("resume_key") != key:
             return None
+        for item in record["outputs"].values():
+            target = inside(output, item["path"], f"{path}: path")
+            if not target.is_file() or sha256_file(target) != item["sha256"]:
+                return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        logger.warning("%s is damaged and is made again (%s)", path, error)
+        return None
     return record
 
 
@@ -134,7 +146,7 @@ def prepare_case(
     outputs: dict[str, dict[str, str]] = {}
 
     def write(kind: str, array: npt.NDArray[Any], grid: npt.NDArray[np.float64]) -> None:
-        target = output / kind / f"{case}.nii.gz"
+        target = inside(output, f"{kind}/{case}.nii.gz", "case")
         write_nifti(target, array, grid)
         outputs[kind] = {"path": f"{kind}/{case}.nii.gz", "sha256": sha256_file(target)}
 
@@ -162,5 +174,5 @@ def prepare_case(
         write_json(output / "labels" / f"{case}.json", {str(n): name for n, name in names.items()})
         record["labels"] = {"files": [p.name for p in used], "sha256": sha256_files(used), "structures": len(names)}
     record["outputs"] = outputs
-    write_json(output / "cases" / f"{case}.json", record)
+    write_json(inside(output, f"cases/{case}.json", "case"), record)
     return record

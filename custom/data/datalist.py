@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from custom.core.files import write_json
+from custom.core.files import read_json_object, write_json
+from custom.core.names import plain_name
 
 __all__ = ["FILE_KEYS", "load_cases", "mixing_weights", "read_datalist", "write_fold_datalists"]
 
@@ -21,14 +21,16 @@ def read_datalist(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: naming the file and what is wrong with it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such datalist; 'fewview-ct prepare INPUT OUTPUT' writes one")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a datalist: it holds a {type(content).__name__} instead of an object")
+    content = read_json_object(path, "no such datalist; 'fewview-ct prepare INPUT OUTPUT' writes one")
+    for part, entries in content.items():
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and "case" in entry:
+                plain_name(entry["case"], f"{path}: under {part!r} the case")
+            wrong = [key for key in FILE_KEYS if isinstance(entry, dict) and not isinstance(entry.get(key, ""), str)]
+            if wrong:
+                raise ValueError(
+                    f"{path}: under {part!r} {wrong[0]!r} of {entry.get('case')} is not the name of a file"
+                )
     return content
 
 
@@ -55,6 +57,8 @@ def load_cases(
     if not content.get(part):
         parts = [name for name, value in content.items() if isinstance(value, list) and value]
         raise ValueError(f"{path}: no cases under {part!r}; it has {parts}")
+    if not isinstance(content[part], list) or not all(isinstance(case, dict) for case in content[part]):
+        raise ValueError(f"{path}: {part!r} must be a list of objects, each a case")
     cases = [dict(case) for case in content[part]]
     for case in cases:
         for key in FILE_KEYS:

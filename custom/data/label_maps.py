@@ -1,7 +1,6 @@
 """Segmentations beside a CT, NIfTI or RTSTRUCT, carried onto the grid of its cube."""
 
 import csv
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,9 +12,11 @@ import pydicom
 from matplotlib.path import Path as Polygon
 from scipy import ndimage
 
+from custom.core.files import read_json_object
 from custom.core.rejection import Rejected
 from custom.data.scan import volume_suffix, walk
 from custom.data.volume_files import load_nifti
+from custom.dicom.opener import open_dicom
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def names_beside(path: Path) -> dict[int, str]:
     stem = path.with_name(path.name[: -len(volume_suffix(path))])
     as_json, as_csv = (stem.with_name(stem.name + suffix) for suffix in (".json", ".csv"))
     if as_json.is_file():
-        return {int(k): str(v) for k, v in json.loads(as_json.read_text()).items()}
+        return {int(k): str(v) for k, v in read_json_object(as_json).items()}
     if as_csv.is_file():
         with open(as_csv, newline="") as stream:
             rows = list(csv.DictReader(stream))
@@ -221,7 +222,7 @@ def load_rtstruct(
     number = 0
     for path in paths:
         try:
-            dataset = pydicom.dcmread(path, force=True)
+            dataset = open_dicom(path)
             if not _refers_to(dataset, series_uid, frame_of_reference):
                 continue
             contours = {int(r.ReferencedROINumber): r for r in dataset.get("ROIContourSequence") or []}

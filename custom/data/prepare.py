@@ -1,6 +1,5 @@
 """Prepare a folder of CTs for simulation, training and evaluation."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from custom.core import rejection
-from custom.core.files import remove_parts, sha256_file, write_bytes, write_json
+from custom.core.files import read_json, remove_parts, sha256_file, write_bytes, write_json
+from custom.core.names import no_link, plain_name
 from custom.core.rejection import Rejected, Rejection
 from custom.core.workers import Workers
 from custom.data.case import CaseOptions, prepare_case
@@ -64,8 +64,8 @@ def prepare(
         min_coverage_mm: scans shorter than this from head to feet are left out.
         remove_couch: set everything outside the body to -1000 HU.
         labels: folder of NIfTI label maps named as the cases; default ``input_dir/labels`` where that exists.
-        provenance: JSON list of facts by case name (name, patient_id, series_instance_uid, licence, doi, ...);
-            default ``input_dir/provenance.json`` where that exists.
+        provenance: JSON list of facts by case name (name, patient_id, series_instance_uid, licence, doi, ...). It names
+            cases and patients, so that one which lies in the input is not read unless it is named here.
         licence: of the scans for which the provenance gives none.
         series_per_study: "best" (original, thinnest slices) or "all".
         workers: processes; 0 means one for each core, at most 4. Each takes 2 to 4 GB.
@@ -79,7 +79,7 @@ def prepare(
         ValueError: an option out of range, a split that would put one patient in two parts, or no usable scan at all.
         OSError: the disk is full; complete files are kept, no partial one is left.
     """
-    root, output = Path(input_dir), Path(output_dir)
+    root, output = Path(input_dir), no_link(Path(output_dir))
     if anchor not in ANCHORS:
         raise ValueError(f"anchor is {anchor!r}; choose one of {', '.join(ANCHORS)}")
     options = CaseOptions(
@@ -91,7 +91,7 @@ def prepare(
     split_path = None if seeded else _beside(root, split, "split.json")
     spec = read_split(split_path) if split_path else None
     label_folder = _beside(root, labels, "labels")
-    facts = _read_provenance(_beside(root, provenance, "provenance.json"))
+    facts = _read_provenance(provenance, root)
     shares, numbers = _triple(fractions, float), _triple(counts, int)
 
     remove_parts(output)
@@ -168,15 +168,20 @@ def _triple(value: Any, kind: type) -> tuple[Any, ...] | None:
         raise ValueError(f"{value!r} is not three numbers such as 0.8,0.1,0.1") from error
 
 
-def _read_provenance(path: Path | None) -> dict[str, dict[str, Any]]:
+def _read_provenance(given: str | None, root: Path) -> dict[str, dict[str, Any]]:
     """Facts by case name out of a JSON list of objects with "name"."""
-    if path is None:
+    if given is None or given.lower() in ("none", "false", ""):
+        if given is None and (root / "provenance.json").is_file():
+            logger.warning("%s is not read unless you name it with --provenance", root / "provenance.json")
         return {}
-    try:
-        entries = json.loads(path.read_text())
-        return {str(entry["name"]): {k: v for k, v in entry.items() if v not in (None, "")} for entry in entries}
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"provenance {path} is not a JSON list of objects with a 'name': {error!r}") from error
+    path = Path(given)
+    entries = read_json(path)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+        raise ValueError(f"{path}: provenance is a JSON list of objects, each with a 'name'")
+    return {
+        plain_name(entry["name"], f"{path}: the name"): {k: v for k, v in entry.items() if v not in (None, "")}
+        for entry in entries
+    }
 
 
 def _aliases(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
@@ -203,7 +208,7 @@ def _choose(
                     raise ValueError(f"the split file names scan {case!r} twice: as {called[case]!r} and as {name!r}")
                 called[case] = name
                 rename = len(cases) == 1 and name != by_case[case].series_uid and safe_name(name) not in aliases
-                new = safe_name(name) if rename else case
+                new = safe_name(name) or case if rename else case
                 old = by_case[case]
                 chosen[new] = replace(old, case=new, alternates=tuple(replace(a, case=new) for a in old.alternates))
                 part_of[new] = part

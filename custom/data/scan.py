@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from custom.core.rejection import Rejected, Rejection
+from custom.data.volume_files import metaimage_data
 from custom.dicom import ct_series
 from custom.dicom.ct_series import Header, Slice
 
@@ -309,9 +310,11 @@ def _metaimage_data(path: Path) -> tuple[Path, ...]:
     """The data file which a .mhd header names, where it exists."""
     if path.suffix.lower() != ".mhd":
         return ()
-    match = re.search(r"^ElementDataFile\s*=\s*(\S.*?)\s*$", path.read_text(errors="replace"), re.MULTILINE)
-    data = path.parent / match.group(1) if match else path
-    return (data,) if data != path and data.is_file() else ()
+    try:
+        data = metaimage_data(path)
+    except Rejected:  # said when it is loaded
+        return ()
+    return (data,) if data != path else ()
 
 
 def _with_provenance(candidate: Candidate, entry: Mapping[str, Any] | None) -> Candidate:

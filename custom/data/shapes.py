@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.core.files import sha256_file, write_tensors
+from custom.core.tensor_files import load_tensors
 from custom.data.datalist import load_cases
 from custom.data.transforms import SampleOnGridd
 from custom.geometry import VolumeGrid
@@ -145,13 +146,13 @@ class ShapeModel:
                 f"concentration must be positive and extrapolation in [0, 1], got {concentration} and {extrapolation}"
             )
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_tensors(Path(path))
             grid = content["grid"]
             self.grid = VolumeGrid(tuple(grid["shape"]), tuple(grid["spacing_mm"]))
             fields: dict[str, dict[str, Tensor]] = content["fields"]
             self._to_reference = {name: each["to_reference"].float() for name, each in fields.items()}
             self._from_reference = {name: each["from_reference"].float() for name, each in fields.items()}
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a file of shapes as 'fewview-ct shapes' writes them: {error}") from error
         self.concentration, self.extrapolation = concentration, extrapolation
         self.cases = sorted(fields)
@@ -331,7 +332,7 @@ def _registered(
     identity = hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
     path = folder / "pairs" / f"{identity}.pt"
     if path.is_file():
-        return torch.load(path, weights_only=True)["displacement_mm"].float()
+        return load_tensors(path)["displacement_mm"].float()
     field = register(volumes[fixed], volumes[moving], grid.spacing_mm)
     write_tensors(path, {"displacement_mm": field.half(), "fixed": fixed, "moving": moving, "direction": key})
     return field

@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
-from custom.core.files import sha256_file, write_json, write_nifti
+from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
+from custom.core.names import inside, no_link, plain_name
+from custom.core.nifti_files import open_nifti
 from custom.core.workers import Workers
 from custom.data.datalist import FILE_KEYS, read_datalist
 from custom.dicom.write_dx import write_dx
@@ -216,17 +217,16 @@ def simulate(
     if dicom and beam != "cone":
         raise ValueError("DICOM knows no parallel beam: pass --beam cone with --dicom")
     name = setting if name is None else name
-    if not name or name != Path(name).name:
-        raise ValueError(f"name must be a plain folder name, got {name!r}")
+    plain_name(name, "--name")
     path = Path(datalist)
     content, wanted = _read_datalist(path, parts)
-    root, folder = path.parent, Path(output) if output is not None else path.parent
+    root, folder = path.parent, no_link(Path(output)) if output is not None else path.parent
     jobs = []
     for part, entries in content.items():
         for entry in entries if isinstance(entries, list) else []:
-            stem = folder / "radiographs" / name / str(entry["case"])
+            stem = inside(folder, f"radiographs/{name}/{entry['case']}", f"{path}: the case")
             source = root / entry["source"] if "source" in entry else None
-            image, geometry = stem.with_name(stem.name + ".nii.gz"), stem.with_name(stem.name + ".json")
+            image, geometry = (stem.with_name(stem.name + suffix) for suffix in (".nii.gz", ".json"))
             if part in wanted:
                 jobs.append(
                     _Job(str(entry["case"]), root / entry["label"], source, image, geometry, acquisition, dicom)
@@ -266,7 +266,7 @@ def _read_datalist(path: Path, parts: Sequence[str] | None) -> tuple[dict[str, A
 def _load_ct(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the datalist names this CT, but it is not there")
-    image = nib.nifti1.load(path)
+    image = open_nifti(path)
     return np.asarray(image.dataobj), np.asarray(image.affine)
 
 
@@ -304,17 +304,23 @@ def _run(job: _Job) -> bool:
                 study=job.image.parent.name,
                 photons=None,
             )
-    # The geometry comes last: it says that the radiographs are complete.
-    write_json(job.geometry, {**geometry.to_dict(), "simulation": record})
+    # The geometry comes last: it says that the radiographs are complete, and which bytes they have.
+    write_json(job.geometry, {**geometry.to_dict(), "simulation": record, "files": _hashes(job)})
     return True
 
 
 def _is_done(job: _Job, record: dict[str, Any]) -> bool:
-    files = [job.image, job.geometry, *(map(job.dicom_file, job.acquisition.angles_deg) if job.dicom else ())]
-    if not all(file.is_file() for file in files):
+    if not job.geometry.is_file():
         return False
     try:
-        return json.loads(job.geometry.read_text()).get("simulation") == record
-    except (ValueError, AttributeError):
-        logger.warning("%s is damaged and is made again", job.geometry)
+        content = read_json_object(job.geometry)
+    except ValueError as error:
+        logger.warning("%s is damaged and is made again (%s)", job.geometry, error)
         return False
+    return content.get("simulation") == record and content.get("files") == _hashes(job)
+
+
+def _hashes(job: _Job) -> dict[str, str | None]:
+    """SHA-256 of a case's files by their names; None for one that is missing."""
+    files = [job.image, *(map(job.dicom_file, job.acquisition.angles_deg) if job.dicom else ())]
+    return {file.name: sha256_file(file) if file.is_file() else None for file in files}

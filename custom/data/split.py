@@ -1,9 +1,10 @@
 """Who is trained on, validated on and tested on: by patient, from a file or from a seed."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from custom.core.files import read_json
 
 PARTS = ("training", "validation", "test", "stress")
 """Parts a case belongs to, one each. "stress" holds faulty scans: neither trained on nor averaged."""
@@ -21,12 +22,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
         FileNotFoundError: no such file.
         ValueError: not such an object, an unknown part, or a name that stands in two parts.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"split file {path} does not exist")
-    try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"split file {path} is not JSON: {error}") from error
+    content = read_json(path, "no such split file")
     if not isinstance(content, dict):
         raise ValueError(f"split file {path} holds a {type(content).__name__}, not an object of lists")
     lists = {key: value for key, value in content.items() if isinstance(value, list)}

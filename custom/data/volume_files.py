@@ -1,16 +1,20 @@
 """Volumes out of NIfTI and MetaImage files, and the checks which every CT passes."""
 
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 
+from custom.core.limits import check_count, check_expansion
+from custom.core.names import inside
+from custom.core.nifti_files import open_nifti
 from custom.core.rejection import Rejected
 
+_LARGEST_HEAD, _LARGEST_VOXELS = 2**16, 2**30
+_BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4}
 _MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 
 
@@ -26,15 +30,13 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         Rejected: damaged, not three-dimensional, colours, without orientation, NaN or infinite values.
     """
     try:
-        image = nib.load(path)
-        if not isinstance(image, nib.Nifti1Image | nib.Nifti2Image):
-            raise Rejected(f"{path.name} is not a NIfTI image but {type(image).__name__}")
+        image = open_nifti(path)
         header = image.header
         values = np.squeeze(np.asarray(image.dataobj))
-    except (ImageFileError, HeaderDataError, EOFError, OSError, ValueError) as error:
-        if isinstance(error, Rejected):
-            raise
-        raise Rejected(f"{path.name} is truncated or damaged ({type(error).__name__}: {error})") from error
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        said = str(error).removeprefix(f"{path}: ")
+        known = said.startswith(("is ", "a file of"))
+        raise Rejected(f"{path.name}: {said}" if known else f"{path.name} is truncated or damaged ({said})") from error
     if values.dtype.fields is not None or values.ndim != 3:
         raise Rejected(f"{path.name} is not one volume: shape {values.shape}, type {values.dtype}")
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
@@ -47,6 +49,35 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         if bad:
             raise Rejected(f"{path.name} has {bad} voxels that are NaN or infinite")
     return values, affine
+
+
+def metaimage_data(path: Path) -> Path:
+    """The file that holds the voxels of a MetaImage: the one that a .mhd names in its own folder, or the .mha itself.
+
+    Raises:
+        Rejected: it names a file elsewhere or several, or voxels that its data file cannot hold.
+    """
+    with open(path, "rb") as stream:
+        head = stream.read(_LARGEST_HEAD).split(b"ElementDataFile")
+    keys = dict(re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)[ \t\r]*$", head[0].decode(errors="replace"), re.MULTILINE))
+    named = head[1].split(b"\n")[0].decode(errors="replace").strip(" =\t\r") if len(head) > 1 else ""
+    try:
+        data = path if named == "LOCAL" else inside(path.parent, named, f"{path.name}: ElementDataFile")
+        if not data.is_file():
+            raise ValueError(f"{path.name} or its data file is missing ({named!r})")
+        sizes = [int(n) for n in keys.get("DimSize", "").split()]
+        width = _BYTES.get(keys.get("ElementType", ""), 8) * int(keys.get("ElementNumberOfChannels", "1"))
+        needed = float(np.prod([float(n) for n in sizes])) * width
+        if not sizes or min(sizes) < 1:
+            raise ValueError(f"{path.name}: DimSize is {keys.get('DimSize')!r}")
+        check_count(path, "voxels", needed / width, _LARGEST_VOXELS)
+        if keys.get("CompressedData", "").lower() in ("true", "t", "1", "yes"):
+            check_expansion(data, needed)
+        elif needed > data.stat().st_size:
+            raise ValueError(f"{path.name} is truncated: {data.stat().st_size} bytes, {needed:.0f} are needed")
+    except ValueError as error:
+        raise Rejected(str(error)) from error
+    return data
 
 
 def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
@@ -62,6 +93,7 @@ def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
         raise ModuleNotFoundError(
             f"reading {path.name} needs SimpleITK: pip install 'fewview-ct[metaimage]'"
         ) from error
+    metaimage_data(path)
     try:
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:

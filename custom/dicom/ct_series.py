@@ -13,7 +13,9 @@ import numpy.typing as npt
 import pydicom
 from pydicom.errors import InvalidDicomError
 
+from custom.core.limits import check_count
 from custom.core.rejection import Rejected
+from custom.dicom.opener import decoded_pixels, one_line, open_dicom
 from custom.dicom.padding import padding_beside
 
 CT_CLASSES = frozenset(
@@ -26,6 +28,7 @@ CT_CLASSES = frozenset(
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 NOT_A_STACK = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "MIP", "MINIP", "PROJECTION IMAGE", "SCREEN SAVE"})
+LARGEST_VOXELS = 2**30
 PADDING_HU = -2000.0
 """What pixels outside the reconstruction circle (Pixel Padding Value, 0028,0120) are set to."""
 
@@ -40,7 +43,7 @@ _NATIVE_SYNTAXES = frozenset(
 )
 _HEADER_ERRORS = (
     InvalidDicomError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError,
-    struct.error,
+    RecursionError, struct.error,
 )  # fmt: skip
 FACT_TAGS = (
     "Modality", "SeriesDescription", "SeriesNumber", "Manufacturer", "ConvolutionKernel", "KVP", "PatientPosition",
@@ -155,7 +158,7 @@ def read_header(path: Path) -> Header | str:
     if path.stat().st_size == 0:
         return "empty file"
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_TAGS))
+        dataset = open_dicom(path, pixels=False, tags=_TAGS)
         sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", ""))
         syntax = str(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
         image_type = tuple(str(v).upper() for v in dataset.get("ImageType") or ())
@@ -165,7 +168,8 @@ def read_header(path: Path) -> Header | str:
             str(dataset.get(k, "") or "").strip() for k in ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")
         )
     except _HEADER_ERRORS as error:
-        return f"damaged or not a DICOM file ({type(error).__name__}: {error})"
+        said = str(error).removeprefix(f"{path}: ")
+        return said if said != str(error) else f"damaged or not a DICOM file ({one_line(error)})"
     if not sop_class:
         return "damaged or not a DICOM file (no SOP class in its header)"
     if sop_class != DIRECTORY_CLASS and not uid:
@@ -285,10 +289,10 @@ def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[
 def _pixels(path: Path) -> tuple[npt.NDArray[Any], Any]:
     """Decoded stored values of a file and its padding value (None where it has none)."""
     try:
-        dataset = pydicom.dcmread(path, force=True)
+        dataset = open_dicom(path)
         if "PixelData" not in dataset:
             raise Rejected(f"{path.name} holds no pixel data (truncated?)")
-        pixels = np.asarray(dataset.pixel_array)
+        pixels = decoded_pixels(path, dataset)
     except (*_HEADER_ERRORS, RuntimeError) as error:
         if isinstance(error, Rejected):
             raise
@@ -304,6 +308,7 @@ def load_stack(slices: Sequence[Slice]) -> npt.NDArray[np.float32]:
         Rejected: a file whose pixels are truncated or damaged, named in the message.
     """
     rows, columns = slices[0].shape
+    check_count(slices[0].path, "voxels of its series", float(rows) * columns * len(slices), LARGEST_VOXELS)
     volume = np.empty((columns, rows, len(slices)), dtype=np.float32)
     opened: tuple[Path, npt.NDArray[Any], Any] | None = None
     for k, item in enumerate(slices):

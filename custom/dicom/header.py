@@ -6,18 +6,16 @@ pydicom and its decoders raise many other types, which are turned into one at th
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
-import os
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
 from pydicom.datadict import keyword_for_tag, tag_for_keyword
+
+from custom.core.limits import check_file_size
+from custom.dicom.opener import one_line, open_dicom, quiet_pydicom, reason
 
 __all__ = [
     "LARGEST_PIXELS",
@@ -51,8 +49,6 @@ LARGEST_PIXELS, LARGEST_FRAMES, LARGEST_FILE = 50_000_000, 300_000_000, 2**30
 _SMALLEST_SIDE = 8
 _LONGEST_TEXT = 512
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-
 
 class NotARadiograph(ValueError):
     """An intact DICOM object of another kind: what a folder may hold beside radiographs."""
@@ -78,32 +74,6 @@ class Header:
         """What the file has where numbers should be and cannot be read, such as "1,5"; "" where they can."""
         said = self.damaged.get(f"{keyword} {tag(keyword)}", text(self.dataset, keyword))
         return said if numbers(self.dataset, keyword, count) is None else ""
-
-
-@contextlib.contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """Without pydicom's own warnings and log lines about damaged values, which come by the dozen."""
-    log = logging.getLogger("pydicom")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-
-
-def reason(error: BaseException, longest: int = 200) -> str:
-    """What an exception says, as one short line that a terminal can show."""
-    # pydicom puts the traceback of an error within a sequence or element into the message.
-    said = str(error).split("Traceback (most recent call last)")[0]
-    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:longest]
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's type and what it says as one short line."""
-    return f"{type(error).__name__}: {reason(error, 160)}".rstrip(": ")
 
 
 def tag(keyword: str) -> str:
@@ -172,43 +142,10 @@ def _raw_text(dataset: pydicom.Dataset, key: pydicom.tag.BaseTag) -> str:
         return ""
 
 
-class _Bounded(io.BufferedReader):
-    """A file that reserves no more memory than it has bytes, whatever length an element claims."""
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
-            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
-        return super().read(size)
-
-
 def read_dataset(path: Path, pixels: bool) -> pydicom.FileDataset:
-    size = path.stat().st_size
-    if size == 0:
-        raise ValueError(f"{path}: an empty file")
-    if size > LARGEST_FILE:
-        raise ValueError(f"{path}: {size / 2**30:.1f} GB are more than a radiograph has")
-    with quiet_pydicom():
-        try:
-            with _Bounded(open(path, "rb", buffering=0)) as stream:
-                # Inflating is not bounded by the file's size.
-                if _has_preamble(path) and _syntax(stream) == _DEFLATED:
-                    raise ValueError("deflated transfer syntax; convert it, e.g. dcmconv +te in.dcm out.dcm")
-                return pydicom.dcmread(stream, stop_before_pixels=not pixels, force=True)
-        except Exception as error:  # whatever pydicom raises for a damaged file
-            raise ValueError(f"{path}: damaged or not a DICOM file ({one_line(error)})") from error
-
-
-def _syntax(stream: _Bounded) -> str:
-    """Transfer Syntax UID (0002,0010) of a file with a preamble; the stream stands at its beginning again."""
-    stream.seek(132)
-    meta = pydicom.filereader.read_dataset(stream, False, True, stop_when=lambda number, *_: number >> 16 != 2)
-    stream.seek(0)
-    return str(meta.get("TransferSyntaxUID", ""))
-
-
-def _has_preamble(path: Path) -> bool:
-    with open(path, "rb") as stream:
-        return stream.read(132)[128:] == b"DICM"
+    """A file of a radiograph's size, opened by `open_dicom`."""
+    check_file_size(path, LARGEST_FILE)
+    return open_dicom(path, pixels)
 
 
 def read_header(path: Path) -> Header:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from custom.dicom.store import NetworkError, SendReport, parse_address, store_scu, store_web
+from custom.dicom.store import NetworkError, SendReport, kinds_of, parse_address, store_scu
+from custom.dicom.store_web import store_web
 from custom.dicom.strict import dicom_files
+from custom.dicom.web_session import access_from, check_url, is_loopback
 
 __all__ = ["NetworkError", "SendReport", "send"]
 
@@ -60,18 +61,16 @@ def send(
     if not sources:
         raise ValueError("nothing to send: name DICOM files or folders")
     files = list(dict.fromkeys(path for source in sources for path in dicom_files(Path(source))))
+    unread = SendReport()
+    if not kinds_of(files, unread):
+        path, why = next(iter(unread.failed.items()))
+        raise ValueError(f"{path}: {why}; nothing was sent")
     if web:
-        if to.startswith("http://") and not _is_loopback(urlsplit(to).hostname or ""):
+        if to.startswith("http://") and not is_loopback(urlsplit(to).hostname or ""):
             logger.warning("%s is not encrypted: patient data and passwords can be read on the way", to)
-        report = store_web(
-            files,
-            to,
-            timeout_s,
-            ca_file=ca_file,
-            certificate=None if certificate_file is None or key_file is None else (certificate_file, key_file),
-            basic=None if user is None or password_file is None else (user, _first_line(password_file)),
-            token=None if token_file is None else _first_line(token_file),
-        )
+        certificate = None if certificate_file is None or key_file is None else (certificate_file, key_file)
+        access = access_from(user, password_file, token_file, ca_file=ca_file, certificate=certificate)
+        report = store_web(files, check_url(to, needs_tls=False), timeout_s, access)
     else:
         address = parse_address(to)
         context = _client_context(ca_file, certificate_file, key_file) if tls else None
@@ -87,20 +86,6 @@ def send(
         )
     logger.info("sent %d of %d files to %s", len(report.sent), len(files), to)
     return report
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _first_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if not lines or not lines[0].strip():
-        raise ValueError(f"{path} has no first line: it must hold the password or token")
-    return lines[0].strip()
 
 
 def _check_options(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pydicom
 
 from custom.dicom.header import LARGEST_FRAMES, Header, numbers, one_line, quiet_pydicom, read_dataset
+from custom.dicom.opener import decoded_pixels
 
 __all__ = ["frame_count", "read_pixels"]
 
@@ -62,8 +63,7 @@ def read_pixels(header: Header, frame: int | None = None) -> tuple[npt.NDArray[n
             if syntax in _NATIVE:
                 pixels = _native(dataset, shape, (frame or 1) - 1, syntax == _BIG_ENDIAN)
             else:
-                _check_compressed(dataset, shape)
-                pixels = np.asarray(dataset.pixel_array)
+                pixels = decoded_pixels(path, dataset)
                 pixels = pixels[(frame or 1) - 1] if count > 1 and pixels.ndim == 3 else pixels
         except Exception as error:  # whatever pydicom and its decoders raise for damaged pixels
             if syntax not in _NATIVE and all(importlib.util.find_spec(m) is None for m in ("pylibjpeg", "gdcm")):
@@ -190,44 +190,3 @@ def _overlay_bits(dataset: pydicom.Dataset) -> list[int]:
         except Exception:  # absent, empty or damaged
             continue
     return [bit for bit in bits if 0 < bit < 16]
-
-
-def _check_compressed(dataset: pydicom.Dataset, shape: tuple[int, ...]) -> None:
-    """Refuse code streams that announce another size than the header: decoders would allocate it."""
-    data = dataset.PixelData
-    for start in _code_streams(data):
-        size = _stream_size(data, start)
-        if size is not None and size != shape:
-            raise ValueError(f"a code stream of {size[1]} x {size[0]} pixels, the header says {shape[1]} x {shape[0]}")
-    if len(data) == 0:
-        raise ValueError("no compressed data")
-
-
-def _code_streams(data: bytes) -> list[int]:
-    """Offsets of JPEG (FFD8FF) and JPEG 2000 (FF4FFF51) code streams, at most 64."""
-    starts: list[int] = []
-    for marker in (b"\xff\xd8\xff", b"\xff\x4f\xff\x51"):
-        position = data.find(marker)
-        while position >= 0 and len(starts) < 64:
-            starts.append(position)
-            position = data.find(marker, position + 4)
-    return starts
-
-
-def _stream_size(data: bytes, start: int) -> tuple[int, int] | None:
-    """Rows and columns that a code stream announces; None where no frame header follows."""
-    if data[start + 1] == 0x4F:  # SIZ: length, capabilities, then width, height, and their offsets, 4 bytes each
-        field_bytes = data[start + 8 : start + 24]
-        x, y, x0, y0 = (int.from_bytes(field_bytes[i : i + 4], "big") for i in (0, 4, 8, 12))
-        return y - y0, x - x0
-    position = start + 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7):
-            return int.from_bytes(data[position + 5 : position + 7], "big"), int.from_bytes(
-                data[position + 7 : position + 9], "big"
-            )
-        if marker == 0xDA or length < 2:
-            return None
-        position += 2 + length
-    return None

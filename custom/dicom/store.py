@@ -13,11 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pydicom
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
-__all__ = ["Address", "NetworkError", "SendReport", "parse_address", "quiet_libraries", "store_scu", "store_web"]
+from custom.dicom.opener import open_dicom, reason
+
+__all__ = [
+    "Address",
+    "NetworkError",
+    "SendReport",
+    "kinds_of",
+    "parse_address",
+    "quiet_libraries",
+    "require",
+    "store_scu",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -111,18 +121,19 @@ def require(module: str) -> Any:
         ) from error
 
 
-def _kinds(files: Sequence[Path], report: SendReport) -> dict[Path, tuple[UID, UID]]:
+def kinds_of(files: Sequence[Path], report: SendReport) -> dict[Path, tuple[UID, UID]]:
     """SOP class and transfer syntax of each file; one that cannot be read goes into the report."""
     kinds = {}
     for path in files:
         try:
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID", "SOPInstanceUID"])
+            header = open_dicom(path, pixels=False, tags=["SOPClassUID", "SOPInstanceUID"])
             kinds[path] = (UID(header.SOPClassUID), UID(header.file_meta.TransferSyntaxUID))
             if not header.SOPInstanceUID:
                 raise AttributeError("no SOP Instance UID")
         except (InvalidDicomError, AttributeError, ValueError, TypeError, EOFError, OSError, KeyError) as error:
             kinds.pop(path, None)
-            report.failed[path] = f"damaged or not a DICOM file ({' '.join(str(error).split())[:120]})"
+            said = reason(error).removeprefix(f"{path}: ")
+            report.failed[path] = said if isinstance(error, ValueError) else f"damaged or not a DICOM file ({said})"
     return kinds
 
 
@@ -202,7 +213,7 @@ def store_scu(
     """
     pynetdicom = require("pynetdicom")
     report = SendReport()
-    kinds = _kinds(files, report)
+    kinds = kinds_of(files, report)
     pairs = _contexts(kinds)
     with quiet_libraries():
         for start in range(0, len(pairs), MOST_CONTEXTS):
@@ -239,7 +250,7 @@ def _store_one(assoc: Any, path: Path, kind: tuple[UID, UID], report: SendReport
         report.failed[path] = "not tried, the connection was lost before"
         return
     try:
-        status = assoc.send_c_store(pydicom.dcmread(path))
+        status = assoc.send_c_store(open_dicom(path))
     except ValueError as error:
         if "presentation context" not in str(error).lower():
             report.failed[path] = " ".join(str(error).split())[:200]
@@ -265,100 +276,3 @@ def _store_one(assoc: Any, path: Path, kind: tuple[UID, UID], report: SendReport
             report.warnings[path] = text
     else:
         report.failed[path] = text
-
-
-def store_web(
-    files: Sequence[Path],
-    url: str,
-    timeout_s: float,
-    *,
-    ca_file: Path | None = None,
-    certificate: tuple[Path, Path] | None = None,
-    basic: tuple[str, str] | None = None,
-    token: str | None = None,
-) -> SendReport:
-    """Send files by STOW-RS (PS3.18 10.5), one request a file, without retries.
-
-    Args:
-        files: DICOM files.
-        url: base of the DICOMweb service, without ``/studies``.
-        timeout_s: longest wait for the connection and for each answer.
-        ca_file: certificates to trust instead of the system's.
-        certificate: our own certificate and its key.
-        basic: user and password.
-        token: bearer token.
-
-    Returns:
-        The report; a file that was refused does not stop the others.
-
-    Raises:
-        ModuleNotFoundError: dicomweb-client is not installed.
-        NetworkError: the server cannot be reached, is not trusted, or refuses us altogether.
-    """
-    require("dicomweb_client")
-    requests = require("requests")
-    web = require("dicomweb_client.web")
-    session = requests.Session()
-    if ca_file is not None:
-        # Session.verify would lose against REQUESTS_CA_BUNDLE of the environment.
-        merge = session.merge_environment_settings
-        session.merge_environment_settings = lambda *args: {**merge(*args), "verify": str(ca_file)}
-    if certificate is not None:
-        session.cert = tuple(str(path) for path in certificate)
-    session.auth = basic
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    client = web.DICOMwebClient(url.rstrip("/"), session=session, headers=headers, timeout=(timeout_s, timeout_s))
-    client.set_http_retry_params(retry=False)
-    report = SendReport()
-    with session, quiet_libraries():
-        for path in _kinds(files, report):
-            try:
-                _read_answer(path, client.store_instances([pydicom.dcmread(path)]), report)
-            except requests.exceptions.SSLError as error:
-                raise NetworkError(
-                    f"{url} cannot be trusted: {_tail(error)}; name its authority with --ca_file"
-                ) from error
-            except requests.exceptions.Timeout as error:
-                raise NetworkError(f"{url}: no answer within {timeout_s:g} s; {_so_far(report, files)}") from error
-            except requests.exceptions.HTTPError as error:
-                code = error.response.status_code
-                text = f"HTTP {code} {error.response.reason}".strip()
-                if code in (401, 403, 404, 405):
-                    denied = code in (401, 403)
-                    hint = "give --user and --password_file, or --token_file" if denied else "is it the URL?"
-                    raise NetworkError(f"{url} refuses to store: {text}; {hint}") from error
-                report.failed[path] = text
-            except requests.exceptions.ConnectionError as error:
-                raise NetworkError(f"{url} cannot be reached: {_tail(error)}; {_so_far(report, files)}") from error
-            except (ValueError, TypeError, AttributeError, LookupError, EOFError, OSError) as error:
-                report.failed[path] = " ".join(str(error).split())[:200]
-    return report
-
-
-def _tail(error: BaseException) -> str:
-    """The cause at the end of urllib3's chain of exceptions, without addresses of objects."""
-    text = " ".join(str(error).split())
-    detail = re.search(r"certificate verify failed: ([^(]+)", text)
-    if detail:
-        return f"certificate verify failed, {detail[1].strip()}"
-    for known in ("Connection refused", "Name or service not known", "WRONG_VERSION_NUMBER"):
-        if known in text:
-            return known.lower().replace("_", " ")
-    return re.sub(r"<[^>]*>:? ?", "", text)[-200:]
-
-
-def _so_far(report: SendReport, files: Sequence[Path]) -> str:
-    return f"{len(report.sent)} of {len(files)} files were stored"
-
-
-def _read_answer(path: Path, answer: pydicom.Dataset, report: SendReport) -> None:
-    """Read the Store Instances Response Module (PS3.18 I.2)."""
-    refused = answer.get("FailedSOPSequence") or []
-    if refused:
-        reason = int(refused[0].get("FailureReason", 0))
-        report.failed[path] = f"the server refused it, failure reason 0x{reason:04X}"
-        return
-    stored = answer.get("ReferencedSOPSequence") or []
-    if stored and "WarningReason" in stored[0]:
-        report.warnings[path] = f"warning reason 0x{int(stored[0].WarningReason):04X}"
-    report.sent.append(path)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from custom import __version__
 from custom.core.files import write_bytes
+from custom.dicom.opener import open_dicom
 from custom.dicom.strict import dicom_files, encode, new_uid, set_value, strict_validation
 from custom.dicom.write_ct import CT_IMAGE_STORAGE, MANUFACTURER, SERIES_NUMBER, equipment_item
 
@@ -43,7 +44,7 @@ def _highdicom() -> Any:
 
 def _slices(folder: Path) -> list[Dataset]:
     """Headers of the folder's one CT series, from feet to head."""
-    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in dicom_files(folder)]
+    headers = [open_dicom(path, pixels=False) for path in dicom_files(folder)]
     headers = [h for h in headers if h.get("SOPClassUID") == CT_IMAGE_STORAGE]
     series = {str(h.get("SeriesInstanceUID")) for h in headers}
     if len(series) != 1:
@@ -159,7 +160,7 @@ def read_uncertainty_map(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.f
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
+    header = open_dicom(path, pixels=False, tags=["SOPClassUID"])
     if header.get("SOPClassUID") != PARAMETRIC_MAP_STORAGE:
         raise ValueError(f"{path.name} is not a Parametric Map (SOP Class {header.get('SOPClassUID')})")
     volume = highdicom.imread(path).get_volume(apply_real_world_transform=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import zlib
 from collections.abc import Sequence
@@ -12,11 +11,13 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.filebasedimages import ImageFileError
 from rich.console import Console
 from scipy import ndimage
 from tqdm import tqdm
 
+from custom.core.names import inside, no_link
+from custom.core.nifti_files import open_nifti
+from custom.data.datalist import read_datalist
 from custom.metrics import HU_WINDOW, evaluate_volume
 from custom.metrics.tables import cohort_table, write_metrics
 from custom.report.figures import reconstruction_figure
@@ -51,12 +52,11 @@ def load_hu(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64
         FileNotFoundError: no such file.
         ValueError: not a 3D NIfTI.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
+    opened = open_nifti(path)
     try:
-        image = nib.as_closest_canonical(nib.load(path))
+        image = nib.as_closest_canonical(opened)
         values = np.asarray(image.dataobj, dtype=np.float32)
-    except (ImageFileError, EOFError, OSError, zlib.error) as error:
+    except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path}: not a readable NIfTI volume: {error}") from error
     while values.ndim > 3 and values.shape[-1] == 1:
         values = values[..., 0]
@@ -79,7 +79,7 @@ def _truths(folder: Path) -> dict[str, tuple[str, Path]]:
     if not datalist.is_file():
         return {name: (name, path) for name, path in _volumes(folder).items()}
     entries: list[dict[str, Any]] = []
-    for part in json.loads(datalist.read_text(encoding="utf-8")).values():
+    for part in read_datalist(datalist).values():
         if isinstance(part, list):
             entries.extend(entry for entry in part if isinstance(entry, dict) and "label" in entry)
     return {
@@ -162,7 +162,13 @@ def _measure(case: Case, output: Path, hu_window: Sequence[float], resample: boo
         spacing = nib.affines.voxel_sizes(truth_affine).tolist()
         caption = f"PSNR {values['psnr_range']:.2f} dB  ·  SSIM {values['ssim']:.3f}  ·  MAE {values['mae_hu']:.1f} HU"
         reconstruction_figure(
-            None, truth, pred, spacing, output / "figures" / f"{case.name}.png", title=case.name, caption=caption
+            None,
+            truth,
+            pred,
+            spacing,
+            inside(output, f"figures/{case.name}.png", "case"),
+            title=case.name,
+            caption=caption,
         )
     return {"case": case.name, "patient": case.patient, **values}
 
@@ -190,7 +196,7 @@ def evaluate(
         ValueError: a reconstruction without its truth, on another grid, or with NaN.
     """
     cases = pair_cases(Path(pred), Path(truth))
-    folder = Path(output)
+    folder = no_link(Path(output))
     rows = [
         _measure(case, folder, hu_window, resample, figures)
         for case in tqdm(cases, desc="evaluate", unit="case", disable=len(cases) == 1)

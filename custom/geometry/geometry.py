@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from custom.core.files import read_json_object
+from custom.core.limits import check_count
 from custom.geometry.grid import VolumeGrid
 from custom.geometry.validation import validate
 from custom.geometry.view_row import ViewRow
@@ -23,6 +25,9 @@ from custom.geometry.views import BEAMS, CONE, is_cone, views_from_angles
 __all__ = ["JSON_FORMAT", "Geometry"]
 
 JSON_FORMAT = "fewview-ct geometry 1"
+
+#: Pixels of one radiograph.
+LARGEST_DETECTOR = 50_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,8 @@ class Geometry:
             object.__setattr__(self, "isocenter_mm", tuple(float(c) for c in self.isocenter_mm))
             if len(self.isocenter_mm) != 3 or not all(map(math.isfinite, self.isocenter_mm)):
                 raise ValueError(f"isocenter_mm must be three finite numbers, got {self.isocenter_mm}")
+        if len(self.detector_shape) == 2:
+            check_count("detector", "pixels", math.prod(self.detector_shape), LARGEST_DETECTOR)
         validate(self.views, self.detector_shape, self.grid)
         heads = self.views[:, 0:3]
         length = heads.norm(dim=-1, keepdim=True)
@@ -224,9 +231,8 @@ class Geometry:
     def load(cls, path: str | os.PathLike[str]) -> Geometry:
         """Read what `save` wrote; errors name the file."""
         path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such geometry file")
+        content = read_json_object(path, "no such geometry file")
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except ValueError as error:
+            return cls.from_dict(content)
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{path}: {error}") from error

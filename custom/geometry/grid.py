@@ -11,7 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from custom.core.limits import check_count
+
 __all__ = ["VolumeGrid", "require_positive"]
+
+LARGEST_VOXELS = 2**30
 
 
 def require_positive(name: str, values: Sequence[float]) -> None:
@@ -46,6 +50,7 @@ class VolumeGrid:
         object.__setattr__(self, "center_mm", tuple(float(c) for c in self.center_mm))
         require_positive("shape", self.shape)
         require_positive("spacing_mm", self.spacing_mm)
+        check_count("grid", "voxels", math.prod(self.shape), LARGEST_VOXELS)
         if not all(map(math.isfinite, self.center_mm)):
             raise ValueError(f"center_mm must be finite, got {self.center_mm}")
 

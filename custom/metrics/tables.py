@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from custom.core.csv_files import csv_bytes, text_of
 from custom.core.files import write_bytes, write_json
 from custom.metrics.image_metrics import METRIC_NAMES, summarise_cohort
 
@@ -28,13 +28,9 @@ MAIN_METRICS = ("psnr_range", "psnr_4095", "ssim", "mae_hu", "rmse_hu")
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> Path:
     """Writes one line per case; the columns are the keys in order of appearance. NaN becomes an empty field."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    lines = io.StringIO()
-    writer = csv.DictWriter(lines, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: "" if _is_nan(value) else value for key, value in row.items()})
     path = Path(path)
-    write_bytes(path, lines.getvalue().encode())
+    known = ({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+    write_bytes(path, csv_bytes(known, columns))
     return path
 
 
@@ -46,11 +42,11 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     def parse(key: str, text: str) -> Any:
         if key in TEXT_COLUMNS:
-            return text
+            return text_of(text)
         try:
             return float(text) if text else math.nan
         except ValueError:
-            return text
+            return text_of(text)
 
     with path.open(newline="", encoding="utf-8") as lines:
         return [{key: parse(key, text or "") for key, text in row.items()} for row in csv.DictReader(lines)]

@@ -5,7 +5,10 @@ An exported folder (`fewview-ct export`) has a model.json with the SHA-256 of ea
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +18,8 @@ import custom
 from custom.core.files import read_json_object, sha256_file
 
 __all__ = ["MODEL_NAMES", "ModelFiles", "find_model"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "fewview-ct model 1"
 DESCRIPTION = "model.json"
@@ -97,15 +102,43 @@ def _find_name(name: str) -> ModelFiles:
     bundles = [Path("bundles", name), Path(custom.__file__).resolve().parents[1] / "bundles" / name]
     for folder in folders:
         if (folder / DESCRIPTION).is_file():
+            _say_if_local(folder, bundles[1])
             return _exported(folder)
     for folder in bundles:
         if (folder / "models" / WEIGHTS).is_file():
+            _say_if_local(folder, bundles[1])
             return _bundle(folder)
     train = f"python -m monai.bundle run training --config_file bundles/{name}/configs/train.json"
     raise FileNotFoundError(
         f"the model {name} is not here: start in the repository, or set {FOLDERS_VARIABLE} to the folder that holds "
         f"the exported {name}, or train it ('{train}')"
     )
+
+
+def _say_if_local(folder: Path, published: Path) -> None:
+    """Say that a name did not give the published model but one of this folder, which others may have put there."""
+    if folder.resolve() != published.resolve():
+        _say(f"{folder.name}: taken from {folder.resolve()}, which is not the published model in {published}")
+
+
+@functools.lru_cache
+def _say(text: str) -> None:
+    """Once in a process: a model is looked for before anything is read, and again when it is loaded."""
+    logger.warning("%s", text)
+
+
+def _check_card(weights: Path) -> None:
+    """Weights beside a card that gives other hashes are not the ones that it describes."""
+    card = weights.parent / CARD
+    if not card.is_file():
+        return
+    known = re.findall(r"\b[0-9a-f]{64}\b", card.read_text(encoding="utf-8", errors="replace"))
+    found = sha256_file(weights)
+    if known and found not in known:
+        raise ValueError(
+            f"{weights}: SHA-256 {found[:12]}, but the card beside it ({CARD}) describes {known[0][:12]}: changed or "
+            "damaged weights, or trained anew; get them again, or give them a card of their own"
+        )
 
 
 def _in_folder(folder: Path) -> ModelFiles:
@@ -126,6 +159,7 @@ def _of_checkpoint(path: Path) -> ModelFiles:
             return _exported(path.parent)
         if path.parent.name == "models" and (path.parent.parent / "configs" / "inference.json").is_file():
             return _bundle(path.parent.parent)
+    _check_card(path)
     name = path.parent.parent.name if path.parent.name == "models" else path.stem
     return ModelFiles(name or path.stem, path)
 
@@ -189,11 +223,14 @@ def _bundle(folder: Path) -> ModelFiles:
             else ("it is fitted to each case and has none: run its configs/inference.json")
         )
         raise FileNotFoundError(f"{models / WEIGHTS}: the bundle {folder.name} has no weights: {remedy}")
+    parents = parent("autoencoder_checkpoint"), parent("mean_checkpoint")
+    for weights in (models / WEIGHTS, *parents):
+        if weights is not None:
+            _check_card(weights)
     return ModelFiles(
         folder.resolve().name,
         models / WEIGHTS,
-        parent("autoencoder_checkpoint"),
-        parent("mean_checkpoint"),
+        *parents,
         beside(models / THRESHOLDS),
         beside(models / CARD),
         beside(folder / LICENSE),

@@ -20,7 +20,7 @@ from custom import __version__
 from custom.core.atomic_directory import whole_folder
 from custom.core.checkpoints import Checkpoint, load_checkpoint
 from custom.core.files import sha256_file, write_json
-from custom.core.hu_window import unit_to_hu
+from custom.core.hu_window import require_finite, unit_to_hu
 from custom.core.precision import check_precision
 from custom.geometry import VolumeGrid
 from custom.models.model_files import (
@@ -104,7 +104,7 @@ class Model:
         self.require(samples=0)
         network = self.network.mean.networks[0] if self.can_sample else self.network
         pred = network(image[None].float().to(self.device), views[None].float().to(self.device))
-        return unit_to_hu(pred[0, 0], self.hu_window).cpu()
+        return unit_to_hu(pred[0, 0], self.hu_window, f"the model {self.name}").cpu()
 
     def samples(self, image: Tensor, views: Tensor, count: int, seed: int = 0) -> Iterator[Tensor]:
         """Volumes that the radiographs and the training patients allow, one after the other.
@@ -123,7 +123,7 @@ class Model:
         """
         self.require(samples=count)
         for _, batch in self.network.samples(image.float(), views.float(), count, seed):
-            yield from batch[:, 0].float().cpu()
+            yield from require_finite(batch[:, 0].float().cpu(), f"the model {self.name}")
 
     def require(self, samples: int) -> None:
         """Raises ValueError unless the model can give that many samples; 0: the one volume of `mean`."""

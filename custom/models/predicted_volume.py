@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from custom import __version__
 from custom.core.files import write_nifti
-from custom.core.hu_window import unit_to_hu
+from custom.core.hu_window import require_finite, unit_to_hu
 from custom.geometry import VolumeGrid
 
 __all__ = ["reconstruct_volume", "save_volume"]
@@ -31,7 +31,7 @@ def reconstruct_volume(network: nn.Module, image: Tensor, views: Tensor) -> Tens
     """
     device = next(network.parameters()).device
     pred = network(image[None].to(device), views[None].to(device))
-    return unit_to_hu(pred[0, 0], network.hu_window).cpu()  # type: ignore[arg-type]
+    return unit_to_hu(pred[0, 0], network.hu_window, type(network).__name__).cpu()  # type: ignore[arg-type]
 
 
 def save_volume(
@@ -57,6 +57,7 @@ def save_volume(
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: the output must end in .nii or .nii.gz")
+    require_finite(volume, f"{path}: the reconstruction")
     values = volume.cpu() if dtype.is_floating_point else volume.cpu().float().round()
     note = f"fewview-ct {__version__}, HU, not for primary planning"
     write_nifti(path, values.to(dtype).numpy(), grid.affine(isocenter_mm), note)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from nibabel import nifti1
 from torch import Tensor
 
 from custom.core.attenuation import LARGEST_LINE_INTEGRAL
+from custom.core.nifti_files import open_nifti
 from custom.dicom.header import LARGEST_PIXELS, one_line
 from custom.geometry import Geometry
 
@@ -50,7 +50,7 @@ def read_stack(path: str | os.PathLike[str], geometry: Geometry | None, geometry
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of radiographs")
     try:
-        image = nifti1.load(path)
+        image = open_nifti(path)
         shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
         if len(shape) != 3:
             raise ValueError(f"radiographs must be a stack (u, v, view), got shape {shape}")
@@ -63,6 +63,8 @@ def read_stack(path: str | os.PathLike[str], geometry: Geometry | None, geometry
             raise ValueError(f"{shape} are no radiographs, or too many pixels")
         array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape)
     except ValueError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
         raise ValueError(f"{path}: {' '.join(str(error).split())[:300]}") from error
     except (Exception, zlib.error) as error:  # whatever nibabel raises for a damaged file
         raise ValueError(f"{path}: not a readable NIfTI file ({one_line(error)})") from error

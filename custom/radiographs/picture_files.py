@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from custom.core.limits import check_expansion
 from custom.dicom.header import LARGEST_PIXELS, one_line
 
 __all__ = ["read_picture"]
 
+#: Bytes that a picture may have whatever its file's size; what is larger and empty is no radiograph.
+_SMALL_BYTES = 64 * 2**20
 _DEPTHS = {"L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
 
 
@@ -40,6 +43,7 @@ def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int, str]:
                 columns, rows = image.size
                 if min(rows, columns) < 8 or rows * columns > LARGEST_PIXELS:
                     raise ValueError(f"{columns} x {rows} pixels are not the size of a radiograph")
+                check_expansion(path, 2.0 * columns * rows, _SMALL_BYTES)
                 if getattr(image, "n_frames", 1) > 1:
                     raise ValueError(f"{image.n_frames} pages; save one radiograph a file")  # type: ignore[attr-defined]
                 if image.mode not in _DEPTHS:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from custom.core.angles import angle_difference_deg
 from custom.core.atomic_directory import whole_folder
 from custom.core.attenuation import hu_to_attenuation
+from custom.core.files import sha256_file
 from custom.geometry import ViewRow
 from custom.metrics import SampleStatistics
 from custom.models import Model, find_model, load_model
@@ -77,7 +78,12 @@ def reconstruct(
         ModuleNotFoundError: an optional package is missing, naming the extra to install.
     """
     _check_samples(samples)
-    settings = {"samples": samples, "seed": seed, "accept": sorted(check_accept(accept)), "angles_deg": None}
+    settings: dict[str, Any] = {
+        "samples": samples,
+        "seed": seed,
+        "accept": sorted(check_accept(accept)),
+        "angles_deg": None,
+    }
 
     def run(folder: Path | None) -> Reconstruction:
         start = time.perf_counter()
@@ -89,7 +95,7 @@ def reconstruct(
             settings["angles_deg"] = [float(angle) for angle in angles_deg]
         loaded = model if isinstance(model, Model) else load_model(model, device, precision)
         loaded.require(samples)
-        limits = _thresholds(thresholds or loaded.thresholds)
+        limits, settings["thresholds"] = _thresholds(thresholds or loaded.thresholds, loaded)
         if folder is not None:
             rehearse(folder, used, loaded, dicom, uncertainty=samples > 0)
         settings.update(device=str(loaded.device), precision=loaded.precision, threads=torch.get_num_threads())
@@ -202,8 +208,13 @@ def _choose(radiographs: list[Radiograph], angles_deg: Sequence[float]) -> list[
     return [radiographs[i] for i in chosen]
 
 
-def _thresholds(path: str | os.PathLike[str] | None) -> Thresholds | None:
-    return None if path is None else Thresholds.load(path)
+def _thresholds(path: str | os.PathLike[str] | None, model: Model) -> tuple[Thresholds | None, dict[str, str] | None]:
+    """Thresholds of this model, and what result.json says of them."""
+    if path is None:
+        return None, None
+    limits = Thresholds.load(path)
+    limits.require_model(model.sha256, model.name, path)
+    return limits, {"file": Path(path).name, "sha256": sha256_file(path)}
 
 
 def _draw(model: Model, image: Tensor, views: Tensor, count: int, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.core.files import write_tensors
+from custom.core.tensor_files import load_tensors
 from custom.metrics import SampleStatistics
 from custom.sampling.posterior_sampler import PosteriorSampler
 
@@ -56,8 +57,8 @@ def collect_samples(
     path = None if state_path is None else Path(state_path)
     if path is not None and path.is_file():
         try:
-            state = torch.load(path, weights_only=True)
-        except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            state = load_tensors(path)
+        except (ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise ValueError(f"{path}: the samples so far cannot be read: remove it to begin anew ({error})") from error
         if not torch.equal(state.pop("fingerprint"), label):
             raise ValueError(f"{path}: samples of another case, seed or setting: remove it, or write elsewhere")

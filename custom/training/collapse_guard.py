@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine
 from monai.utils.enums import AdversarialIterationEvents
+from torch import nn
 
+from custom.core.tensor_files import load_tensors, not_finite
 from custom.training.resuming import ResumableCheckpoint
 from custom.training.training_handlers import GradientClip
 
@@ -49,6 +53,7 @@ class CollapseGuard:
         if min(factor, perplexity_factor) <= 1:
             raise ValueError(f"the factors must be above 1, got {factor} and {perplexity_factor}")
         self.factor, self.perplexity_factor, self.warmup = factor, perplexity_factor, warmup
+        self.checkpoint: Path | None = None
         self.steps = 0
         self.error, self.perplexity = math.nan, math.nan
         self.best_error, self.best_perplexity = math.inf, 0.0
@@ -106,12 +111,24 @@ class CollapseGuard:
     def _mean(self, mean: float, value: float) -> float:
         return value if math.isnan(mean) else self.MEMORY * mean + (1 - self.MEMORY) * value
 
-    @staticmethod
-    def _stop(reason: str) -> None:
+    def _stop(self, reason: str) -> None:
         raise RuntimeError(
-            f"{reason}. The last good checkpoint and the best model are intact. Go on from them with lower adversarial "
-            "weights, a later disc_start_step, a lower learning_rate, or precision 'fp32'"
+            f"{reason}. {self._left()} Go on with lower adversarial weights, a later disc_start_step, a lower "
+            "learning_rate, or precision 'fp32'"
         )
+
+    def _left(self) -> str:
+        """What is known of the checkpoint, after a look into it."""
+        path = self.checkpoint
+        if path is None or not path.is_file():
+            return "No checkpoint was written."
+        try:
+            bad = not_finite(load_tensors(path))
+        except (ValueError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            return f"The last checkpoint, {path}, cannot be read ({error}): begin anew."
+        if bad:
+            return f"The last checkpoint, {path}, holds NaN or infinity in {bad}: remove it and begin anew."
+        return f"The last checkpoint, {path}, is intact."
 
 
 class GuardedCheckpoint(ResumableCheckpoint):
@@ -125,9 +142,15 @@ class GuardedCheckpoint(ResumableCheckpoint):
     def __init__(self, guard: CollapseGuard, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.guard = guard
+        guard.checkpoint = self.path
 
     def _save(self, engine: Engine, epoch_completed: bool) -> None:
         if self.guard.doubtful:
             logger.warning("%s is left as it was: error or codebook are getting worse", self.path)
+            return
+        states = {name: item.state_dict() for name, item in self.objects.items() if isinstance(item, nn.Module)}
+        bad = not_finite(states)
+        if bad:
+            logger.warning("%s is left as it was: %s holds NaN or infinity", self.path, bad)
             return
         super()._save(engine, epoch_completed)

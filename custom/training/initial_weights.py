@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from custom.core.checkpoints import load_checkpoint
+from custom.core.tensor_files import load_tensors
 from custom.data.augmentation import RandThoraxAugment
 from custom.networks.population_prior import OutOfFoldPriors
 
@@ -99,7 +100,7 @@ def _folds_that_enter(own: torch.Tensor, folds: int, shapes: bool, generator: to
 def _take_over(priors: OutOfFoldPriors, checkpoint: Path) -> None:
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint to take priors from: pass a checkpoint_last.pt")
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = load_tensors(checkpoint)
     try:
         priors.load_state_dict(state["out_of_fold"])
     except (KeyError, RuntimeError) as error:

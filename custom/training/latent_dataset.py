@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from custom.core.checkpoints import definition, load_checkpoint
-from custom.core.files import sha256_file, write_json, write_tensors
+from custom.core.files import read_json_object, sha256_file, write_json, write_tensors
 from custom.core.hu_window import hu_to_unit
+from custom.core.tensor_files import load_tensors
 from custom.data.augmentation import RandThoraxAugment
 from custom.geometry import VolumeGrid
 
@@ -91,7 +92,7 @@ def write_latents(
     for index in tqdm(range(count), desc="latents", unit="latent", disable=None):
         path = entry_path(folder, index)
         if path.is_file():
-            latent = torch.load(path, weights_only=True)["latent"]
+            latent = load_tensors(path)["latent"]
         else:
             augment.set_random_state(seed * 1_000_003 + index)
             case = cases[drawn[index]]
@@ -136,7 +137,7 @@ class LatentDataset(Dataset):
     def __init__(self, folder: str | os.PathLike[str], autoencoder_checkpoint: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
         index = self.folder / INDEX
-        content = json.loads(index.read_text()) if index.is_file() else {}
+        content = read_json_object(index) if index.is_file() else {}
         if "count" not in content:
             raise FileNotFoundError(
                 f"{index}: there are no latents, or not all of them: write them with "
@@ -163,7 +164,7 @@ class LatentDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.count:
             raise IndexError(f"there are {self.count} latents, got index {index}")
-        entry = torch.load(entry_path(self.folder, index), weights_only=True)
+        entry = load_tensors(entry_path(self.folder, index))
         return {"latent": entry["latent"].float(), "source": entry["source"].float(), "fold": entry["fold"]}
 
 
@@ -171,7 +172,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Say what the folder holds before anything is in it, or find out that it holds something else."""
     index = folder / INDEX
     if index.is_file():
-        content = json.loads(index.read_text())
+        content = read_json_object(index)
         other = sorted(k for k, v in settings.items() if content.get(k) != v)
         if other:
             raise ValueError(f"{folder} holds latents of other settings ({', '.join(other)}): choose another folder")

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 
 from custom.core.files import write_tensors
+from custom.core.tensor_files import load_tensors
 
 __all__ = ["ResumableCheckpoint", "TrainingStopped", "training_seed"]
 
@@ -99,7 +100,12 @@ class ResumableCheckpoint:
         """Returns whether the last epoch's validation is still to be made up for."""
         if not self.resume or not self.path.is_file():
             return False
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try:
+            state = load_tensors(self.path)
+        except (ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self.path}: damaged, not a checkpoint to go on from: {error}; remove it or pass --resume False"
+            ) from error
         try:
             for name, item in self.objects.items():
                 item.load_state_dict(state[name])

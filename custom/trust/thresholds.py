@@ -131,6 +131,22 @@ class Thresholds:
         nearest = group_name(beam, min(counts, key=lambda count: (abs(math.log(count / views)), count)))
         return self.groups[nearest], nearest
 
+    def require_model(self, sha256: str, name: str, path: str | os.PathLike[str]) -> None:
+        """Raises ValueError unless they were made with these weights: how good other weights are they do not know.
+
+        Args:
+            sha256: of the model's weights.
+            name: of the model.
+            path: of the thresholds.
+        """
+        model = self.made_from.get("model")
+        known = model if isinstance(model, Mapping) else {}
+        if known.get("sha256") != sha256:
+            raise ValueError(
+                f"{path}: thresholds of another model ({known.get('name')}, SHA-256 {str(known.get('sha256'))[:12]}), "
+                f"not of {name} ({sha256[:12]}): make its own with 'fewview-ct calibrate'"
+            )
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write as JSON, whole or not at all."""
         content = {

@@ -7,15 +7,16 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from custom.core.checkpoints import definition, load_checkpoint
+from custom.core.nifti_files import open_nifti
 from custom.data.augmentation import RandThoraxAugment
 from custom.data.simulate import Acquisition, simulate_case
 from custom.metrics import SampleStatistics
@@ -117,7 +118,7 @@ def load_ct(case: Mapping[str, Any], pixel_mm: float, warp: int = 0, trial: Tria
         raise ValueError(
             f"{case.get('case')}: the datalist has no 'source' (the uncropped CT); 'fewview-ct prepare' writes it"
         )
-    cube, source = nib.nifti1.load(case["label"]), nib.nifti1.load(case["source"])
+    cube, source = open_nifti(Path(case["label"])), open_nifti(Path(case["source"]))
     hu, affine = np.asarray(source.dataobj), np.array(source.affine, dtype=float)
     blocks = [max(1, int(0.5 * pixel_mm / spacing + 1e-6)) for spacing in affine[:3, :3].diagonal()]
     volume = F.avg_pool3d(torch.from_numpy(np.ascontiguousarray(hu)).float()[None], blocks)
@@ -133,7 +134,13 @@ def load_ct(case: Mapping[str, Any], pixel_mm: float, warp: int = 0, trial: Tria
         augment.R = trial.generator(case["case"], warp)
         volume = augment(volume)
     name = f"{case['case']} warped {warp}" if warp else str(case["case"])
-    return KnownCT(name, volume[0].numpy(), affine, tuple(cube.shape), np.asarray(cube.affine, dtype=float))
+    return KnownCT(
+        name,
+        volume[0].numpy(),
+        affine,
+        (cube.shape[0], cube.shape[1], cube.shape[2]),
+        np.asarray(cube.affine, dtype=float),
+    )
 
 
 def model_on(model: str | os.PathLike[str], size: int | None, device: str | None = None) -> Model:

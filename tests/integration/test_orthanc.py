@@ -14,11 +14,12 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
+from custom.dicom.fetch import fetch as fetch_verb
 from custom.dicom.network import NetworkError, send
 from custom.dicom.write_ct import SERIES_DESCRIPTION, SyntheticCT, read_ct_series, write_ct_series
 from custom.dicom.write_map import MAP_DESCRIPTION, read_uncertainty_map, write_uncertainty_map
 from tests.custom.dicom.stored_radiographs import MODEL, ROOT, dx, header, save
-from tests.integration.orthanc_server import MAP, MARKS, USER, Server, fetch, find_series, pixels, running
+from tests.integration.orthanc_server import MAP, MARKS, PASSWORD, USER, Server, fetch, find_series, pixels, running
 
 NAME = "Yamada^Tarou=山田^太郎=やまだ^たろう"
 SHAPE = (24, 20, 16)
@@ -108,3 +109,24 @@ def test_refusals(to: str, options: dict[str, Any], message: str, orthanc: Serve
         options = options | {"password_file": orthanc.password_file}
     with pytest.raises(NetworkError, match=message):
         send(tmp_path / "in", to=to.format(orthanc), **options)
+
+
+@pytest.mark.parametrize("by", ["study", "accession", "patient"])
+def test_the_verb_fetches_by(by: str, orthanc: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = f"{ROOT}.{dict(study=71, accession=72, patient=73)[by]}"
+    tags = {"StudyInstanceUID": study, "AccessionNumber": f"A{by}", "PatientID": f"P{by}"}
+    for k in (1, 2):
+        uids = {"SOPInstanceUID": f"{study}.2.{k}", "SeriesInstanceUID": f"{study}.1.{k}"}
+        save(dx(k, **tags, **uids), tmp_path / "in" / f"view{k}.dcm")
+    assert store(orthanc, "web", tmp_path / "in") == 2
+    value = {"study": study, "accession": f"A{by}", "patient": f"P{by}"}[by]
+    monkeypatch.setenv("FEWVIEW_PACS_USER", USER)
+    monkeypatch.setenv("FEWVIEW_PACS_PASSWORD", PASSWORD)
+    folder = fetch_verb(orthanc.web, str(tmp_path / "out"), modality=("DX",), **{by: value})
+    got = {path.name: pydicom.dcmread(path) for path in folder.rglob("*.dcm")}
+    assert set(got) == {f"{study}.2.{k}.dcm" for k in (1, 2)}
+    for path in (tmp_path / "in").iterdir():
+        original = pydicom.dcmread(path)
+        assert pixels(got[f"{original.SOPInstanceUID}.dcm"]) == pixels(original)
+    with pytest.raises(ValueError, match="no study of"):
+        fetch_verb(orthanc.web, str(tmp_path / "no"), patient="NOBODY")

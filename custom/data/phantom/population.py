@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -16,9 +16,12 @@ import torch
 from tqdm import tqdm
 
 from custom import __version__
-from custom.core.files import sha256_file, write_json, write_nifti
+from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
+from custom.core.limits import check_count
+from custom.core.names import inside, no_link
 from custom.data.phantom.anatomy import LABELS
 from custom.data.phantom.thorax import make_thorax
+from custom.dicom.ct_series import LARGEST_VOXELS
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,9 @@ def write_phantoms(
     shares = np.asarray(fractions, dtype=float)
     if shares.shape != (3,) or shares.min() < 0 or abs(shares.sum() - 1) > 1e-6:
         raise ValueError(f"fractions must be three shares (training, validation, test) that add to 1, got {fractions}")
-    root = Path(output)
+    extent = [max(float(size), float(mm) / float(spacing_mm)) for mm in wide_mm]
+    check_count("--size, --wide_mm and --spacing_mm", "voxels", math.prod(extent), LARGEST_VOXELS)
+    root = no_link(Path(output))
     settings: dict[str, Any] = {
         "seed": int(seed),
         "size": int(size),
@@ -131,19 +136,28 @@ def _run(arguments: list[tuple[str, int, dict[str, Any]]], workers: int) -> Iter
 
 
 def _is_complete(root: Path, record: dict[str, Any] | None) -> bool:
-    return record is not None and all((root / entry["path"]).is_file() for entry in record["files"].values())
+    if record is None:
+        return False
+    files = [(root / entry["path"], entry["sha256"]) for entry in record["files"].values()]
+    return all(path.is_file() and sha256_file(path) == digest for path, digest in files)
 
 
 def _read_manifest(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    content = json.loads(path.read_text())
+    content = read_json_object(path)
     if content.get("settings") != settings:
         raise ValueError(
             f"{path} was written with other settings ({content.get('settings')}, now {settings}): "
             "choose another output folder or remove this one"
         )
-    return dict(content["cases"])
+    try:
+        for record in content["cases"].values():
+            for one in record["files"].values():
+                inside(path.parent, one["path"], f"{path}: path")
+        return dict(content["cases"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: is damaged ({error!r}): remove it, and the phantoms are made anew") from error
 
 
 def _write_lists(root: Path, settings: dict[str, Any], known: dict[str, Any], count: int, shares: np.ndarray) -> Path:

@@ -214,3 +214,16 @@ def test_write_phantoms_rejects(tmp_path, arguments) -> None:
     with pytest.raises(ValueError):
         write_phantoms(tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_phantom_that_is_there_is_judged_by_its_content(tmp_path) -> None:
+    arguments = {"seed": 5, "size": 16, "spacing_mm": 10.0, "wide_mm": (160.0, 160.0, 160.0)}
+    write_phantoms(tmp_path, 1, **arguments)
+    cube = tmp_path / "ct" / "phantom_0001.nii.gz"
+    whole = cube.read_bytes()
+    cube.write_bytes(whole[:-20])
+    write_phantoms(tmp_path, 1, **arguments)
+    assert cube.read_bytes() == whole
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json: is not a JSON file"):
+        write_phantoms(tmp_path, 1, **arguments)

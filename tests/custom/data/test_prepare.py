@@ -65,7 +65,8 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("out")
-    assert prepare(str(tree), str(output), **SMALL) == str(output / "datalist.json")
+    named = str(tree / "provenance.json")
+    assert prepare(str(tree), str(output), provenance=named, **SMALL) == str(output / "datalist.json")
     return output
 
 
@@ -130,7 +131,7 @@ def test_second_run_writes_nothing_new_but_repairs(prepared: Path, tree: Path) -
     before = {p: p.stat().st_mtime_ns for p in (prepared / "source").iterdir()}
     hashes = _hashes(prepared)
     (prepared / "ct" / "d.nii.gz").write_bytes(b"damaged")
-    prepare(str(tree), str(prepared), **SMALL)
+    prepare(str(tree), str(prepared), provenance=str(tree / "provenance.json"), **SMALL)
     assert _hashes(prepared) == hashes
     changed = [p.name for p, stamp in before.items() if p.stat().st_mtime_ns != stamp]
     assert changed == ["d.nii.gz"]
@@ -205,7 +206,7 @@ def test_one_patient_in_two_parts_is_refused(tree: Path, tmp_path: Path) -> None
 
 
 def test_killed_and_started_again_it_ends_with_the_same_hashes(prepared: Path, tree: Path, tmp_path: Path) -> None:
-    options = "size=16, spacing_mm=5.0, workers=1"
+    options = f"size=16, spacing_mm=5.0, workers=1, provenance={str(tree / 'provenance.json')!r}"
     code = f"import sys; from custom.data.prepare import prepare; prepare(*sys.argv[1:3], {options})"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])}
     process = subprocess.Popen(
@@ -220,5 +221,5 @@ def test_killed_and_started_again_it_ends_with_the_same_hashes(prepared: Path, t
     assert len(finished) > 0, "it must have finished a case before it was killed"
     assert not (tmp_path / "datalist.json").exists(), "it was killed too late to test anything"
     (tmp_path / "ct" / ".x.nii.gz.99.part").write_bytes(b"half a file")
-    prepare(str(tree), str(tmp_path), **SMALL)
+    prepare(str(tree), str(tmp_path), provenance=str(tree / "provenance.json"), **SMALL)
     assert _hashes(tmp_path) == _hashes(prepared)

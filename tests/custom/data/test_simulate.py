@@ -206,7 +206,7 @@ def test_bad_input(cohort: Path) -> None:
         simulate(cohort, energy_kev=5.0)
     with pytest.raises(ValueError, match="photons must be"):
         simulate(cohort, photons=-1.0)
-    with pytest.raises(ValueError, match="plain folder name"):
+    with pytest.raises(ValueError, match=r"--name .* cannot name a file"):
         simulate(cohort, name="../up")
     with pytest.raises(ValueError, match="beam must be one of"):
         simulate(cohort, beam="fan")
@@ -225,8 +225,18 @@ def test_bad_input(cohort: Path) -> None:
     with pytest.raises(ValueError, match="is not a JSON file"):
         simulate(cohort)
     cohort.write_text("[1, 2]")
-    with pytest.raises(ValueError, match="is not a datalist: it holds a list"):
+    with pytest.raises(ValueError, match="must hold a JSON object, not a list"):
         simulate(cohort)
     cohort.write_text(json.dumps({"test": [{"label": "ct/a0001.nii.gz"}]}))
     with pytest.raises(ValueError, match="needs 'case' and 'label'"):
         simulate(cohort)
+
+
+def test_what_is_there_is_judged_by_its_content(cohort: Path) -> None:
+    """A file of the same name with other bytes is no radiograph of ours."""
+    simulate(cohort, setting="paper", angles_deg=(0.0, 90.0))
+    image = next((cohort.parent / "radiographs" / "paper").glob("*.nii.gz"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-20])
+    simulate(cohort, setting="paper", angles_deg=(0.0, 90.0))
+    assert image.read_bytes() == whole

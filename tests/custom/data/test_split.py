@@ -38,7 +38,7 @@ def test_split_file_that_is_missing_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.json"):
         read_split(tmp_path / "no.json")
     (tmp_path / "split.json").write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="not a JSON file"):
         read_split(tmp_path / "split.json")
 
 

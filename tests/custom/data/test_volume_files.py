@@ -54,7 +54,7 @@ def _no_orientation(path: Path) -> None:
         (_nan, r"x\.nii\.gz has 2 voxels that are NaN"),
         (_truncated, r"x\.nii\.gz is truncated or damaged"),
         (_no_orientation, r"x\.nii\.gz has no orientation"),
-        (lambda p: p.write_bytes(b"no image at all"), r"x\.nii\.gz is truncated or damaged"),
+        (lambda p: p.write_bytes(b"no image at all"), r"x\.nii\.gz: is truncated or damaged"),
         (lambda p: write_nifti(p, np.zeros((4, 4, 4, 3), dtype=np.int16)), "is not one volume"),
     ],
 )

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import ssl
+import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,19 @@ def scp(answer: Callable[[Any], int], contexts: list[tuple[str, list[str]]] | No
         entity.shutdown()
 
 
+TAGS = {
+    "0020000D": "StudyInstanceUID", "0020000E": "SeriesInstanceUID", "00080018": "SOPInstanceUID",
+    "00080060": "Modality",
+}  # fmt: skip
+
+
+def confirmation(body: bytes) -> dict[str, Any]:
+    """The answer of a server that has stored the object in a request."""
+    sent = pydicom.dcmread(io.BytesIO(body[body.index(b"DICM") - 128 :]), stop_before_pixels=True)
+    uid = {"00081155": {"vr": "UI", "Value": [str(sent.SOPInstanceUID)]}}
+    return {"00081199": {"vr": "SQ", "Value": [uid]}}
+
+
 class Web(http.server.BaseHTTPRequestHandler):
     """A DICOMweb server that keeps what it is sent and answers each request as told: (HTTP status, JSON)."""
 
@@ -56,10 +70,43 @@ class Web(http.server.BaseHTTPRequestHandler):
         else:
             body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append((self.path, dict(self.headers), body))
-        status, content = self.server.answers.pop(0) if self.server.answers else (200, {})
-        data = json.dumps(content).encode()
+        status, content = self.server.answers.pop(0) if self.server.answers else (200, None)
+        data = json.dumps(confirmation(body) if content is None else content).encode()
+        self.answer(status, "application/dicom+json", data)
+
+    def do_GET(self) -> None:
+        """QIDO-RS and WADO-RS over `server.objects`, datasets; `server.gives` makes other bytes of one."""
+        self.server.got.append((self.path, dict(self.headers), b""))
+        if self.server.answers:
+            status, content = self.server.answers.pop(0)
+            self.answer(status, "application/dicom+json", json.dumps(content).encode())
+            return
+        place, _, query = self.path.removeprefix("/dicom-web").partition("?")
+        words = [word for word in place.split("/") if word]
+        asked = dict(urllib.parse.parse_qsl(query))
+        levels = dict(zip(words[::2], [*words[1::2], ""], strict=False))
+        keys = {"studies": "StudyInstanceUID", "series": "SeriesInstanceUID", "instances": "SOPInstanceUID"}
+        wanted = {keys[level]: uid for level, uid in levels.items() if uid}
+        wanted |= {key: value for key, value in asked.items() if key in ("PatientID", "AccessionNumber")}
+        found = [one for one in self.server.objects if all(str(one.get(k, "")) == v for k, v in wanted.items())]
+        if len(words) == 6:
+            data = self.server.gives(found[0])
+            body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + data + b"\r\n--x--\r\n"
+            self.answer(200, 'multipart/related; type="application/dicom"; boundary=x', body)
+            return
+        level = keys[words[-1]]
+        unique = {str(one[level].value): one for one in found}
+        answers = [
+            {tag: {"vr": "UI", "Value": [str(one.get(key, ""))]} for tag, key in TAGS.items()}
+            for one in unique.values()
+        ][int(asked.get("offset", 0)) :][: int(asked.get("limit", 100))]
+        self.answer(200 if answers else 204, "application/dicom+json", json.dumps(answers).encode())
+
+    def answer(self, status: int, kind: str, data: bytes) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/dicom+json")
+        if status in (301, 302, 307, 308):
+            self.send_header("Location", self.server.sends_to)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

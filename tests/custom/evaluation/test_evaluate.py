@@ -115,7 +115,7 @@ def test_bad_input_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"torn\.nii\.gz: not a readable NIfTI"):
         load_hu(torn)
     (tmp_path / "text.nii").write_text("no volume")
-    with pytest.raises(ValueError, match=r"text\.nii: not a readable NIfTI"):
+    with pytest.raises(ValueError, match=r"text\.nii: .*not a NIfTI file"):
         load_hu(tmp_path / "text.nii")
     with pytest.raises(ValueError, match="expected a 3D volume"):
         load_hu(write(tmp_path / "four.nii.gz", np.zeros((3, 3, 3, 2))))

@@ -269,7 +269,7 @@ def _edited(**changes: Any) -> str:
     ("text", "message"),
     [
         ("not json", "views.json"),
-        ("[1, 2]", "not a geometry: .*list"),
+        ("[1, 2]", "must hold a JSON object, not a list"),
         (_edited(format="dicom"), "not a geometry: .*'dicom'"),
         (_edited(views=[{"beam": "cone"}]), "missing or malformed entry: 'source_mm'"),
         (_edited(views=[]), "views must have shape"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
 from custom.core.hu_window import unit_to_hu
 from custom.geometry import VolumeGrid
-from custom.models import find_model, load_model, reconstruct_volume
+from custom.models import find_model, load_model, reconstruct_volume, save_volume
 from custom.models.model_files import FOLDERS_VARIABLE
 from custom.models.model_folder import export
 from custom.networks import X2CT, FeatureUNet, LatentDenoiser
@@ -276,3 +277,41 @@ def test_a_network_for_two_views_is_a_model_too(tmp_path: Path) -> None:
     )  # fmt: skip
     model = load_model(save_checkpoint(tmp_path / "model.pt", network), "cpu", "fp32")
     assert (model.can_sample, model.grid.shape, model.energy_kev) == (False, (32, 32, 32), 70.0)
+
+
+def test_weights_beside_the_card_of_others_are_refused(repository: Path, tmp_path: Path) -> None:
+    card = repository / "bundles/inr_recon/models/README.md"
+    bare = tmp_path / "bare" / "weights.pt"
+    bare.parent.mkdir()
+    shutil.copyfile(card.with_name("model.pt"), bare)
+    for folder, weights in ((card.parent, card.with_name("model.pt")), (bare.parent, bare)):
+        (folder / "README.md").write_text(f"| file | SHA-256 `{sha256_file(weights)}`, and another `{'0' * 64}` |")
+        assert find_model(weights).model == weights
+        (folder / "README.md").write_text(f"| file | SHA-256 `{'0' * 64}` |")
+        with pytest.raises(
+            ValueError, match=rf"{weights.name}: SHA-256 .* the card beside it .* describes 000000000000"
+        ):
+            find_model(weights)
+
+
+def test_a_model_of_the_working_directory_is_said(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(repository)
+    find_model("inr_recon")
+    assert "inr_recon: taken from" in caplog.text and "which is not the published model" in caplog.text
+    caplog.clear()
+    monkeypatch.chdir(ROOT)
+    find_model("inr_recon")
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_is_no_volume(value: float, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_model(repository / "bundles/inr_recon", "cpu", "fp32")
+    monkeypatch.setattr(model.network, "forward", lambda image, views: torch.full((1, 1, *GRID.shape), value))
+    image, views = (x[0] for x in radiographs())
+    with pytest.raises(ValueError, match=r"the model inr_recon gave \d+ of \d+ values that are NaN or infinite"):
+        model.mean(image, views)
+    with pytest.raises(ValueError, match=r"values that are NaN or infinite"):
+        save_volume(repository / "x.nii.gz", torch.full(GRID.shape, value), GRID)

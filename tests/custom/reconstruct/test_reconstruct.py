@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -32,7 +33,7 @@ from tests.custom.reconstruct.dx_pair import write_pair
 def the_only_check(monkeypatch: pytest.MonkeyPatch, check: CheckResult, tmp_path: Path) -> str:
     """Checks that find this alone; the name of their thresholds' file."""
     monkeypatch.setattr(pipeline, "run_checks", lambda evidence, thresholds: [check])
-    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: object()))
+    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: Mock()))
     (tmp_path / "thresholds.json").write_text("{}")
     return str(tmp_path / "thresholds.json")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,11 @@ def test_the_published_thresholds_belong_to_the_published_model() -> None:
     for views in range(1, 9):
         for beam in ("parallel", "cone"):
             assert published.of(beam, views) is not None
+
+
+def test_thresholds_are_of_one_model() -> None:
+    thresholds = replace(made(), made_from={"model": {"name": "inr_recon", "sha256": "a" * 64}})
+    thresholds.require_model("a" * 64, "inr_recon", "thresholds.json")
+    for others in (thresholds, replace(thresholds, made_from={})):
+        with pytest.raises(ValueError, match=r"thresholds.json: thresholds of another model .*not of x \(bbbb"):
+            others.require_model("b" * 64, "x", "thresholds.json")

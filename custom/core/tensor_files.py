@@ -1,0 +1,73 @@
+"""The one place where files of tensors are read: what they claim is checked before torch reserves it."""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from custom.core.limits import check_count
+
+__all__ = ["load_tensors", "not_finite"]
+
+#: Bytes of the pickle, which holds names, shapes and numbers, and operations in it.
+LARGEST_PICKLE = 64 * 2**20
+#: All that a pickle of tensors, numbers and texts calls. torch allows more, such as bytearray(10**10).
+_CALLED = (
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    "torch Size",
+)
+_STORAGE = "Storage"
+
+
+def load_tensors(path: Path) -> Any:
+    """What `write_tensors` wrote, on the CPU, without running code of the file's choice.
+
+    Raises:
+        ValueError: naming the file: no file of torch.save, or one that would take more memory than it has bytes.
+        RuntimeError, pickle.UnpicklingError and others of torch: damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > path.stat().st_size:
+                raise ValueError(f"{path}: its members claim {unpacked} bytes, the file has {path.stat().st_size}")
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if len(names) != 1:
+                raise ValueError(f"{path}: {len(names)} data.pkl in it, there must be one")
+            check_count(path, "bytes of pickle", archive.getinfo(names[0]).file_size, LARGEST_PICKLE)
+            pickled = archive.read(names[0])
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: is not a file of torch.save ({error})") from error
+    for operation, argument, _ in pickletools.genops(pickled):
+        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not (
+            argument in _CALLED or (str(argument).startswith("torch ") and str(argument).endswith(_STORAGE))
+        ):
+            raise ValueError(f"{path}: calls {argument}, which no file of tensors does")
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    spread = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
+    # Some share their memory, such as averaged weights; a step of zero makes gigabytes of one number.
+    check_count(path, "bytes of tensors", spread, 8 * path.stat().st_size)
+    return content
+
+
+def not_finite(value: Any, name: str = "") -> str:
+    """The name of the first tensor in dictionaries and lists that holds NaN or infinity; "" where none does."""
+    if isinstance(value, torch.Tensor):
+        return "" if bool(torch.isfinite(value).all()) else name
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return next((bad for key, entry in entries if (bad := not_finite(entry, f"{name}.{key}".lstrip(".")))), "")
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for entry in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(entry)

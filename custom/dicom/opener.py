@@ -1,0 +1,198 @@
+"""The one place where DICOM files are opened: no memory is taken that the file's own size does not explain.
+
+pydicom itself inflates a deflated file whole, reserves what an element claims, and makes objects of thousands of bytes
+out of eight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom import filereader
+
+from custom.core.limits import check_count, check_expansion, check_file_size
+
+__all__ = ["decoded_pixels", "one_line", "open_dicom", "quiet_pydicom", "reason"]
+
+LARGEST_FILE = 4 * 2**30
+#: Bytes that a deflated file, or compressed pixels, may become whatever the file's size.
+SMALL_BYTES = 64 * 2**20
+#: Items of sequences, and elements beside pixels, of one file; bytes of one element of text (DS, IS, UI, ...).
+MOST_ITEMS, MOST_ELEMENTS, LONGEST_TEXT = 100_000, 20_000, 2**20
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+_ITEM = b"\xfe\xff\x00\xe0"
+_ITEM_BIG_ENDIAN = b"\xff\xfe\xe0\x00"
+_CHUNK = 2**20
+_BINARY = frozenset({"OB", "OW", "OF", "OD", "OL", "OV", "UN", "SQ", "UT", "UC", "UR", "LT", "ST"})
+
+
+@contextlib.contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Without pydicom's own warnings and log lines about damaged values, which come by the dozen."""
+    log = logging.getLogger("pydicom")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def reason(error: BaseException, longest: int = 200) -> str:
+    """What an exception says, as one short line that a terminal can show."""
+    # pydicom puts the traceback of an error within a sequence or element into the message.
+    said = str(error).split("Traceback (most recent call last)")[0]
+    return " ".join("".join(c if c.isprintable() else " " for c in said).split())[:longest]
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and what it says as one short line."""
+    return f"{type(error).__name__}: {reason(error, 160)}".rstrip(": ")
+
+
+class _Bounded(io.BufferedReader):
+    """A file that reserves no more memory than it has bytes, whatever length an element claims."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > io.DEFAULT_BUFFER_SIZE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
+
+
+def open_dicom(path: Path, pixels: bool = True, tags: Sequence[str] | None = None) -> pydicom.FileDataset:
+    """A DICOM file, with or without preamble.
+
+    Args:
+        path: the file.
+        pixels: False: up to the pixel data.
+        tags: keywords of the elements that are read; None: all.
+
+    Raises:
+        ValueError: in one line, naming the file: not DICOM, damaged, or more than is read (`custom.core.limits`).
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: an empty file")
+    check_file_size(path, LARGEST_FILE)
+    with quiet_pydicom():
+        try:
+            with _Bounded(open(path, "rb", buffering=0)) as stream:
+                _check_bytes(path, stream)
+                dataset = pydicom.dcmread(
+                    stream,
+                    stop_before_pixels=not pixels,
+                    force=True,
+                    specific_tags=None if tags is None else list(tags),
+                )
+            _check_elements(path, dataset)
+            return dataset
+        except Exception as error:  # whatever pydicom raises for a damaged file
+            if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
+                raise
+            raise ValueError(f"{path}: damaged or not a DICOM file ({one_line(error)})") from error
+
+
+def _check_bytes(path: Path, stream: _Bounded) -> None:
+    """What deflated bytes become and how many items there are, without keeping any; stands at the beginning again."""
+    items, tail = 0, b""
+    for chunk in _content(path, stream):
+        joined = tail + chunk
+        items += joined.count(_ITEM) + joined.count(_ITEM_BIG_ENDIAN)
+        check_count(path, "sequence items", items, MOST_ITEMS)
+        tail = joined[-3:]
+    stream.seek(0)
+
+
+def _content(path: Path, stream: _Bounded) -> Iterator[bytes]:
+    """The bytes of the data set in pieces, inflated."""
+    filereader.read_preamble(stream, True)
+    meta = filereader._read_file_meta_info(stream)
+    if str(meta.get("TransferSyntaxUID", "")) != DEFLATED:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+        return
+    inflater, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while chunk := inflater.unconsumed_tail or stream.read(_CHUNK):
+        piece = inflater.decompress(chunk, _CHUNK)
+        total += len(piece)
+        check_expansion(path, total, SMALL_BYTES)
+        yield piece
+
+
+def _check_elements(path: Path, dataset: pydicom.Dataset) -> None:
+    check_count(path, "elements", len(dataset), MOST_ELEMENTS)
+    for element in dataset._dict.values():
+        kind, value = element.VR, getattr(element, "value", None)
+        if isinstance(value, bytes) and len(value) > LONGEST_TEXT and kind is not None and kind not in _BINARY:
+            check_count(path, f"bytes of {element.tag}", len(value), LONGEST_TEXT)
+
+
+def decoded_pixels(path: Path, dataset: pydicom.Dataset) -> npt.NDArray[Any]:
+    """Stored values of all frames, after what they take was checked against the file and its code streams.
+
+    Raises:
+        ValueError, RuntimeError and others of pydicom and its decoders: too large, damaged or not decodable.
+    """
+    syntax = pydicom.uid.UID(str(getattr(dataset.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2")))
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
+    needed = float(rows) * columns * frames * samples * (int(dataset.get("BitsAllocated") or 16) / 8)
+    check_expansion(path, needed, SMALL_BYTES)
+    if syntax.is_encapsulated:
+        _check_code_streams(dataset.PixelData, (rows, columns), samples)
+    return np.asarray(dataset.pixel_array)
+
+
+def _check_code_streams(data: bytes, shape: tuple[int, int], samples: int) -> None:
+    """Refuse code streams that announce another size than the header: decoders would allocate it."""
+    if len(data) == 0:
+        raise ValueError("no compressed data")
+    for start in _code_streams(data):
+        size = _stream_size(data, start)
+        if size is not None and (size[:2] != shape or size[2] > samples):
+            raise ValueError(
+                f"a code stream of {size[1]} x {size[0]} pixels of {size[2]} samples, the header says "
+                f"{shape[1]} x {shape[0]} of {samples}"
+            )
+
+
+def _code_streams(data: bytes) -> Iterator[int]:
+    """Offsets of JPEG (FFD8FF) and JPEG 2000 (FF4FFF51) code streams."""
+    for marker in (b"\xff\xd8\xff", b"\xff\x4f\xff\x51"):
+        position = data.find(marker)
+        while position >= 0:
+            yield position
+            position = data.find(marker, position + 4)
+
+
+def _stream_size(data: bytes, start: int) -> tuple[int, int, int] | None:
+    """Rows, columns and samples that a code stream announces; None where no frame header follows."""
+    if data[start + 1] == 0x4F:  # SIZ: length, capabilities, then width, height, and their offsets, 4 bytes each
+        field_bytes = data[start + 8 : start + 24]
+        x, y, x0, y0 = (int.from_bytes(field_bytes[i : i + 4], "big") for i in (0, 4, 8, 12))
+        return y - y0, x - x0, int.from_bytes(data[start + 40 : start + 42], "big")
+    position = start + 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7):
+            rows, columns = (int.from_bytes(data[position + i : position + i + 2], "big") for i in (5, 7))
+            return rows, columns, data[position + 9]
+        if marker == 0xDA or length < 2:
+            return None
+        position += 2 + length
+    return None

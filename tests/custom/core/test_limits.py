@@ -1,0 +1,178 @@
+"""Files that claim more memory than they can explain are one line of error."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from custom.core.checkpoints import load_checkpoint
+from custom.core.files import read_json, write_json, write_nifti
+from custom.core.nifti_files import open_nifti
+from custom.core.tensor_files import load_tensors
+from custom.data.case import CaseOptions
+from custom.dicom.header import read_header
+from custom.dicom.opener import decoded_pixels, open_dicom
+from custom.geometry import Geometry, VolumeGrid
+from custom.models import load_model
+from tests.bombs import DX, deflated, dicom_file, element, header, nifti, run_measured
+
+PUBLISHED = Path("bundles/seg_guidance/models/model.pt")
+
+
+@pytest.mark.parametrize("preamble", [True, False])
+def test_a_deflated_bomb_is_not_inflated(preamble: bool, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.dcm"
+    path.write_bytes(deflated(200, preamble))
+    for read in (open_dicom, read_header):
+        with pytest.raises(ValueError, match=r"bomb.dcm: a file of .* MB that unpacks to .* FEWVIEW_LIMIT_FACTOR"):
+            read(path)
+
+
+def test_an_honest_deflated_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "small.dcm"
+    path.write_bytes(deflated(8))
+    assert len(open_dicom(path).PixelData) == 8 * 2**20
+    path.write_bytes(deflated(72))
+    monkeypatch.setenv("FEWVIEW_LIMIT_FACTOR", "2")
+    assert len(open_dicom(path).PixelData) == 72 * 2**20
+    monkeypatch.setenv("FEWVIEW_LIMIT_FACTOR", "many")
+    with pytest.raises(ValueError, match="FEWVIEW_LIMIT_FACTOR is 'many'"):
+        open_dicom(path)
+
+
+def test_items_and_text_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.dcm"
+    path.write_bytes(dicom_file(header() + element(0x40, 0x555, b"SQ", b"\xfe\xff\x00\xe0\0\0\0\0" * 150_000)))
+    with pytest.raises(ValueError, match=r"x.dcm: .* sequence items are more than the 100000"):
+        open_dicom(path)
+    deep = b""
+    for _ in range(3000):
+        inner = b"\xfe\xff\x00\xe0" + struct.pack("<I", len(deep)) + deep
+        deep = struct.pack("<HH2sHI", 0x40, 0x555, b"SQ", 0, len(inner)) + inner
+    path.write_bytes(dicom_file(header() + deep))
+    with pytest.raises(ValueError, match=r"x.dcm: "):
+        read_header(path)
+
+
+def test_compressed_pixels_are_held_to_the_size_of_the_file(tmp_path: Path) -> None:
+    size = element(0x28, 0x10, b"US", struct.pack("<H", 60000)) + element(0x28, 0x11, b"US", struct.pack("<H", 60000))
+    items = b"\xfe\xff\x00\xe0\0\0\0\0\xfe\xff\x00\xe0\x04\0\0\0\xff\xd8\xff\xd9\xfe\xff\xdd\xe0\0\0\0\0"
+    pixels = struct.pack("<HH2sHI", 0x7FE0, 0x10, b"OB", 0, 0xFFFFFFFF) + items
+    path = tmp_path / "x.dcm"
+    path.write_bytes(dicom_file(header() + size + pixels, b"1.2.840.10008.1.2.4.70"))
+    with pytest.raises(ValueError, match=r"x.dcm: a file of .* MB that unpacks to 6866"):
+        decoded_pixels(path, open_dicom(path))
+
+
+def test_nifti_is_held_to_the_size_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"bomb.nii.gz: a file of .* MB that unpacks to 400 MB"):
+        open_nifti(nifti(tmp_path / "bomb.nii.gz", 400))
+    with pytest.raises(ValueError, match=r"long.nii.gz: .*extension of 2000000000 bytes"):
+        open_nifti(nifti(tmp_path / "long.nii.gz", 0, extension=2_000_000_000))
+    cut = tmp_path / "cut.nii"
+    write_nifti(cut, np.zeros((8, 8, 8), np.int16), np.eye(4))
+    assert open_nifti(cut).shape == (8, 8, 8)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"cut.nii: .*1375 bytes, 1376 are needed"):
+        open_nifti(cut)
+
+
+def test_json_is_held_to_a_depth(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match=r"deep.json: is not a JSON file: nested 100000 times"):
+        read_json(path)
+    write_json(path, {"text": "[" * 100})
+    assert read_json(path) == {"text": "[" * 100}
+
+
+def _changed(tmp_path: Path, change: Any) -> Path:
+    content = torch.load(PUBLISHED, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "changed.pt")
+    return tmp_path / "changed.pt"
+
+
+def _with_definition(**entries: Any) -> Any:
+    def change(content: dict[str, Any]) -> None:
+        meta = json.loads(content["meta"])
+        meta["network_def"]["unet"].update(entries)
+        content["meta"] = json.dumps(meta)
+
+    return change
+
+
+def test_a_checkpoint_takes_no_more_memory_than_its_file(tmp_path: Path) -> None:
+    def stretch(content: dict[str, Any]) -> None:
+        content["model"] = {"weight": torch.zeros(1).expand(10**10)}
+
+    with pytest.raises(ValueError, match=r"changed.pt: 4e\+10 bytes of tensors are more"):
+        load_checkpoint(_changed(tmp_path, stretch))
+    bomb = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(PUBLISHED) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+        target.writestr("archive/data/999", b"\0" * 2**25)
+    with pytest.raises(ValueError, match=r"bomb.pt: its members claim"):
+        load_checkpoint(bomb)
+    with zipfile.ZipFile(bomb, "w") as target:
+        target.writestr("archive/data.pkl", b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R.")
+    with pytest.raises(ValueError, match=r"bomb.pt: calls builtins bytearray"):
+        load_tensors(bomb)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"channels": [4096, 8192, 16384]}, "another architecture|more parameters"),
+        ({"num_res_units": 100_000}, "more parameters"),
+        ({"channels": [10**12]}, "the number 1000000000000"),
+        ({"channels": json.loads("[" * 200 + "]" * 200)}, "nested"),
+    ],
+)
+def test_a_definition_of_any_size_takes_no_memory(entries: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(_changed(tmp_path, _with_definition(**entries))).network()
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    def poison(content: dict[str, Any]) -> None:
+        name = [key for key, value in content["model"].items() if value.is_floating_point()][-1]
+        content["model"][name].view(-1)[0] = float("nan")
+
+    with pytest.raises(ValueError, match=r"changed.pt: the weights \S+ hold NaN or infinity"):
+        load_model(_changed(tmp_path, poison), "cpu")
+
+
+def test_a_grid_of_any_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"grid: 1e\+15 voxels are more"):
+        VolumeGrid((100_000,) * 3, (0.003,) * 3)
+    with pytest.raises(ValueError, match=r"detector: 1e\+10 pixels are more"):
+        Geometry.from_angles([0.0], detector_shape=(100_000, 100_000), pixel_mm=0.01)
+    with pytest.raises(ValueError, match=r"--size: 1e\+15 voxels of the cube are more"):
+        CaseOptions(size=100_000)
+
+
+@pytest.mark.parametrize("verb", ["prepare", "evaluate", "reconstruct"])
+def test_a_command_under_a_bomb(verb: str, tmp_path: Path) -> None:
+    source = tmp_path / "input"
+    source.mkdir()
+    if verb == "evaluate":
+        bomb = nifti(source / "bomb.nii.gz", 700)
+        words: list[str | Path] = [verb, bomb, bomb, "--output", tmp_path / "out"]
+    else:
+        bomb = source / "bomb.dcm"
+        bomb.write_bytes(deflated(1000, preamble=verb == "prepare", kind=DX))
+        words = (
+            [verb, source, tmp_path / "out", "--workers", "1"] if verb == "prepare" else [verb, bomb, "--output", "o"]
+        )
+    code, peak, said = run_measured(*words)
+    assert code == 2 and peak < 500, (code, peak)
+    assert "bomb" in said.splitlines()[-1] and said.splitlines()[-1].startswith("error: "), said
