@@ -92,9 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: words after the program's name; those of the process when None.
     """
-    with contextlib.suppress(ValueError):  # said by whoever writes first
-        os.umask(0o777 & ~new_mode(0o777))
-    sys.exit(_run(list(sys.argv[1:] if arguments is None else arguments)))
+    before = os.umask(0o077)
+    try:
+        with contextlib.suppress(ValueError):  # said by whoever writes first
+            os.umask(0o777 & ~new_mode(0o777))
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        os.umask(before)  # a program that calls this keeps its own
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

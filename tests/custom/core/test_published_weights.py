@@ -20,6 +20,12 @@ WEIGHTS = sorted((ROOT / "bundles").glob("*/models/*.pt"))
 NAMED = {
     "inr_recon/model": {
         "custom.geometry.VolumeGrid",
+        "custom.networks.CoarseToFineReconstructor",
+        "custom.networks.FeatureUNet",
+        "custom.networks.PopulationPrior",
+    },
+    "ldm_recon/mean": {
+        "custom.geometry.VolumeGrid",
         "custom.networks.FeatureUNet",
         "custom.networks.FourierFeatures",
         "custom.networks.ImplicitReconstructor",
