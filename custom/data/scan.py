@@ -14,6 +14,7 @@ from custom.core.rejection import Rejected, Rejection
 from custom.data.volume_files import metaimage_data
 from custom.dicom import ct_series
 from custom.dicom.ct_series import Header, Slice
+from custom.dicom.ct_stacks import Stack, judge_stacks
 
 logger = logging.getLogger(__name__)
 
@@ -160,6 +161,8 @@ def _folder(paths: Sequence[Path], base: Path) -> str:
 def _dicom_candidates(
     headers: Sequence[Header], base: Path, names: Mapping[str, str], series_per_study: str
 ) -> tuple[list[Candidate], list[Rejection]]:
+    if any(h.compressed and h.slices for h in headers):
+        ct_series.require_decoders()
     identities: dict[str, set[str]] = {}
     series: dict[tuple[str, str, str], list[Header]] = {}
     structures: dict[str, list[Path]] = {}
@@ -183,23 +186,32 @@ def _dicom_candidates(
             facts={**{k: v for k, v in members[0].facts.items() if v}, **facts},
         )  # fmt: skip
         try:
-            for slices in _stacks(members):
-                _, geometry = ct_series.check_stack(slices)
-                originals = tuple(sorted({s.path for s in slices}))
-                image_type = members[0].image_type
-                found.append(
-                    replace(
-                        blank,
-                        files=originals,
-                        slices=tuple(slices),
-                        structures=tuple(structures.get(patient_id, ())),
-                        facts={**blank.facts, **geometry, "ImageType": "\\".join(image_type)},
-                    )
-                )
+            stacks = _stacks(members)
         except Rejected as error:
             rejected.append(replace(blank, files=tuple(paths)).rejection(str(error)))
-    if any(h.compressed and h.slices for h in headers):
-        ct_series.require_decoders()
+            continue
+        for stack in stacks:
+            originals = tuple(sorted({s.path for s in stack.slices}))
+            own = replace(blank, files=originals, source=_folder(originals, base) if len(stacks) > 1 else blank.source)
+            if stack.refused:
+                rejected.append(own.rejection(stack.refused))
+                continue
+            for note in stack.notes:
+                logger.warning("%s: %s", own.source, note)
+            noted = "; ".join([*([facts["note"]] if facts else []), *stack.notes])
+            found.append(
+                replace(
+                    own,
+                    slices=stack.slices,
+                    structures=tuple(structures.get(patient_id, ())),
+                    facts={
+                        **blank.facts,
+                        **stack.facts,
+                        **({"note": noted} if noted else {}),
+                        "ImageType": "\\".join(members[0].image_type),
+                    },
+                )
+            )
     return _name_dicom(_pick_series(found, series_per_study)), rejected
 
 
@@ -217,7 +229,7 @@ def _patient(patient_id: str, identity: str, identities: set[str], study_uid: st
     return f"{patient_id}~{hashlib.sha256(identity.encode()).hexdigest()[:6]}", {"note": note}
 
 
-def _stacks(members: Sequence[Header]) -> list[list[Slice]]:
+def _stacks(members: Sequence[Header]) -> list[Stack]:
     """The stacks of one series, or `Rejected` with the reason why there is none."""
     kinds = {h.modality or "unknown" for h in members}
     if not any(h.sop_class in ct_series.CT_CLASSES for h in members):
@@ -231,7 +243,7 @@ def _stacks(members: Sequence[Header]) -> list[list[Slice]]:
     images = [s for h in members for s in h.slices]
     if not images:
         raise Rejected(f"localizer or projection, not a stack (Image Type {'/'.join(members[0].image_type)})")
-    return ct_series.split_acquisitions(ct_series.drop_copies(images))
+    return judge_stacks(images)
 
 
 def _pick_series(found: Sequence[Candidate], series_per_study: str) -> list[Candidate]:
@@ -267,12 +279,17 @@ def _name_dicom(candidates: Sequence[Candidate]) -> list[Candidate]:
     for candidate in candidates:
         if not candidate.case:
             count[stem(candidate)] = count.get(stem(candidate), 0) + 1
-    result = []
+    result: list[Candidate] = []
+    taken: set[str] = set()
     for candidate in candidates:
         if not candidate.case:
             key = candidate.series_uid + "|".join(s.sop_uid for s in candidate.slices[:1])
-            tail = "" if count[stem(candidate)] == 1 else "_" + hashlib.sha256(key.encode()).hexdigest()[:8]
-            candidate = replace(candidate, case=stem(candidate) + tail)
+            name = stem(candidate)
+            while name in taken or (name == stem(candidate) and count[name] > 1):
+                name = f"{stem(candidate)}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+                key += "|".join(candidate.slices[0].acquisition)  # scans that share even the UIDs of their slices
+            taken.add(name)
+            candidate = replace(candidate, case=name)
         result.append(candidate)
     return result
 

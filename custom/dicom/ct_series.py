@@ -1,7 +1,6 @@
 """CT series in DICOM: headers of files, the stack they form, and its voxels in HU."""
 
 import importlib.util
-import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +30,11 @@ NOT_A_STACK = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM", "MIP", "MINIP", "PROJ
 LARGEST_VOXELS = 2**30
 PADDING_HU = -2000.0
 """What pixels outside the reconstruction circle (Pixel Padding Value, 0028,0120) are set to."""
+
+UNSPECIFIED = "US"
+"""Rescale Type (0028,1054) that says nothing (PS3.3 C.11.1.1.2): air and tissue tell whether values are HU."""
+_ROUNDED_MM = 0.06
+"""How far a slice may lie off the grid because its position was written with one decimal."""
 
 _NATIVE_SYNTAXES = frozenset(
     {
@@ -135,7 +139,7 @@ def _slice(path: Path, frame: int | None, dataset: pydicom.Dataset, groups: Sequ
         pixel_spacing=_numbers(find("PixelMeasuresSequence", "PixelSpacing")),
         shape=(int(dataset.Rows), int(dataset.Columns)),
         rescale=None if slope is None or intercept is None else (float(slope), float(intercept)),
-        rescale_type=str(find("PixelValueTransformationSequence", "RescaleType") or ""),
+        rescale_type=str(find("PixelValueTransformationSequence", "RescaleType") or "").strip().upper(),
         acquisition=(str(dataset.get("AcquisitionNumber", "")), str(dataset.get("TemporalPositionIdentifier", ""))),
     )
 
@@ -196,36 +200,11 @@ def require_decoders() -> None:
         )
 
 
-def drop_copies(slices: Sequence[Slice]) -> list[Slice]:
-    """The slices without second copies (same SOPInstanceUID), sorted from feet to head."""
-    unique = {s.sop_uid: s for s in sorted(slices, key=lambda s: str(s.path), reverse=True)}
-    return sorted(unique.values(), key=lambda s: (s.depth, s.sop_uid))
-
-
-def split_acquisitions(slices: Sequence[Slice]) -> list[list[Slice]]:
-    """Stacks with one slice at a position: the series itself, or its acquisitions (0020,0012; 0020,0100).
-
-    Raises:
-        Rejected: two different images stand at one position and no acquisition number tells them apart.
-    """
-
-    def clash(stack: Sequence[Slice]) -> tuple[Slice, Slice] | None:
-        pairs = itertools.pairwise(stack)
-        return next((pair for pair in pairs if abs(pair[1].depth - pair[0].depth) < 0.01), None)
-
-    if clash(slices) is None:
-        return [list(slices)]
-    stacks: dict[tuple[str, str], list[Slice]] = {}
-    for item in slices:
-        stacks.setdefault(item.acquisition, []).append(item)
-    for stack in stacks.values():
-        pair = clash(stack)
-        if pair:
-            raise Rejected(
-                f"two different images at one position (z = {pair[0].position[2]:g} mm): {pair[0].path.name} and "
-                f"{pair[1].path.name}; separate the acquisitions into series"
-            )
-    return [stacks[key] for key in sorted(stacks)]
+def _fitted_grid(places: npt.NDArray[np.float64]) -> tuple[Any, Any]:
+    """Start and step of the uniform grid closest to sorted ``places`` (N,) or (N, 3), without the last digits' noise."""
+    number = np.arange(len(places)) - 0.5 * (len(places) - 1)
+    step = np.tensordot(number, places, 1) / (number**2).sum()
+    return np.round(places.mean(0) + number[0] * step, 10), np.round(step, 10)
 
 
 def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[str, Any]]:
@@ -245,7 +224,7 @@ def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[
             raise Rejected(
                 f"no Rescale Slope and Intercept in {item.path.name}: stored values cannot be turned into HU"
             )
-        if item.rescale_type not in ("", "HU"):
+        if item.rescale_type not in ("", "HU", UNSPECIFIED):
             raise Rejected(f"Rescale Type is {item.rescale_type!r}, not HU, in {item.path.name}")
         if item.shape != first.shape or not np.allclose(item.pixel_spacing, first.pixel_spacing, rtol=1e-3):
             raise Rejected(
@@ -258,19 +237,24 @@ def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[
         raise Rejected(f"not axial: the slices' normal is {np.round(first.normal, 2).tolist()} (LPS)")
     depths = np.array([s.depth for s in slices])
     gaps = np.diff(depths)
-    spacing = float(np.median(gaps))
-    widest = int(np.argmax(gaps))
-    if gaps[widest] > 1.5 * spacing:
+    widest, usual = int(np.argmax(gaps)), float(np.median(gaps))
+    if gaps[widest] > 1.5 * usual:
         raise Rejected(
             f"missing slices: {gaps[widest]:g} mm between {slices[widest].path.name} (z = "
             f"{slices[widest].position[2]:g}) and {slices[widest + 1].path.name} (z = "
-            f"{slices[widest + 1].position[2]:g}), {spacing:g} mm elsewhere; {int((gaps > 1.5 * spacing).sum())} gap(s)"
+            f"{slices[widest + 1].position[2]:g}), {usual:g} mm elsewhere; {int((gaps > 1.5 * usual).sum())} gap(s)"
         )
-    if float(np.abs(gaps - spacing).max()) > 0.05 * spacing + 0.01:
-        raise Rejected(f"slice spacing is not uniform: {gaps.min():g} to {gaps.max():g} mm")
+    # Positions may be rounded: what counts is each slice's distance to the grid, not the gap to its neighbour.
+    start, spacing = _fitted_grid(depths)
+    off = np.abs(depths - start - np.arange(len(slices)) * spacing)
+    if off.max() > 0.05 * spacing + _ROUNDED_MM:
+        raise Rejected(
+            f"slice spacing is not uniform: {gaps.min():g} to {gaps.max():g} mm; {slices[int(off.argmax())].path.name} "
+            f"is {off.max():.2g} mm off a grid of {spacing:.5g} mm"
+        )
     positions = np.array([s.position for s in slices])
-    step = (positions[-1] - positions[0]) / (len(slices) - 1)
-    line = positions[0] + np.arange(len(slices))[:, None] * step
+    origin, step = _fitted_grid(positions)
+    line = origin + np.arange(len(slices))[:, None] * step
     if float(np.abs(positions - line).max()) > max(0.5, 0.25 * spacing):
         raise Rejected("the slices' positions do not lie on one line: the table or the gantry moved between them")
     rows, columns = first.pixel_spacing[0], first.pixel_spacing[1]
@@ -278,16 +262,20 @@ def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[
     lps[:3, 0] = np.array(first.orientation[:3]) * columns
     lps[:3, 1] = np.array(first.orientation[3:]) * rows
     lps[:3, 2] = step
-    lps[:3, 3] = positions[0]
+    lps[:3, 3] = origin
     facts = {
-        "native_spacing_mm": [round(columns, 5), round(rows, 5), round(spacing, 5)],
+        "native_spacing_mm": [round(columns, 5), round(rows, 5), round(float(spacing), 5)],
         "native_shape": [first.shape[1], first.shape[0], len(slices)],
     }
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps, facts
 
 
-def _pixels(path: Path) -> tuple[npt.NDArray[Any], Any]:
-    """Decoded stored values of a file and its padding value (None where it has none)."""
+def stored_pixels(path: Path) -> tuple[npt.NDArray[Any], Any]:
+    """Decoded stored values of a file and its padding value (None where it has none).
+
+    Raises:
+        Rejected: truncated or damaged; the message names the file.
+    """
     try:
         dataset = open_dicom(path)
         if "PixelData" not in dataset:
@@ -313,7 +301,7 @@ def load_stack(slices: Sequence[Slice]) -> npt.NDArray[np.float32]:
     opened: tuple[Path, npt.NDArray[Any], Any] | None = None
     for k, item in enumerate(slices):
         if opened is None or opened[0] != item.path:
-            opened = (item.path, *_pixels(item.path))
+            opened = (item.path, *stored_pixels(item.path))
         stored = opened[1] if item.frame is None or opened[1].ndim == 2 else opened[1][item.frame]
         if stored.shape != item.shape:
             raise Rejected(f"{item.path.name} decodes to {stored.shape} pixels, its header says {item.shape}")

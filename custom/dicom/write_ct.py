@@ -22,6 +22,7 @@ from custom.core.atomic_directory import check_free, whole_folder
 from custom.core.files import write_bytes
 from custom.core.rejection import Rejected
 from custom.dicom import ct_series
+from custom.dicom.ct_stacks import judge_stacks
 from custom.dicom.strict import dicom_files, encode, new_uid, set_value
 from custom.dicom.subject import code, common_text, references, subject
 
@@ -302,11 +303,15 @@ def read_ct_series(folder: str | os.PathLike[str]) -> tuple[npt.NDArray[np.int16
     series = {header.series_uid for header in headers}
     if len(series) != 1:
         raise ValueError(f"{folder} holds {len(series) or 'no'} CT series; one is wanted")
-    stacks = ct_series.split_acquisitions(ct_series.drop_copies([s for h in headers for s in h.slices]))
+    stacks = judge_stacks([s for h in headers for s in h.slices])
+    for stack in stacks:
+        if stack.refused:
+            raise Rejected(stack.refused)
     if len(stacks) != 1:
         raise Rejected(f"{folder} holds {len(stacks)} acquisitions in one series; one is wanted")
-    affine, _ = ct_series.check_stack(stacks[0])
-    image = nib.as_closest_canonical(nib.Nifti1Image(ct_series.load_stack(stacks[0]), affine))
+    slices = stacks[0].slices
+    affine, _ = ct_series.check_stack(slices)
+    image = nib.as_closest_canonical(nib.Nifti1Image(ct_series.load_stack(slices), affine))
     values = np.rint(np.asarray(image.dataobj))
     if values.min() < -32768 or values.max() > 32767:
         raise ValueError(f"{folder}: values from {values.min():g} to {values.max():g} do not fit 16 bits")

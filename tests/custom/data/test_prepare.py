@@ -178,6 +178,16 @@ def test_nothing_usable_is_an_error_with_a_reason(tmp_path: Path) -> None:
     assert "not CT: modality PT" in _rejected(tmp_path / "out")["."]
 
 
+def test_values_decide_where_the_rescale_type_says_nothing(tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "hu", chest(), "11", RescaleType="US")
+    other = {"PatientID": "P2", "StudyInstanceUID": f"{ROOT}.2", "RescaleIntercept": 0}
+    write_series(tmp_path / "in" / "other", chest(), "12", RescaleType="US", **other)
+    prepare(str(tmp_path / "in"), str(tmp_path / "out"), counts=(1, 0, 0), **SMALL)
+    (record,) = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"].values()
+    assert record["patient"] == "P1" and "Rescale Type (0028,1054) is US" in record["note"]
+    assert _rejected(tmp_path / "out")["other"].startswith("HU calibration")
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -136,3 +136,22 @@ def test_rejection_row_carries_identifiers(tmp_path: Path) -> None:
     candidate = replace(scan(tmp_path)[0][0], case="x")
     row = candidate.rejection("why")
     assert (row.case, row.patient, row.series_uid, row.files, row.reason) == ("x", "P1", f"{ROOT}.11", 4, "why")
+
+
+def test_one_bad_acquisition_leaves_the_others_of_the_series(tmp_path: Path) -> None:
+    write_series(tmp_path / "scan", FEW, AcquisitionNumber=2)
+    stray = slice_dataset(FEW[:, :, 0].T, (0, 0, -117.5), "11", 9, AcquisitionNumber=1)
+    save(stray, tmp_path / "scan" / "monitoring.dcm", CT_CLASS, f"{ROOT}.11.99")
+    candidates, rejected = scan(tmp_path)
+    assert [len(c.slices) for c in candidates] == [4]
+    assert [(r.source, r.reason) for r in rejected] == [
+        ("scan/monitoring.dcm", "a single image, not a stack: monitoring.dcm")
+    ]
+
+
+def test_what_was_put_right_is_noted(tmp_path: Path) -> None:
+    path = write_series(tmp_path, FEW)[0]
+    (tmp_path / "again.dcm").write_bytes(path.read_bytes())
+    candidates, rejected = scan(tmp_path)
+    assert not rejected
+    assert candidates[0].facts["note"].startswith("copies of slices")

@@ -12,11 +12,9 @@ from custom.core.rejection import Rejected
 from custom.dicom.ct_series import (
     Header,
     check_stack,
-    drop_copies,
     load_stack,
     read_header,
     require_decoders,
-    split_acquisitions,
 )
 from tests.ct_samples import CT_CLASS, ROOT, SPACING, affine, chest, save, slice_dataset, write_series
 
@@ -24,7 +22,7 @@ from tests.ct_samples import CT_CLASS, ROOT, SPACING, affine, chest, save, slice
 def _slices(paths: list[Path]) -> list[Any]:
     headers = [read_header(p) for p in paths]
     assert all(isinstance(h, Header) and not h.problem for h in headers), headers
-    return drop_copies([s for h in headers for s in h.slices])
+    return sorted((s for h in headers for s in h.slices), key=lambda s: s.depth)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +50,6 @@ def test_unordered_files_give_the_volume_and_its_place(series: tuple[list[Path],
     assert facts == {"native_spacing_mm": [SPACING] * 3, "native_shape": [80, 64, 8]}
 
 
-def test_copies_of_a_file_count_once(series: tuple[list[Path], np.ndarray], tmp_path: Path) -> None:
-    paths, _ = series
-    copy = tmp_path / "copy.dcm"
-    copy.write_bytes(paths[3].read_bytes())
-    assert len(_slices([*paths, copy])) == len(paths)
-
-
 def test_missing_slice_names_the_neighbours(tmp_path: Path) -> None:
     paths = write_series(tmp_path, chest()[:, :, :8], skip=(4,))
     with pytest.raises(Rejected, match=rf"missing slices: 10 mm between {paths[3].name} .* and {paths[4].name}"):
@@ -73,31 +64,37 @@ def test_uneven_spacing(tmp_path: Path) -> None:
         check_stack(_slices(sorted(tmp_path.iterdir())))
 
 
-def test_two_acquisitions_in_one_series_are_told_apart(tmp_path: Path) -> None:
-    volume = chest()[:, :, :4]
-    first = write_series(tmp_path / "a", volume, "11", AcquisitionNumber=1)
-    paths = [*first, *write_series(tmp_path / "b", volume, "12", AcquisitionNumber=2)]
-    assert [len(stack) for stack in split_acquisitions(_slices(paths))] == [4, 4]
-
-
-def test_two_images_at_one_place_without_a_number(tmp_path: Path) -> None:
-    volume = chest()[:, :, :4]
-    paths = write_series(tmp_path / "a", volume, "11") + write_series(tmp_path / "b", volume, "12")
-    with pytest.raises(Rejected, match=r"two different images at one position .*-11\.dcm and .*-12\.dcm"):
-        split_acquisitions(_slices(paths))
-
-
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
         ({"RescaleSlope": None}, "no Rescale Slope"),
-        ({"RescaleType": "US"}, "Rescale Type is 'US'"),
+        ({"RescaleType": "OD"}, "Rescale Type is 'OD'"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "not axial"),
     ],
 )
 def test_series_that_are_no_axial_ct_in_hu(tmp_path: Path, tags: dict[str, Any], message: str) -> None:
     with pytest.raises(Rejected, match=message):
         check_stack(_slices(write_series(tmp_path, chest()[:, :, :4], **tags)))
+
+
+@pytest.mark.parametrize("spacing", [0.625, 1.25])
+def test_rounded_positions_are_on_the_grid(tmp_path: Path, spacing: float) -> None:
+    image = chest()[:8, :6, 0]
+    for k in range(60):
+        z = round(-37.3 + spacing * k, 1)
+        save(slice_dataset(image, (0, 0, z), "5", k), tmp_path / f"{k}.dcm", CT_CLASS, f"{ROOT}.5.{k}")
+    matrix, facts = check_stack(_slices(sorted(tmp_path.iterdir())))
+    assert facts["native_spacing_mm"][2] == pytest.approx(spacing, abs=2e-3)
+    np.testing.assert_allclose(matrix[2, 3] + matrix[2, 2] * np.arange(60), -37.3 + spacing * np.arange(60), atol=0.05)
+
+
+def test_a_slice_beside_the_grid_is_named(tmp_path: Path) -> None:
+    image = chest()[:8, :6, 0]
+    for k in range(40):
+        z = 1.25 * k + 0.3 * (k == 20)
+        save(slice_dataset(image, (0, 0, z), "5", k), tmp_path / f"{k}.dcm", CT_CLASS, f"{ROOT}.5.{k}")
+    with pytest.raises(Rejected, match=r"not uniform: .*; 20\.dcm is 0\.29 mm off a grid of 1\.25"):
+        check_stack(_slices(sorted(tmp_path.iterdir())))
 
 
 def test_slices_of_different_size(tmp_path: Path) -> None:
