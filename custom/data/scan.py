@@ -15,6 +15,7 @@ from custom.data.volume_files import metaimage_data
 from custom.dicom import ct_series
 from custom.dicom.ct_series import Header, Slice
 from custom.dicom.ct_stacks import Stack, judge_stacks
+from custom.dicom.opener import looks_like_dicom
 
 logger = logging.getLogger(__name__)
 
@@ -128,14 +129,18 @@ def scan(
     for path in files:
         if volume_suffix(path):
             volumes.append(path)
-        elif path.suffix.lower() not in _NO_IMAGE and ct_series.looks_like_dicom(path):
+        elif path.suffix.lower() not in _NO_IMAGE and looks_like_dicom(path):
             dicom.append(path)
     headers: list[Header] = []
+    unread: dict[tuple[Path, str], list[Path]] = {}
     for path, header in zip(dicom, map_headers(ct_series.read_header, dicom), strict=True):
         if isinstance(header, str):
-            rejected.append(Rejection(_relative(path, base), "file", header))
+            unread.setdefault((path.parent, header), []).append(path)
         else:
             headers.append(header)
+    for (folder, reason), paths in unread.items():  # one line for a folder whose files share a fault
+        source = paths[0] if len(paths) == 1 else folder
+        rejected.append(Rejection(_relative(source, base), "file", reason, files=len(paths)))
     by_uid = {str(entry["series_instance_uid"]): name for name, entry in provenance.items() if _uid(entry)}
     candidates, dropped = _dicom_candidates(headers, base, by_uid, series_per_study)
     candidates += _volume_candidates(volumes, base, provenance)

@@ -14,7 +14,8 @@ from pydicom.errors import InvalidDicomError
 
 from custom.core.limits import check_count
 from custom.core.rejection import Rejected
-from custom.dicom.opener import decoded_pixels, one_line, open_dicom
+from custom.dicom.header import tag
+from custom.dicom.opener import decoded_pixels, one_line, open_dicom, reason
 from custom.dicom.padding import padding_beside
 
 CT_CLASSES = frozenset(
@@ -109,15 +110,17 @@ class Header:
     facts: dict[str, str]
 
 
-def looks_like_dicom(path: Path) -> bool:
-    """Whether the file has DICOM's preamble, or a name that promises a DICOM file without one."""
-    with open(path, "rb") as stream:
-        start = stream.read(132)
-    return start[128:132] == b"DICM" or path.suffix.lower() in (".dcm", ".ima", ".dicom")
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    return tuple(float(v) for v in value)
+def _numbers(keyword: str, value: Any, count: int) -> tuple[float, ...]:
+    """An attribute as ``count`` finite numbers; ValueError says what it is instead."""
+    if value is None or not str(value):
+        raise ValueError(f"{keyword} {tag(keyword)} is {'absent' if value is None else 'empty'}")
+    try:
+        numbers = tuple(float(v) for v in (value if hasattr(value, "__iter__") else [value]))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count or not np.isfinite(numbers).all():
+        raise ValueError(f"{keyword} {tag(keyword)} is {reason(ValueError(value), 60)!r}, not {count} number(s)")
+    return numbers
 
 
 def _slice(path: Path, frame: int | None, dataset: pydicom.Dataset, groups: Sequence[pydicom.Dataset]) -> Slice:
@@ -129,15 +132,18 @@ def _slice(path: Path, frame: int | None, dataset: pydicom.Dataset, groups: Sequ
                 return group[sequence].value[0].get(keyword)
         return dataset.get(keyword)
 
+    def numbers(sequence: str, keyword: str, count: int) -> tuple[float, ...]:
+        return _numbers(keyword, find(sequence, keyword), count)
+
     slope, intercept = (find("PixelValueTransformationSequence", f"Rescale{k}") for k in ("Slope", "Intercept"))
     return Slice(
         path=path,
         frame=frame,
-        sop_uid=f"{dataset.SOPInstanceUID}" + ("" if frame is None else f"#{frame}"),
-        position=_numbers(find("PlanePositionSequence", "ImagePositionPatient")),
-        orientation=_numbers(find("PlaneOrientationSequence", "ImageOrientationPatient")),
-        pixel_spacing=_numbers(find("PixelMeasuresSequence", "PixelSpacing")),
-        shape=(int(dataset.Rows), int(dataset.Columns)),
+        sop_uid=str(dataset.get("SOPInstanceUID") or "") + ("" if frame is None else f"#{frame}"),
+        position=numbers("PlanePositionSequence", "ImagePositionPatient", 3),
+        orientation=numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+        pixel_spacing=numbers("PixelMeasuresSequence", "PixelSpacing", 2),
+        shape=(int(numbers("", "Rows", 1)[0]), int(numbers("", "Columns", 1)[0])),
         rescale=None if slope is None or intercept is None else (float(slope), float(intercept)),
         rescale_type=str(find("PixelValueTransformationSequence", "RescaleType") or "").strip().upper(),
         acquisition=(str(dataset.get("AcquisitionNumber", "")), str(dataset.get("TemporalPositionIdentifier", ""))),
@@ -177,14 +183,18 @@ def read_header(path: Path) -> Header | str:
     if not sop_class:
         return "damaged or not a DICOM file (no SOP class in its header)"
     if sop_class != DIRECTORY_CLASS and not uid:
-        return "damaged header (no SeriesInstanceUID: is the file truncated?)"
+        if "SeriesInstanceUID" in dataset:
+            return (
+                f"Series Instance UID {tag('SeriesInstanceUID')} is empty (anonymised?): write one UID for each series"
+            )
+        return f"no Series Instance UID {tag('SeriesInstanceUID')}: is the file truncated?"
     slices: tuple[Slice, ...] = ()
     problem = ""
     if sop_class in CT_CLASSES and not NOT_A_STACK & set(image_type):
         try:
             slices = _slices(path, dataset)
-        except _HEADER_ERRORS:
-            problem = "its header lacks position, orientation, pixel spacing or size (truncated?)"
+        except _HEADER_ERRORS as error:
+            problem = reason(error) if str(error).endswith(("empty", "number(s)")) else f"{reason(error)} (truncated?)"
     return Header(
         path=path, sop_class=sop_class, modality=facts["Modality"], series_uid=uid, study_uid=study,
         patient_id=patient, identity=identity, image_type=image_type, compressed=syntax not in _NATIVE_SYNTAXES,
@@ -201,7 +211,7 @@ def require_decoders() -> None:
 
 
 def _fitted_grid(places: npt.NDArray[np.float64]) -> tuple[Any, Any]:
-    """Start and step of the uniform grid closest to sorted ``places`` (N,) or (N, 3), without the last digits' noise."""
+    """Start and step of the uniform grid closest to sorted ``places`` (N,) or (N, 3), without the last digits."""
     number = np.arange(len(places)) - 0.5 * (len(places) - 1)
     step = np.tensordot(number, places, 1) / (number**2).sum()
     return np.round(places.mean(0) + number[0] * step, 10), np.round(step, 10)
@@ -284,8 +294,7 @@ def stored_pixels(path: Path) -> tuple[npt.NDArray[Any], Any]:
     except (*_HEADER_ERRORS, RuntimeError) as error:
         if isinstance(error, Rejected):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise Rejected(f"{path.name} cannot be decoded, it is truncated or damaged ({reason})") from error
+        raise Rejected(f"{path.name} cannot be decoded, it is truncated or damaged ({reason(error)})") from error
     return pixels, dataset.get("PixelPaddingValue")
 
 

@@ -23,7 +23,7 @@ from pydicom import filereader
 
 from custom.core.limits import check_count, check_expansion, check_file_size
 
-__all__ = ["decoded_pixels", "one_line", "open_dicom", "quiet_pydicom", "reason"]
+__all__ = ["decoded_pixels", "looks_like_dicom", "one_line", "open_dicom", "quiet_pydicom", "reason"]
 
 LARGEST_FILE = 4 * 2**30
 #: Bytes that a deflated file, or compressed pixels, may become whatever the file's size.
@@ -73,6 +73,15 @@ class _Bounded(io.BufferedReader):
         return super().read(size)
 
 
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file has DICOM's preamble, begins as a data set without one, or has a name that promises DICOM."""
+    with open(path, "rb") as stream:
+        start = stream.read(132)
+    # Without preamble it begins with the length of group 0002, or with an element of group 0008.
+    bare = start[:4] == b"\x02\x00\x00\x00" or (start[:2] == b"\x08\x00" and start[3:4] == b"\x00")
+    return start[128:] == b"DICM" or bare or path.suffix.lower() in (".dcm", ".ima", ".dicom")
+
+
 def open_dicom(path: Path, pixels: bool = True, tags: Sequence[str] | None = None) -> pydicom.FileDataset:
     """A DICOM file, with or without preamble.
 
@@ -100,11 +109,20 @@ def open_dicom(path: Path, pixels: bool = True, tags: Sequence[str] | None = Non
                     specific_tags=None if tags is None else list(tags),
                 )
             _check_elements(path, dataset)
+            if not dataset.file_meta.get("TransferSyntaxUID"):
+                dataset.file_meta.TransferSyntaxUID = _found_syntax(dataset)
             return dataset
         except Exception as error:  # whatever pydicom raises for a damaged file
             if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
                 raise
             raise ValueError(f"{path}: damaged or not a DICOM file ({one_line(error)})") from error
+
+
+def _found_syntax(dataset: pydicom.FileDataset) -> pydicom.uid.UID:
+    """The syntax in which a data set was read whose file names none (PS3.5 10.1: implicit VR, little endian)."""
+    if dataset.is_implicit_VR:
+        return pydicom.uid.ImplicitVRLittleEndian
+    return pydicom.uid.ExplicitVRLittleEndian if dataset.is_little_endian else pydicom.uid.ExplicitVRBigEndian
 
 
 def _check_bytes(path: Path, stream: _Bounded) -> None:

@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from custom.dicom.opener import looks_like_dicom
+
 __all__ = ["find_radiographs", "kind_of"]
 
 _PICTURES = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
@@ -31,10 +33,7 @@ def kind_of(path: Path) -> str:
         return "NIfTI"
     if path.suffix.lower() in _PICTURES:
         return _PICTURES[path.suffix.lower()]
-    if path.suffix.lower() in (".dcm", ".ima", ".dicom"):
-        return "DICOM"
-    # A DICOM file without preamble begins with a group 0008 element.
-    return "DICOM" if start[:2] == b"\x08\x00" and start[3:4] == b"\x00" else ""
+    return "DICOM" if looks_like_dicom(path) else ""
 
 
 def find_radiographs(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, str, bool]]:

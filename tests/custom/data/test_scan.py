@@ -3,9 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
 
+from custom.data.case import load
 from custom.data.scan import Candidate, safe_name, scan
 from tests.ct_samples import CT_CLASS, ROOT, chest, save, slice_dataset, write_nifti, write_series
 
@@ -104,7 +109,7 @@ def test_damaged_geometry_names_the_file(tmp_path: Path) -> None:
     save(bad, tmp_path / "bad.dcm", CT_CLASS, f"{ROOT}.11.99")
     candidates, rejected = scan(tmp_path)
     assert not candidates
-    assert "bad.dcm: its header lacks position" in rejected[0].reason
+    assert "bad.dcm: ImagePositionPatient (0020,0032) is absent (truncated?)" in rejected[0].reason
 
 
 def test_outputs_hidden_and_skipped_folders_are_not_inputs(tmp_path: Path) -> None:
@@ -155,3 +160,37 @@ def test_what_was_put_right_is_noted(tmp_path: Path) -> None:
     candidates, rejected = scan(tmp_path)
     assert not rejected
     assert candidates[0].facts["note"].startswith("copies of slices")
+
+
+def test_emptied_uids_are_said_once_a_folder(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", FEW, SeriesInstanceUID="")
+    candidates, rejected = scan(tmp_path)
+    assert not candidates
+    ((source, reason, files),) = [(r.source, r.reason, r.files) for r in rejected]
+    assert (source, files) == ("a", 4) and reason.startswith("Series Instance UID (0020,000E) is empty (anonymised?)")
+
+
+def test_slices_without_instance_uid_are_sorted_by_position(tmp_path: Path) -> None:
+    for path in write_series(tmp_path, FEW):
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = ""
+        dataset.save_as(path)
+    candidates, rejected = scan(tmp_path)
+    assert [len(c.slices) for c in candidates] == [4] and not rejected
+    assert candidates[0].facts["note"].startswith("SOP Instance UID (0008,0018) of 4 files is empty (anonymised?)")
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_dicom_without_preamble_and_name_is_read(tmp_path: Path, implicit: bool) -> None:
+    for k, path in enumerate(write_series(tmp_path, FEW)):
+        dataset = pydicom.dcmread(path)
+        buffer = DicomBytesIO()
+        buffer.is_little_endian, buffer.is_implicit_VR = True, implicit
+        del dataset.file_meta
+        write_dataset(buffer, dataset)
+        (tmp_path / f"I{k}").write_bytes(buffer.getvalue())
+        path.unlink()
+    candidates, rejected = scan(tmp_path)
+    assert [len(c.slices) for c in candidates] == [4] and not rejected
+    volume = np.asarray(nib.as_closest_canonical(nib.Nifti1Image(*load(candidates[0]))).dataobj)
+    np.testing.assert_array_equal(volume, FEW)
