@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 Labels = npt.NDArray[np.unsignedinteger[Any]]
 
+_ONE_PLANE_MM = 0.05
+"""Contours closer than this lie in one plane."""
 _CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
 
 
@@ -135,10 +137,12 @@ def rasterise_contours(
     grid_affine: npt.NDArray[np.floating],
     grid_shape: tuple[int, int, int],
 ) -> tuple[npt.NDArray[np.bool_], int]:
-    """Fill closed planar contours: a voxel of the grid is inside when its centre is, on the CT slice nearest to it.
+    """Fill closed planar contours: a voxel of the grid is inside when its centre is, in a plane of contours that is at
+    most half a CT slice away.
 
-    Contours on one slice combine by exclusive or, so that a contour inside another is a hole. The grid is filled
-    directly: going through the CT's own pixels would shift contours drawn along pixel centres by half a pixel.
+    Contours of one plane combine by exclusive or, so that a contour inside another is a hole (PS3.3 C.8.8.6); planes
+    that reach one voxel are united, wherever they lie between the slices. The grid is filled directly: going through
+    the CT's own pixels would shift contours drawn along pixel centres by half a pixel.
 
     Args:
         contours: each (N, 3) points in RAS+ mm.
@@ -151,30 +155,61 @@ def rasterise_contours(
         Mask on the grid, and the number of contours that lie beyond the CT's slices.
     """
     inverse = np.linalg.inv(affine)
-    slices: dict[int, list[npt.NDArray[np.floating]]] = {}
-    outside = 0
-    for points in contours:
-        voxel = points @ inverse[:3, :3].T + inverse[:3, 3]
-        k = round(float(voxel[:, 2].mean()))
-        if not 0 <= k < shape[2]:
-            outside += 1
-        elif len(points) >= 3:
-            slices.setdefault(k, []).append(voxel[:, :2])
+    native = [points @ inverse[:3, :3].T + inverse[:3, 3] for points in contours]
+    inside = sorted((p for p in native if _in_stack(_slice_of(p), shape[2])), key=_slice_of)
+    planes: list[tuple[float, list[npt.NDArray[np.floating]]]] = []
+    last = -np.inf
+    for polygon in (p for p in inside if len(p) >= 3):
+        k = _slice_of(polygon)
+        if k - last > _ONE_PLANE_MM / np.linalg.norm(affine[:3, 2]):
+            planes.append((k, []))
+        planes[-1][1].append(polygon[:, :2])
+        last = k
     mask = np.zeros(grid_shape, dtype=bool)
     to_native = inverse @ grid_affine
     plane = np.indices(grid_shape[:2]).reshape(2, -1).T @ to_native[:3, :2].T + to_native[:3, 3]
     for z in range(grid_shape[2]):
-        native = plane + z * to_native[:3, 2]
-        nearest = np.rint(native[:, 2]).astype(int)
-        flat = np.zeros(len(native), dtype=bool)
-        for k in range(nearest.min(), nearest.max() + 1):
-            for polygon in slices.get(k, []):
-                low, high = polygon.min(axis=0), polygon.max(axis=0)
-                near = (nearest == k) & ((native[:, :2] >= low) & (native[:, :2] <= high)).all(axis=1)
-                if near.any():
-                    flat[near] ^= Polygon(polygon).contains_points(native[near, :2])
+        voxels = plane + z * to_native[:3, 2]
+        flat = np.zeros(len(voxels), dtype=bool)
+        lowest, highest = voxels[:, 2].min() - 1, voxels[:, 2].max() + 1
+        for k, polygons in (p for p in planes if lowest < p[0] < highest):
+            # Half open, with a tolerance: a voxel half way between two planes belongs to the upper one.
+            off = voxels[:, 2] - k + 1e-6
+            near = (off >= -0.5) & (off < 0.5) & _in_stack(voxels[:, 2], shape[2])
+            if near.any():
+                flat |= _filled(polygons, voxels[:, :2], near)
         mask[:, :, z] = flat.reshape(grid_shape[:2])
-    return mask, outside
+    return mask, len(native) - len(inside)
+
+
+def _slice_of(polygon: npt.NDArray[np.floating]) -> float:
+    """The slice, as a fraction, in which a contour in voxels of the CT lies."""
+    return float(polygon[:, 2].mean())
+
+
+def _in_stack(k: Any, slices: int) -> Any:
+    return (k >= -0.5 - 1e-6) & (k < slices - 0.5 + 1e-6)
+
+
+def _filled(
+    polygons: Sequence[npt.NDArray[np.floating]], points: npt.NDArray[np.floating], among: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Which of ``points`` (N, 2), of those ``among``, lie inside the contours of one plane."""
+    flat = np.zeros(len(points), dtype=bool)
+    for polygon in polygons:
+        low, high = polygon.min(axis=0), polygon.max(axis=0)
+        near = among & ((points >= low) & (points <= high)).all(axis=1)
+        if near.any():
+            flat[near] ^= Polygon(polygon).contains_points(points[near])
+    return flat
+
+
+def off_slices(contours: Sequence[npt.NDArray[np.floating]], affine: npt.NDArray[np.floating]) -> tuple[int, float]:
+    """How many contours lie between the CT's slices, by more than a tenth of the spacing, and how far at most, mm."""
+    inverse = np.linalg.inv(affine)
+    slices = np.array([_slice_of(points @ inverse[:3, :3].T + inverse[:3, 3]) for points in contours])
+    off = np.abs(slices - np.rint(slices))
+    return int((off > 0.1).sum()), float(off.max(initial=0.0) * np.linalg.norm(affine[:3, 2]))
 
 
 def _refers_to(dataset: pydicom.Dataset, series_uid: str, frame_of_reference: str) -> bool:
@@ -236,6 +271,12 @@ def load_rtstruct(
             mask, outside = rasterise_contours(polygons.get(roi, []), affine, shape, grid_affine, grid_shape)
             if outside:
                 logger.warning("%s: %d contours of %r lie beyond the CT's slices", path.name, outside, name)
+            between, farthest = off_slices(polygons.get(roi, []), affine)
+            if between:
+                logger.warning(
+                    "%s: %d contours of %r lie between the CT's slices, up to %.2g mm off: each is drawn where it "
+                    "lies, one slice thick; were they drawn on this series?", path.name, between, name, farthest,
+                )  # fmt: skip
             if mask.any():
                 masks.append((number, name or f"ROI {roi}", mask))
             else:

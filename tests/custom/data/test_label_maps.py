@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from custom.core.rejection import Rejected
-from custom.data.label_maps import label_files, load_labels, load_rtstruct, on_grid, rasterise_contours
+from custom.data.label_maps import label_files, load_labels, load_rtstruct, off_slices, on_grid, rasterise_contours
 from tests.ct_samples import ROOT, SHAPE, affine, circle, write_nifti, write_rtstruct
 
 GRID = np.array([[2.5, 0, 0, -98.75], [0, 2.5, 0, -98.75], [0, 0, 2.5, -98.75], [0, 0, 0, 1.0]])
@@ -71,6 +71,40 @@ def test_disc_with_a_hole_has_its_analytic_volume() -> None:
     np.testing.assert_allclose(centre, [10, -5, heights.mean()], atol=0.3)
     hole = np.linalg.inv(GRID) @ [10, -5, heights.mean(), 1]
     assert not mask[tuple(np.rint(hole[:3]).astype(int))]
+
+
+@pytest.mark.parametrize("shift_mm", [0.0, 1.0, 2.5, 4.0])
+def test_contours_between_slices_keep_their_volume(shift_mm: float) -> None:
+    heights = affine()[2, 3] + 5.0 * np.arange(20, 28) + shift_mm
+    contours = [c for z in heights for c in (circle(60, z), circle(25, z))]
+    mask, outside = rasterise_contours(contours, affine(), SHAPE, GRID, GRID_SHAPE)
+    assert outside == 0
+    assert mask.sum() * 2.5**3 == pytest.approx(np.pi * (60**2 - 25**2) * 40, rel=0.01)
+    on_slices, _ = rasterise_contours(contours, affine(), SHAPE, affine(), SHAPE)
+    assert on_slices.any(axis=(0, 1)).sum() == 8
+    assert off_slices(contours, affine()) == (16 if shift_mm else 0, pytest.approx(min(shift_mm, 5 - shift_mm)))
+
+
+def test_contours_finer_than_the_slices_are_united() -> None:
+    heights = affine()[2, 3] + 100 + 1.25 + 2.5 * np.arange(16)
+    mask, _ = rasterise_contours([circle(60, z) for z in heights], affine(), SHAPE, GRID, GRID_SHAPE)
+    filled = np.flatnonzero(mask.any(axis=(0, 1)))
+    assert (np.diff(filled) == 1).all() and len(filled) in (16, 17)
+    assert mask[:, :, filled].sum(axis=(0, 1)) * 2.5**2 == pytest.approx(np.pi * 60**2, rel=0.01)
+
+
+def test_two_planes_of_one_slice_are_united() -> None:
+    z = float(affine()[2, 3] + 100)
+    contours = [circle(20, z - 1, (50, 0)), circle(20, z + 1, (-50, 0)), circle(10, z + 1, (50, 0))]
+    mask, _ = rasterise_contours(contours, affine(), SHAPE, affine(), SHAPE)
+    assert mask[:, :, 20].sum() * 25 == pytest.approx(2 * np.pi * 20**2, rel=0.15)
+
+
+def test_contours_beside_the_slices_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    heights = affine()[2, 3] + 5.0 * np.arange(20, 28) + 2.5
+    write_rtstruct(tmp_path / "rs.dcm", {"GTV": [circle(20, z) for z in heights]})
+    assert load_rtstruct([tmp_path / "rs.dcm"], SERIES, "", affine(), SHAPE, GRID, GRID_SHAPE) is not None
+    assert "rs.dcm: 8 contours of 'GTV' lie between the CT's slices, up to 2.5 mm off" in caplog.text
 
 
 def test_contours_beyond_the_scan_are_counted() -> None:
