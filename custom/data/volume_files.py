@@ -1,10 +1,13 @@
 """Volumes out of NIfTI and MetaImage files, and the checks which every CT passes."""
 
+import itertools
+import logging
 import re
 import zlib
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +15,8 @@ from custom.core.limits import check_count, check_expansion
 from custom.core.names import inside
 from custom.core.nifti_files import open_nifti
 from custom.core.rejection import Rejected
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_HEAD, _LARGEST_VOXELS = 2**16, 2**30
 _BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4}
@@ -23,11 +28,36 @@ def _check_affine(affine: npt.NDArray[np.float64], path: Path) -> None:
         raise Rejected(f"{path.name}: its affine is singular or not finite")
 
 
+def _check_forms(image: Any, path: Path) -> None:
+    """Say where qform and sform, if both are set, place the voxels differently; refuse where directions differ."""
+    sform, _ = image.get_sform(coded=True)
+    try:
+        qform, _ = image.get_qform(coded=True)
+    except ValueError as error:
+        raise Rejected(f"{path.name}: its qform is damaged ({error})") from error
+    if sform is None or qform is None:
+        return
+    corners = np.array(list(itertools.product(*[(0, n - 1) for n in image.shape[:3]], (1,)))).T
+    apart = float(np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max())
+    if apart <= 0.1 * float(np.linalg.norm(sform[:3, :3], axis=0).min()):
+        return
+    ways = ["".join(str(c) for c in nib.aff2axcodes(form)) for form in (sform, qform)]
+    if ways[0] != ways[1]:
+        raise Rejected(
+            f"{path.name}: its sform says {ways[0]}, its qform {ways[1]}: left and right are unknown; make both say "
+            "the same, or set the code of the wrong one to 0"
+        )
+    logger.warning(
+        "%s: its sform and qform place voxels up to %.3g apart: the sform is used; if it leads to another space "
+        "(a template), set its code to 0", path, apart,
+    )  # fmt: skip
+
+
 def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """Values (X, Y, Z) and affine (voxel to RAS+ mm) of a NIfTI file.
 
     Raises:
-        Rejected: damaged, not three-dimensional, colours, without orientation, NaN or infinite values.
+        Rejected: damaged, not three-dimensional, colours, without orientation or with two, NaN or infinite values.
     """
     try:
         image = open_nifti(path)
@@ -41,6 +71,7 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         raise Rejected(f"{path.name} is not one volume: shape {values.shape}, type {values.dtype}")
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
         raise Rejected(f"{path.name} has no orientation (sform and qform codes are 0): left and right are unknown")
+    _check_forms(image, path)
     affine = np.array(image.affine, dtype=np.float64)
     affine[:3] *= _MM_PER_UNIT[header.get_xyzt_units()[0]]
     _check_affine(affine, path)
@@ -51,16 +82,45 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     return values, affine
 
 
+def _metaimage_keys(path: Path) -> dict[str, str]:
+    """The header of a MetaImage, up to ElementDataFile, which is its last key."""
+    with open(path, "rb") as stream:
+        head, mark, rest = stream.read(_LARGEST_HEAD).partition(b"ElementDataFile")
+    text = (head + mark + rest.split(b"\n")[0]).decode(errors="replace")
+    return dict(re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)[ \t\r]*$", text, re.MULTILINE))
+
+
+def _metaimage_direction(path: Path) -> npt.NDArray[np.float64] | None:
+    """Columns to LPS by AnatomicalOrientation, where no TransformMatrix says it; None where one does.
+
+    Each letter says where an axis begins (RAI: at the right, in front, below), as ITK writes it.
+
+    Raises:
+        Rejected: neither of them is there, or the letters are no orientation.
+    """
+    keys = _metaimage_keys(path)
+    if any(keys.get(key) for key in ("TransformMatrix", "Rotation", "Orientation")):
+        return None
+    letters = keys.get("AnatomicalOrientation", "").upper()
+    axes = ["RL", "AP", "IS"]  # from the low to the high end of LPS
+    hits = [next((n for n, ends in enumerate(axes) if letter in ends), -1) for letter in letters]
+    if sorted(hits) != [0, 1, 2]:
+        said = f"AnatomicalOrientation is {letters!r}" if letters else "no TransformMatrix, no AnatomicalOrientation"
+        raise Rejected(f"{path.name} has no orientation ({said}): left and right are unknown; write one of them")
+    direction = np.zeros((3, 3))
+    for column, (row, letter) in enumerate(zip(hits, letters, strict=True)):
+        direction[row, column] = 1.0 if axes[row][0] == letter else -1.0
+    return direction
+
+
 def metaimage_data(path: Path) -> Path:
     """The file that holds the voxels of a MetaImage: the one that a .mhd names in its own folder, or the .mha itself.
 
     Raises:
         Rejected: it names a file elsewhere or several, or voxels that its data file cannot hold.
     """
-    with open(path, "rb") as stream:
-        head = stream.read(_LARGEST_HEAD).split(b"ElementDataFile")
-    keys = dict(re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)[ \t\r]*$", head[0].decode(errors="replace"), re.MULTILINE))
-    named = head[1].split(b"\n")[0].decode(errors="replace").strip(" =\t\r") if len(head) > 1 else ""
+    keys = _metaimage_keys(path)
+    named = keys.get("ElementDataFile", "")
     try:
         data = path if named == "LOCAL" else inside(path.parent, named, f"{path.name}: ElementDataFile")
         if not data.is_file():
@@ -85,7 +145,7 @@ def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
 
     Raises:
         ModuleNotFoundError: SimpleITK is not installed.
-        Rejected: damaged, its data file missing, not three-dimensional, NaN or infinite values.
+        Rejected: damaged, its data file missing, not three-dimensional, without orientation, NaN or infinite values.
     """
     try:
         import SimpleITK as sitk
@@ -103,7 +163,10 @@ def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
         raise Rejected(f"{path.name} is not one volume: size {image.GetSize()}")
     values = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
     lps = np.eye(4)
-    lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    direction = _metaimage_direction(path)
+    if direction is None:
+        direction = np.array(image.GetDirection()).reshape(3, 3)
+    lps[:3, :3] = direction * np.array(image.GetSpacing())
     lps[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
     _check_affine(affine, path)

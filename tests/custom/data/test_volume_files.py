@@ -74,6 +74,62 @@ def test_metaimage_has_the_same_world_as_nifti(tmp_path: Path, suffix: str) -> N
     np.testing.assert_allclose(matrix, affine(), atol=1e-6)
 
 
+def _metaimage(path: Path, orientation: str, matrix: bool = False) -> None:
+    """A header as written by hand: without TransformMatrix unless ``matrix``."""
+    volume = chest()
+    lines = ["ObjectType = Image", "NDims = 3", f"DimSize = {' '.join(map(str, volume.shape))}"]
+    lines += ["ElementSpacing = 5 5 5", "ElementType = MET_SHORT"]
+    lines += ["TransformMatrix = 1 0 0 0 1 0 0 0 1"] if matrix else []
+    lines += [f"AnatomicalOrientation = {orientation}"] if orientation else []
+    path.write_text("\n".join([*lines, "ElementDataFile = x.raw", ""]))
+    path.with_name("x.raw").write_bytes(volume.tobytes(order="F"))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "matrix", "axes"),
+    [("RAI", False, "LPS"), ("LPI", False, "RAS"), ("ASL", False, "PIR"), ("", True, "LPS"), ("???", True, "LPS")],
+)
+def test_metaimage_is_turned_as_its_header_says(tmp_path: Path, orientation: str, matrix: bool, axes: str) -> None:
+    pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
+    _metaimage(tmp_path / "x.mhd", orientation, matrix)
+    values, found = load_metaimage(tmp_path / "x.mhd")
+    assert "".join(nib.aff2axcodes(found)) == axes
+    np.testing.assert_array_equal(values, chest())
+
+
+@pytest.mark.parametrize("orientation", ["", "???", "RRI", "RA"])
+def test_metaimage_without_orientation_is_refused(tmp_path: Path, orientation: str) -> None:
+    pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
+    _metaimage(tmp_path / "x.mhd", orientation)
+    with pytest.raises(Rejected, match=r"x\.mhd has no orientation .*: left and right are unknown; write one"):
+        load_metaimage(tmp_path / "x.mhd")
+
+
+def _two_forms(path: Path, qform: np.ndarray) -> Path:
+    image = nib.Nifti1Image(chest(), affine())
+    image.set_sform(affine(), 1)
+    image.set_qform(qform, 1)
+    nib.save(image, path)
+    return path
+
+
+def test_qform_and_sform_that_place_voxels_apart_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    moved = affine()
+    moved[2, 3] += 12
+    _, matrix = load_nifti(_two_forms(tmp_path / "x.nii.gz", moved))
+    np.testing.assert_allclose(matrix, affine())
+    assert "x.nii.gz: its sform and qform place voxels up to 12 apart: the sform is used" in caplog.text
+    caplog.clear()
+    load_nifti(_two_forms(tmp_path / "x.nii.gz", affine()))
+    assert not caplog.text
+
+
+def test_qform_that_mirrors_the_sform_is_refused(tmp_path: Path) -> None:
+    mirrored = affine() @ np.diag([-1, 1, 1, 1])
+    with pytest.raises(Rejected, match=r"x\.nii\.gz: its sform says RAS, its qform LAS: left and right are unknown"):
+        load_nifti(_two_forms(tmp_path / "x.nii.gz", mirrored))
+
+
 def test_metaimage_without_its_data(tmp_path: Path) -> None:
     sitk = pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
     sitk.WriteImage(sitk.GetImageFromArray(chest()), str(tmp_path / "x.mhd"))
