@@ -18,13 +18,17 @@ from custom.core.rejection import Rejected
 from custom.data import label_maps
 from custom.data.preprocess import PreparedCase, prepare_volume
 from custom.data.scan import Candidate
-from custom.data.volume_files import check_grid, check_hu, load_metaimage, load_nifti
+from custom.data.volume_files import check_grid, check_hu, grid_facts, load_metaimage, load_nifti
 from custom.dicom import ct_series
 
 logger = logging.getLogger(__name__)
 
 RECIPE = 4
 """Raised when the code changes what comes out for the same input and options, so that old outputs are made anew."""
+
+
+_FILTERS = frozenset({"max_slice_mm", "min_coverage_mm"})
+"""Options that leave a case out or take it, and change nothing in it."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,11 @@ def _segmentation(
 
 
 def resume_key(candidate: Candidate, label_files: Sequence[Path], options: CaseOptions) -> str:
-    """Changes whenever the inputs (by name, size and time), the options or the recipe do."""
+    """Changes whenever the inputs (by name, size and time), the options that shape a case, or the recipe do."""
     inputs = [*candidate.files, *candidate.structures, *label_files]
     stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in inputs]
-    content = json.dumps(
-        [RECIPE, vars(options), stats, candidate.case, candidate.patient, candidate.facts], default=str
-    )
+    shaping = {name: value for name, value in vars(options).items() if name not in _FILTERS}
+    content = json.dumps([RECIPE, shaping, stats, candidate.case, candidate.patient, candidate.facts], default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -127,9 +130,11 @@ def prepare_case(
     key = resume_key(candidate, label_files, options)
     done = finished_record(case, key, output)
     if done is not None:
+        check_grid(done, options.max_slice_mm, options.min_coverage_mm)
         return done
     volume, affine = load(candidate)
-    geometry = check_grid(volume.shape, affine, options.max_slice_mm, options.min_coverage_mm)
+    geometry = grid_facts(volume.shape, affine)
+    check_grid(geometry, options.max_slice_mm, options.min_coverage_mm)
     calibration = check_hu(volume)
     prepared = prepare_volume(
         volume, affine, size=options.size, cube_mm=options.cube_mm, anchor=options.anchor,

@@ -8,6 +8,7 @@ from typing import Any
 
 from custom.core.files import read_json_object, write_json
 from custom.core.names import plain_name
+from custom.data.volume_files import check_training_ct
 
 __all__ = ["FILE_KEYS", "load_cases", "mixing_weights", "read_datalist", "write_fold_datalists"]
 
@@ -48,7 +49,7 @@ def load_cases(
 
     Raises:
         FileNotFoundError: if the datalist or a file that it names is missing.
-        ValueError: if there is no such part, or it is empty.
+        ValueError: if there is no such part, it is empty, or a CT to train with has voxels that are NaN.
     """
     if data_list_file is None:
         return []
@@ -68,6 +69,8 @@ def load_cases(
                     raise FileNotFoundError(
                         f"{case[key]}: named by {path} as {key!r} of {case.get('case')}, but missing"
                     )
+                if part in ("training", "validation") and key in ("label", "source"):
+                    check_training_ct(Path(case[key]))
     if shuffle_radiographs:
         pairs = [(case.get("image"), case.get("geometry")) for case in cases]
         for case, (image, geometry) in zip(cases, pairs[1:] + pairs[:1], strict=True):

@@ -4,6 +4,7 @@ import itertools
 import logging
 import re
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def _check_forms(image: Any, path: Path) -> None:
         return
     corners = np.array(list(itertools.product(*[(0, n - 1) for n in image.shape[:3]], (1,)))).T
     apart = float(np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max())
+    apart_mm = apart * _MM_PER_UNIT[image.header.get_xyzt_units()[0]]
     if apart <= 0.1 * float(np.linalg.norm(sform[:3, :3], axis=0).min()):
         return
     ways = ["".join(str(c) for c in nib.aff2axcodes(form)) for form in (sform, qform)]
@@ -48,8 +50,8 @@ def _check_forms(image: Any, path: Path) -> None:
             "the same, or set the code of the wrong one to 0"
         )
     logger.warning(
-        "%s: its sform and qform place voxels up to %.3g apart: the sform is used; if it leads to another space "
-        "(a template), set its code to 0", path, apart,
+        "%s: its sform and qform place voxels up to %.3g mm apart: the sform is used; if it leads to another "
+        "space (a template), set its code to 0", path, apart_mm,
     )  # fmt: skip
 
 
@@ -75,11 +77,31 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     affine = np.array(image.affine, dtype=np.float64)
     affine[:3] *= _MM_PER_UNIT[header.get_xyzt_units()[0]]
     _check_affine(affine, path)
-    if not np.issubdtype(values.dtype, np.integer):
-        bad = int((~np.isfinite(values)).sum())
-        if bad:
-            raise Rejected(f"{path.name} has {bad} voxels that are NaN or infinite")
+    check_finite(values, path)
     return values, affine
+
+
+def check_finite(values: npt.NDArray[Any], path: Path) -> None:
+    """Raise Rejected where voxels are NaN or infinite."""
+    bad = 0 if np.issubdtype(values.dtype, np.integer) else int((~np.isfinite(values)).sum())
+    if bad:
+        raise Rejected(f"{path.name} has {bad} voxels that are NaN or infinite")
+
+
+def check_training_ct(path: Path) -> None:
+    """Find NaN in a CT before a network is trained on it; whole numbers, as `prepare` writes them, are not read.
+
+    Raises:
+        ValueError: naming the file and what to do.
+    """
+    try:
+        image = open_nifti(path)
+        if not np.issubdtype(image.get_data_dtype(), np.integer):
+            check_finite(np.asarray(image.dataobj), path)
+    except Rejected as error:
+        raise ValueError(f"{path}: {error}; repair it, or take the case out of the datalist") from error
+    except (ValueError, EOFError, OSError):  # not readable: said where it is loaded
+        return
 
 
 def _metaimage_keys(path: Path) -> dict[str, str]:
@@ -170,8 +192,7 @@ def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
     lps[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
     _check_affine(affine, path)
-    if not np.isfinite(values).all():
-        raise Rejected(f"{path.name} has {int((~np.isfinite(values)).sum())} voxels that are NaN or infinite")
+    check_finite(values, path)
     return values, affine
 
 
@@ -211,32 +232,35 @@ def check_hu(volume: npt.NDArray[np.generic]) -> dict[str, float]:
     return facts
 
 
-def check_grid(
-    shape: tuple[int, ...], affine: npt.NDArray[np.floating], max_slice_mm: float, min_coverage_mm: float
-) -> dict[str, Any]:
-    """Whether slices are thin enough and the scan long enough.
+def grid_facts(shape: tuple[int, ...], affine: npt.NDArray[np.floating]) -> dict[str, Any]:
+    """``native_spacing_mm``, ``native_shape``, ``slice_mm`` and ``coverage_mm`` for the manifest.
 
     Args:
         shape: (X, Y, Z) in any axis order.
         affine: voxel to RAS+ mm; the axis closest to superior is the slice axis.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axis = int(np.argmax(np.abs(affine[2, :3]) / spacing))
+    return {
+        "native_spacing_mm": [round(float(s), 5) for s in spacing],
+        "native_shape": [int(n) for n in shape],
+        "slice_mm": round(float(spacing[axis]), 5),
+        "coverage_mm": round(float(spacing[axis] * shape[axis]), 2),
+    }
+
+
+def check_grid(facts: Mapping[str, Any], max_slice_mm: float, min_coverage_mm: float) -> None:
+    """Whether slices are thin enough and the scan long enough.
+
+    Args:
+        facts: of `grid_facts`.
         max_slice_mm: largest slice spacing.
         min_coverage_mm: smallest length along the slice axis.
-
-    Returns:
-        ``native_spacing_mm``, ``native_shape`` and ``coverage_mm``.
 
     Raises:
         Rejected: too coarse or too short.
     """
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    axis = int(np.argmax(np.abs(affine[2, :3]) / spacing))
-    length = float(spacing[axis] * shape[axis])
-    if spacing[axis] > max_slice_mm * 1.001:
-        raise Rejected(f"slices are {spacing[axis]:g} mm apart, max_slice_mm is {max_slice_mm:g}")
-    if length < min_coverage_mm:
-        raise Rejected(f"the scan covers {length:g} mm only, min_coverage_mm is {min_coverage_mm:g}")
-    return {
-        "native_spacing_mm": [round(float(s), 5) for s in spacing],
-        "native_shape": [int(n) for n in shape],
-        "coverage_mm": round(length, 2),
-    }
+    if facts["slice_mm"] > max_slice_mm * 1.001:
+        raise Rejected(f"slices are {facts['slice_mm']:g} mm apart, max_slice_mm is {max_slice_mm:g}")
+    if facts["coverage_mm"] < min_coverage_mm:
+        raise Rejected(f"the scan covers {facts['coverage_mm']:g} mm only, min_coverage_mm is {min_coverage_mm:g}")

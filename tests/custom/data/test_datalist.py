@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from custom.data.datalist import load_cases, mixing_weights, write_fold_datalists
+from tests.ct_samples import write_nifti
 
 
 def test_an_optional_cohort_has_no_cases() -> None:
@@ -49,3 +51,15 @@ def test_a_datalist_without_a_fold_lacks_its_patients_alone(tmp_path: Path) -> N
     assert [len(load_cases(file, "test")) for file in written] == [1, 1]
     with pytest.raises(ValueError, match="fold 4 has none or all"):
         write_fold_datalists(path, 5)
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_a_nan_slice_is_found_before_training(tmp_path: Path, part: str) -> None:
+    values = np.zeros((4, 4, 4), dtype=np.float32)
+    write_nifti(tmp_path / "good.nii.gz", values)
+    values[:, :, 2] = np.nan
+    write_nifti(tmp_path / "bad.nii.gz", values)
+    cases = [{"case": "a", "label": "good.nii.gz"}, {"case": "b", "label": "good.nii.gz", "source": "bad.nii.gz"}]
+    (tmp_path / "list.json").write_text(json.dumps({part: cases}))
+    with pytest.raises(ValueError, match=r"bad\.nii\.gz has 16 voxels that are NaN or infinite; repair it, or take"):
+        load_cases(tmp_path / "list.json", part)

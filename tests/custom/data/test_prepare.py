@@ -178,6 +178,18 @@ def test_nothing_usable_is_an_error_with_a_reason(tmp_path: Path) -> None:
     assert "not CT: modality PT" in _rejected(tmp_path / "out")["."]
 
 
+def test_filters_do_not_make_cases_again(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "in" / "long.nii.gz", chest())
+    write_nifti(tmp_path / "in" / "short.nii.gz", chest()[:, :, 3:])
+    folder, output = str(tmp_path / "in"), tmp_path / "out"
+    prepare(folder, str(output), counts=(2, 0, 0), **SMALL)
+    before = {p: p.stat().st_mtime_ns for p in (output / "ct").iterdir()}
+    prepare(folder, str(output), counts=(1, 0, 0), min_coverage_mm=230, max_slice_mm=6, **SMALL)
+    assert {p: p.stat().st_mtime_ns for p in (output / "ct").iterdir()} == before
+    assert list(json.loads((output / "manifest.json").read_text())["cases"]) == ["long"]
+    assert _rejected(output) == {"short.nii.gz": "the scan covers 225 mm only, min_coverage_mm is 230"}
+
+
 def test_values_decide_where_the_rescale_type_says_nothing(tmp_path: Path) -> None:
     write_series(tmp_path / "in" / "hu", chest(), "11", RescaleType="US")
     other = {"PatientID": "P2", "StudyInstanceUID": f"{ROOT}.2", "RescaleIntercept": 0}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from custom.core.rejection import Rejected
-from custom.data.volume_files import check_grid, check_hu, load_metaimage, load_nifti
+from custom.data.volume_files import check_grid, check_hu, grid_facts, load_metaimage, load_nifti
 from tests.ct_samples import affine, chest, write_nifti
 
 
@@ -118,7 +118,7 @@ def test_qform_and_sform_that_place_voxels_apart_are_said(tmp_path: Path, caplog
     moved[2, 3] += 12
     _, matrix = load_nifti(_two_forms(tmp_path / "x.nii.gz", moved))
     np.testing.assert_allclose(matrix, affine())
-    assert "x.nii.gz: its sform and qform place voxels up to 12 apart: the sform is used" in caplog.text
+    assert "x.nii.gz: its sform and qform place voxels up to 12 mm apart: the sform is used" in caplog.text
     caplog.clear()
     load_nifti(_two_forms(tmp_path / "x.nii.gz", affine()))
     assert not caplog.text
@@ -165,8 +165,10 @@ def test_grid_limits_use_the_slice_axis() -> None:
     turned = affine()[:, [2, 0, 1, 3]]
     turned[:3, 0] *= 1.6
     shape = (48, 80, 64)
-    assert check_grid(shape, turned, 8.0, 200)["coverage_mm"] == 384
+    facts = grid_facts(shape, turned)
+    assert (facts["coverage_mm"], facts["slice_mm"]) == (384, 8)
+    check_grid(facts, 8.0, 200)
     with pytest.raises(Rejected, match="8 mm apart, max_slice_mm is 5"):
-        check_grid(shape, turned, 5.0, 200)
+        check_grid(facts, 5.0, 200)
     with pytest.raises(Rejected, match="384 mm only, min_coverage_mm is 400"):
-        check_grid(shape, turned, 8.0, 400)
+        check_grid(facts, 8.0, 400)
