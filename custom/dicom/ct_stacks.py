@@ -39,7 +39,7 @@ def judge_stacks(slices: Sequence[Slice]) -> list[Stack]:
     """The scan that the slices of one series form, or its acquisitions (0020,0012; 0020,0100), each with its verdict.
 
     A series is taken apart only where it is no scan as a whole: acquisitions that stand at the same positions, or one
-    that holds most of the slices, with strays beside it.
+    that holds a quarter of the slices or more. Scans that have an acquisition for each turn of the tube stay whole.
     """
     whole = _judge(slices)
     parts: dict[tuple[str, str], list[Slice]] = {}
@@ -48,7 +48,7 @@ def judge_stacks(slices: Sequence[Slice]) -> list[Stack]:
     if not whole.refused or len(parts) == 1:
         return [whole]
     overlap = _overlap(slices)
-    if not overlap and 2 * max(map(len, parts.values())) <= len(slices):
+    if not overlap and 4 * max(map(len, parts.values())) < len(slices):
         return [whole]
     judged = [_judge(parts[key]) for key in sorted(parts)]
     return judged if overlap or not all(stack.refused for stack in judged) else [whole]

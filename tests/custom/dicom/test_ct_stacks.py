@@ -75,6 +75,17 @@ def test_a_stray_slice_of_another_acquisition(tmp_path: Path, number: int, z: fl
     assert bad.refused == "a single image, not a stack: stray.dcm"
 
 
+def test_acquisitions_of_one_size_are_judged_for_themselves(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "a", VOLUME, "11", AcquisitionNumber=1)
+    for path in write_series(tmp_path / "b", VOLUME, "12", AcquisitionNumber=2, RescaleSlope=None):
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient[2] += 200
+        dataset.save_as(path)
+    good, bad = _judged(tmp_path)
+    assert {s.path for s in good.slices} == set(paths) and not good.refused
+    assert bad.refused.startswith("no Rescale Slope")
+
+
 def test_a_gap_in_a_scan_of_many_acquisitions_stays_a_gap(tmp_path: Path) -> None:
     for k, path in enumerate(write_series(tmp_path, VOLUME, skip=(3,))):
         dataset = pydicom.dcmread(path)
