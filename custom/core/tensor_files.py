@@ -24,6 +24,7 @@ _CALLED = (
     "torch Size",
 )
 _STORAGE = "Storage"
+_ZIP = b"PK\x03\x04"
 
 
 def load_tensors(path: Path) -> Any:
@@ -33,8 +34,13 @@ def load_tensors(path: Path) -> Any:
         ValueError: naming the file: no file of torch.save, or one that would take more memory than it has bytes.
         RuntimeError, pickle.UnpicklingError and others of torch: damaged.
     """
+    with open(path, "rb") as stream:
+        if stream.read(4) != _ZIP:  # torch goes by the beginning, zipfile by the end: they must mean the same archive
+            raise ValueError(f"{path}: is not a file of torch.save (of its zip format)")
     try:
         with zipfile.ZipFile(path) as archive:
+            if min((member.header_offset for member in archive.infolist()), default=0):
+                raise ValueError(f"{path}: there is something before its archive")
             unpacked = sum(member.file_size for member in archive.infolist())
             if unpacked > path.stat().st_size:
                 raise ValueError(f"{path}: its members claim {unpacked} bytes, the file has {path.stat().st_size}")

@@ -25,7 +25,7 @@ from monai.transforms import Compose, LoadImaged
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.core.files import sha256_file, write_tensors
+from custom.core.files import sha256_files, write_tensors
 from custom.core.tensor_files import load_tensors
 from custom.data.datalist import load_cases
 from custom.data.transforms import SampleOnGridd
@@ -171,9 +171,9 @@ class ShapeModel:
         """
         if case not in self._from_reference:
             return None
-        if folds is None and self._fold:
+        if folds is None and case in self._fold:
             folds = [self._fold[case]]
-        names = [name for name in self.cases if not self._fold or self._fold.get(name) in (folds or ())]
+        names = [name for name in self.cases if not self._fold or self._fold.get(name) in (folds or ())] or [case]
         weights = rng.dirichlet([self.concentration] * len(names))
         more = 1 + rng.uniform(0, self.extrapolation)
         stretched = 1 / len(names) + more * (weights - 1 / len(names))
@@ -190,9 +190,9 @@ class ShapeModel:
 
     def _mixed(self, weights: Mapping[str, float], step: int = 1) -> Tensor:
         total = torch.zeros(3, *(len(range(0, n, step)) for n in self.grid.shape))
-        for name, weight in weights.items():
-            if abs(weight) >= SMALLEST_WEIGHT:
-                total.add_(self._to_reference[name][:, ::step, ::step, ::step], alpha=weight)
+        kept = {name: weight for name, weight in weights.items() if abs(weight) >= SMALLEST_WEIGHT}
+        for name, weight in kept.items():
+            total.add_(self._to_reference[name][:, ::step, ::step, ::step], alpha=weight / sum(kept.values()))
         return total
 
     def _sample(self, field: Tensor, positions_mm: Tensor) -> Tensor:
@@ -243,12 +243,15 @@ def register_cohort(
     Raises:
         FileNotFoundError, ValueError: as `load_cases`, or if fewer than two cases could be registered.
     """
+    if part == "test":
+        raise ValueError("shapes of test patients must not enter a training: choose another part")
     folder = Path(output) if output is not None else Path(data_list_file).parent / "shapes"
     grid = VolumeGrid(tuple(round(s / spacing_mm) for s in size_mm), (spacing_mm,) * 3)  # type: ignore[arg-type]
     cases = load_cases(data_list_file, part)
     if len(cases) < 2:
         raise ValueError(f"{data_list_file}: a shape model needs two cases or more under {part!r}, got {len(cases)}")
-    hashes = {case["case"]: sha256_file(Path(case["source"])) for case in cases}
+    # The label places the CT: its centre is the isocentre.
+    hashes = {case["case"]: sha256_files([Path(case["source"]), Path(case["label"])]) for case in cases}
     volumes = {case["case"]: _continued(_on_grid(case, grid)) for case in tqdm(cases, desc="CTs", disable=None)}
     reference = _most_typical(volumes)
     pairs, fields = [], {reference: _zero_fields(grid)}
@@ -273,7 +276,7 @@ def register_cohort(
         raise ValueError(f"none of the {len(cases)} cases of {data_list_file} could be registered to {reference}")
     write_csv(pairs, folder / "report.csv")
     content = {"grid": {"shape": list(grid.shape), "spacing_mm": list(grid.spacing_mm)}, "fields": fields}
-    write_tensors(folder / "shapes.pt", {**content, "reference": reference, "source_sha256": hashes})
+    write_tensors(folder / "shapes.pt", {**content, "reference": reference, "case_sha256": hashes})
     return folder / "shapes.pt"
 
 
@@ -290,6 +293,8 @@ def _on_grid(case: Mapping[str, Any], grid: VolumeGrid) -> Tensor:
 def _continued(volume: Tensor) -> Tensor:
     """The volume with its first and last scanned slice going on: demons would pull the body to where air begins."""
     scanned = (volume > AIR_HU / 2).flatten(0, 1).any(0).nonzero().flatten()
+    if len(scanned) == 0:
+        raise ValueError("no body within the box around the isocentre that is registered: see --size_mm")
     first, last = int(scanned[0]), int(scanned[-1])
     inside = torch.arange(volume.shape[2]).clamp(first, last)
     return volume[:, :, inside]

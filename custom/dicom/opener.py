@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom import filereader
+from pydicom import encaps, filereader
 
 from custom.core.limits import check_count, check_expansion, check_file_size
 
@@ -160,6 +160,11 @@ def _check_elements(path: Path, dataset: pydicom.Dataset) -> None:
             check_count(path, f"bytes of {element.tag}", len(value), LONGEST_TEXT)
 
 
+#: Begin of a JPEG 2000 code stream, and the markers of JPEG and JPEG-LS that announce a frame's size.
+_JPEG2000 = b"\xff\x4f\xff\x51"
+_FRAME_HEADERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7)
+
+
 def decoded_pixels(path: Path, dataset: pydicom.Dataset) -> npt.NDArray[Any]:
     """Stored values of all frames, after what they take was checked against the file and its code streams.
 
@@ -171,46 +176,65 @@ def decoded_pixels(path: Path, dataset: pydicom.Dataset) -> npt.NDArray[Any]:
     frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
     needed = float(rows) * columns * frames * samples * (int(dataset.get("BitsAllocated") or 16) / 8)
     check_expansion(path, needed, SMALL_BYTES)
-    if syntax.is_encapsulated:
-        _check_code_streams(dataset.PixelData, (rows, columns), samples)
+    if syntax.is_encapsulated and syntax != pydicom.uid.RLELossless:
+        _check_code_streams(dataset.PixelData, frames, (rows, columns), samples)
     return np.asarray(dataset.pixel_array)
 
 
-def _check_code_streams(data: bytes, shape: tuple[int, int], samples: int) -> None:
-    """Refuse code streams that announce another size than the header: decoders would allocate it."""
+def _check_code_streams(data: bytes, frames: int, shape: tuple[int, int], samples: int) -> None:
+    """Refuse code streams that announce another size than the header, or none: decoders would allocate it.
+
+    Frames are put together from their fragments first, as a decoder does.
+    """
     if len(data) == 0:
         raise ValueError("no compressed data")
-    for start in _code_streams(data):
-        size = _stream_size(data, start)
-        if size is not None and (size[:2] != shape or size[2] > samples):
-            raise ValueError(
-                f"a code stream of {size[1]} x {size[0]} pixels of {size[2]} samples, the header says "
-                f"{shape[1]} x {shape[0]} of {samples}"
-            )
+    for frame in _frames(data, frames):
+        for size in _stream_sizes(frame):
+            if size[:2] != shape or size[2] > samples:
+                raise ValueError(
+                    f"a code stream of {size[1]} x {size[0]} pixels of {size[2]} samples, the header says "
+                    f"{shape[1]} x {shape[0]} of {samples}"
+                )
 
 
-def _code_streams(data: bytes) -> Iterator[int]:
-    """Offsets of JPEG (FFD8FF) and JPEG 2000 (FF4FFF51) code streams."""
-    for marker in (b"\xff\xd8\xff", b"\xff\x4f\xff\x51"):
-        position = data.find(marker)
-        while position >= 0:
-            yield position
-            position = data.find(marker, position + 4)
+def _frames(data: bytes, frames: int) -> Iterator[bytes]:
+    if hasattr(encaps, "generate_frames"):
+        return encaps.generate_frames(data, number_of_frames=frames)
+    return encaps.generate_pixel_data_frame(data, frames)  # pydicom 2
 
 
-def _stream_size(data: bytes, start: int) -> tuple[int, int, int] | None:
-    """Rows, columns and samples that a code stream announces; None where no frame header follows."""
-    if data[start + 1] == 0x4F:  # SIZ: length, capabilities, then width, height, and their offsets, 4 bytes each
-        field_bytes = data[start + 8 : start + 24]
-        x, y, x0, y0 = (int.from_bytes(field_bytes[i : i + 4], "big") for i in (0, 4, 8, 12))
-        return y - y0, x - x0, int.from_bytes(data[start + 40 : start + 42], "big")
-    position = start + 2
-    while position + 10 <= len(data) and data[position] == 0xFF:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xF7):
-            rows, columns = (int.from_bytes(data[position + i : position + i + 2], "big") for i in (5, 7))
-            return rows, columns, data[position + 9]
-        if marker == 0xDA or length < 2:
-            return None
-        position += 2 + length
-    return None
+def _stream_sizes(frame: bytes) -> list[tuple[int, int, int]]:
+    """Rows, columns and samples that a frame announces: one for JPEG and JPEG-LS, each code stream's for JPEG 2000.
+
+    Raises:
+        ValueError: if it announces none.
+    """
+    if frame[:2] == b"\xff\xd8":
+        return [_jpeg_size(frame)]
+    sizes, start = [], frame.find(_JPEG2000)
+    while start >= 0:  # in a JP2 file boxes come before it; whatever looks like one must fit
+        # SIZ: length, capabilities, then width, height, and their offsets, 4 bytes each
+        x, y, x0, y0 = (int.from_bytes(frame[start + i : start + i + 4], "big") for i in (8, 12, 16, 20))
+        sizes.append((y - y0, x - x0, int.from_bytes(frame[start + 40 : start + 42], "big")))
+        start = frame.find(_JPEG2000, start + 4)
+    if not sizes:
+        raise ValueError("a compressed frame that does not say its size")
+    return sizes
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int]:
+    position = 2
+    while position + 10 <= len(frame) and frame[position] == 0xFF:
+        marker, length = frame[position + 1], int.from_bytes(frame[position + 2 : position + 4], "big")
+        if marker in _FRAME_HEADERS:
+            rows, columns = (int.from_bytes(frame[position + i : position + i + 2], "big") for i in (5, 7))
+            return rows, columns, frame[position + 9]
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD7:  # markers without a segment
+            position += 2
+        elif marker == 0xDA or length < 2:
+            break
+        else:
+            position += 2 + length
+    raise ValueError("a JPEG frame that does not say its size")

@@ -1,4 +1,8 @@
-"""Fusion of the features of all views: projection of every voxel centre, bilinear sampling, mean."""
+"""Fusion of the features of all views: projection of every voxel centre, bilinear sampling, mean.
+
+INRR3CT, section 2; DIFR3CT, eq. (10) (the projection of a voxel into a view) and the average pooling after it, which is
+the reduction "plain". The default "seen" leaves out views that do not see the voxel.
+"""
 
 from __future__ import annotations
 

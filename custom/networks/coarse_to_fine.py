@@ -86,6 +86,9 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         )
         if (fine_network is None) != (fine_encoder is None):
             raise ValueError("fine_network and fine_encoder go together")
+        factor = 2 ** len((fine_network or {"widths": ()}).get("widths", (32, 96, 128)))
+        if any(n % factor for n in grid.shape):
+            raise ValueError(f"grid's shape must be divisible by {factor} for the fine network, got {grid.shape}")
         self.consistency_iterations, self.consistency_detail_mm = consistency_iterations, consistency_detail_mm
         coarse_network = self._make_volume_network(volume_network)
         self.volume_network = coarse_network
@@ -121,7 +124,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         Raises:
             ValueError: if image, views and mask do not match.
         """
-        views, view_mask = self._check(image, views, view_mask)
+        image, views, view_mask = self._check(image, views, view_mask)
         frozen = not coarse and self.fine_network is not None
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             volume = self.coarse_volume(image, self._encode(image, views), views, view_mask, priors)

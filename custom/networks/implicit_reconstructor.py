@@ -129,7 +129,7 @@ class ImplicitReconstructor(VolumeReconstructor):
         Raises:
             ValueError: if image, views and mask do not match, or there is no volume network to give the coarse volume.
         """
-        views, view_mask = self._check(image, views, view_mask)
+        image, views, view_mask = self._check(image, views, view_mask)
         if self.separate_view_mlps and image.shape[1] != self.separate_view_mlps:
             raise ValueError(
                 f"this network has one f_rho for each of {self.separate_view_mlps} views, got {image.shape[1]} views"

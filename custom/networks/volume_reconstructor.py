@@ -29,6 +29,9 @@ __all__ = ["CoarseVolume", "VolumeReconstructor"]
 CoarseVolume: TypeAlias = tuple[Tensor, Tensor]
 
 
+_Checked: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+
+
 class VolumeReconstructor(nn.Module):
     """What becomes of radiographs before a subclass says what it makes of the coarse volume.
 
@@ -99,9 +102,20 @@ class VolumeReconstructor(nn.Module):
         image_features = int(self.encoder.out_channels)
         return VolumeUNet(1 if self.prior is None else 3, image_features + 4, **options)
 
-    def _check(self, image: Tensor, views: Tensor | None, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        views = batched_views(image, self.views if views is None else views, view_mask)
-        return views.to(image.device, torch.float32), view_mask
+    def _check(self, image: Tensor, views: Tensor | None, view_mask: Tensor | None) -> _Checked:
+        """Radiographs, padding without values; views; mask."""
+        views = batched_views(image, self.views if views is None else views, view_mask).to(image.device, torch.float32)
+        if view_mask is not None:
+            image = torch.where(view_mask[:, :, None, None], image, 0.0)
+            first = views[torch.arange(len(views)), view_mask.int().argmax(1)]
+            views = torch.where(view_mask[..., None], views, first[:, None])
+        pixels = isocenter_pixel_mm(views.flatten(0, 1)).mean(-1).reshape(views.shape[:2]).mean(1)
+        if float(pixels.max() - pixels.min()) > 0.02 * float(pixels.max()):
+            raise ValueError(
+                "the radiographs of a batch must have pixels of one size at the isocentre, got "
+                f"{[round(float(p), 3) for p in pixels]} mm: reconstruct the cases one by one, or resample them"
+            )
+        return image, views, view_mask
 
     def _mixed(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.precision, device))

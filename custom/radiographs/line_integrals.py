@@ -92,7 +92,11 @@ def _exposed_field(mask: Mask, masked_by: tuple[str, ...], blades: bool) -> Read
 
 @dataclass(frozen=True)
 class _Scale:
-    """How values and q = -log(intensity) + constant belong together."""
+    """How values and q = -log(intensity) + constant belong together.
+
+    Here a picture is inverted: `sign` is -1 where higher values mean less intensity behind the patient, +1 where they
+    mean more. MONOCHROME1 and the other attributes decide it in `intensity_meaning`.
+    """
 
     relationship: str
     sign: int

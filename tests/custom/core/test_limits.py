@@ -176,3 +176,15 @@ def test_a_command_under_a_bomb(verb: str, tmp_path: Path) -> None:
     code, peak, said = run_measured(*words)
     assert code == 2 and peak < 500, (code, peak)
     assert "bomb" in said.splitlines()[-1] and said.splitlines()[-1].startswith("error: "), said
+
+
+def test_tensors_before_an_archive_are_refused(tmp_path: Path) -> None:
+    """torch reads from the beginning, zipfile from the end: what is checked must be what is loaded."""
+    torch.save({"a": torch.zeros(2)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({"a": torch.zeros(2)}, tmp_path / "new.pt")
+    both = (tmp_path / "old.pt").read_bytes() + (tmp_path / "new.pt").read_bytes()
+    (tmp_path / "both.pt").write_bytes(both)
+    (tmp_path / "twice.pt").write_bytes((tmp_path / "new.pt").read_bytes() * 2)
+    for name in ("both.pt", "twice.pt", "old.pt"):
+        with pytest.raises(ValueError, match=name):
+            load_tensors(tmp_path / name)

@@ -96,6 +96,7 @@ def test_shapes_of_other_folds_stay_out(tmp_path: Path, folds: list[int] | None,
         shape = model.draw(rng, "a", folds)
         assert shape is not None and set(shape.weights) == expected
     assert model.draw(rng, "phantom_1", folds) is None
+    assert model.draw(rng, "a", folds=[7]).weights == {"a": 1.0}  # type: ignore[union-attr]
 
 
 def test_without_folds_all_shapes_enter(tmp_path: Path) -> None:
@@ -147,5 +148,7 @@ def test_a_cohort_is_registered_once(cohort: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(shapes, "LARGEST_RESIDUAL_SHARE", 0.0)
     with pytest.raises(ValueError, match="none of the 3 cases"):
         register_cohort(cohort, tmp_path, 5.0, size)
+    with pytest.raises(ValueError, match="test patients must not enter"):
+        register_cohort(cohort, tmp_path, 5.0, size, part="test")
     with pytest.raises(ValueError, match="two cases or more"):
         register_cohort(cohort, tmp_path, 5.0, size, part="validation")

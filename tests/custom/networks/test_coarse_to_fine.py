@@ -139,3 +139,24 @@ def test_pixels_are_averaged_by_their_size_at_the_isocentre() -> None:
     with torch.no_grad():
         found, expected = network._encode(averaged, wider), network._encode(image, views)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_changes_nothing_whatever_it_holds() -> None:
+    image, views = acquisition(2)
+    network, nothing = small(), torch.full((1, 1, 16, 24), torch.nan)
+    padded = (
+        torch.cat([nothing, image, nothing], 1),
+        torch.cat([torch.zeros(1, 1, 13), views, torch.zeros(1, 1, 13)], 1),
+    )
+    mask = torch.tensor([[False, True, True, False]])
+    with torch.no_grad():
+        torch.testing.assert_close(network(*padded, mask), network(image, views), atol=1e-4, rtol=1e-4)
+
+
+def test_cases_of_a_batch_have_pixels_of_one_size() -> None:
+    """One averaging serves the batch: a case must not come out by what stands beside it."""
+    image, views = acquisition(2)
+    wider = views.clone()
+    wider[..., 6:12] *= 2
+    with pytest.raises(ValueError, match=r"pixels of one size at the isocentre, got \[20.0, 40.0\] mm"):
+        small()(torch.cat([image, image]), torch.cat([views, wider]))

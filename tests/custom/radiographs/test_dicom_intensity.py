@@ -350,3 +350,23 @@ def test_a_frame_by_sidecar(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"frame": 3}')
     with pytest.raises(ValueError, match="frame 3 is asked for, there are 2"):
         read(path)
+
+
+@pytest.mark.parametrize("hidden", ["split marker", "fill byte"])
+def test_a_code_stream_does_not_hide_its_size(tmp_path: Path, hidden: str) -> None:
+    """Fragments are put together, and fill bytes skipped, before the size is read, as decoders do."""
+    frame_header = b"\xff\xc0\x00\x0b\x08" + (12000).to_bytes(2, "big") * 2 + b"\x01\x01\x11\x00"
+    fragments = {
+        "split marker": [b"\xff\xd8", frame_header + b"\xff\xd9"],
+        "fill byte": [b"\xff\xd8\xff" + frame_header + b"\xff\xd9"],
+    }[hidden]
+    file = pydicom.dcmread(save(tmp_path / "a.dcm", dx()))
+    file.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+    items = [fragment + b"\x00" * (len(fragment) % 2) for fragment in fragments]
+    file.PixelData = b"\xfe\xff\x00\xe0\x00\x00\x00\x00" + b"".join(
+        b"\xfe\xff\x00\xe0" + len(item).to_bytes(4, "little") + item for item in items
+    )
+    file["PixelData"].VR, file["PixelData"].is_undefined_length = "OB", True
+    file.save_as(tmp_path / "b.dcm")
+    with pytest.raises(ValueError, match="a code stream of 12000 x 12000 pixels"):
+        read(tmp_path / "b.dcm")
