@@ -3,13 +3,13 @@
 The world here is the isocentre frame: RAS+ axes (x to the patient's right, y anterior, z superior), origin at the
 isocentre. A view is a row of 13 numbers, so that networks and projector see a plain tensor of shape (B, K, 13):
 
-====== ==================================================================================================
-0:3    cone beam: source position [mm]; parallel beam: unit ray direction, from source to detector
-3:6    detector centre [mm]
-6:9    u step: from one column to the next [mm]
-9:12   v step: from one row to the next [mm]; row 0 is superior, so it points downwards
-12     beam flag: 0 parallel, 1 cone
-====== ==================================================================================================
+| numbers | meaning |
+|---|---|
+| 0:3 | cone beam: source position [mm]; parallel beam: unit ray direction, from source to detector |
+| 3:6 | detector centre [mm] |
+| 6:9 | u step: from one column to the next [mm] |
+| 9:12 | v step: from one row to the next [mm]; row 0 is superior, so it points downwards |
+| 12 | beam flag: 0 parallel, 1 cone |
 
 (u step, v step, direction of the rays) is right-handed: the radiograph is the picture as seen from the source.
 """
