@@ -1,4 +1,4 @@
-"""What a weights file holds, and how a network is built from it.
+"""The format of weights files: reading, writing, and building the network that a file describes.
 
 A file is `{"model": weights, "meta": JSON string}` and loads with `weights_only=True`. The meta's `network_def` holds
 every argument of the network, so that whoever has the file can build it: no architecture is copied into a config.

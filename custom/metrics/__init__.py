@@ -1,4 +1,4 @@
-"""Numbers about volumes, about samples of a posterior, and about cohorts, with the tables and files that hold them."""
+"""Metrics of volumes, of posterior samples and of cohorts, with the tables and files that hold them."""
 
 from custom.metrics.image_metrics import (
     BODY_THRESHOLD_HU,

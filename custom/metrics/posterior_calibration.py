@@ -1,4 +1,4 @@
-"""How samples of a posterior compare with the truth: bias, variance, coverage.
+"""Calibration of posterior samples against the truth: bias, variance, coverage.
 
 Source: DIFR3CT paper, section IV-C and figure 8. docs/explanation/uncertainty.md says how the numbers are to be read.
 """

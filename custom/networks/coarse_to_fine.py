@@ -1,4 +1,4 @@
-"""Radiographs to a CT volume in two stages: the whole body at 5 mm, then detail at the voxels of the result.
+"""`CoarseToFineReconstructor`: radiographs to a CT in two stages, the whole body at 5 mm, then detail.
 
 The second stage is another 3D U-Net on the fine grid, or on any part of it. It reads the first stage's volume and
 features, and features of the radiographs at their full resolution beside what the first stage leaves unexplained of

@@ -1,4 +1,4 @@
-"""The denoiser of DIFR3CT: what a noisy latent was, given what radiographs of any views say about the place.
+"""`LatentDenoiser`: the denoising network of DIFR3CT, conditioned on radiographs of any views.
 
 The fused features stand on the latent's own grid and are concatenated to it (paper, section IV).
 """
@@ -126,12 +126,12 @@ class LatentDenoiser(nn.Module):
         """The inverse of `normalise`."""
         return latent * _wide(self.latent_std) + _wide(self.latent_mean)
 
-    def diffused(self, latent: Tensor, known: Tensor | None) -> Tensor:
+    def to_residual(self, latent: Tensor, known: Tensor | None) -> Tensor:
         """What noise is added to: a normalised latent, or what it differs from `known` by."""
         return (latent - known) / _wide(self.residual_std) if self.residual and known is not None else latent
 
-    def undiffused(self, value: Tensor, known: Tensor | None) -> Tensor:
-        """The normalised latent, the inverse of `diffused`."""
+    def from_residual(self, value: Tensor, known: Tensor | None) -> Tensor:
+        """The normalised latent, the inverse of `to_residual`."""
         return value * _wide(self.residual_std) + known if self.residual and known is not None else value
 
     def condition(

@@ -1,4 +1,4 @@
-"""The system of INRR3CT: radiograph features, read through the geometry, become intensities at any point.
+"""`ImplicitReconstructor`, the network of INRR3CT: intensities at any point from features of radiographs.
 
 One class serves every preset; what a preset leaves out is None. A point p is handled as in the paper (section 2):
 r(p) = mean over views of f_rho([Fourier(p), W_i(Pi(p, theta_i))]), intensity = h_tau(r(p)). Beyond the paper, each

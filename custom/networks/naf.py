@@ -1,4 +1,4 @@
-"""One patient, one network: an attenuation field fitted to that patient's radiographs, without any training set.
+"""Neural Attenuation Fields as a method: a network fitted to one patient's radiographs, without training data.
 
 After Neural Attenuation Fields (Zha et al., MICCAI 2022). `FieldReconstructor` is called like the networks that are
 trained; every call fits anew. What it knows is that attenuation lies within bounds and that there is air outside the

@@ -1,4 +1,4 @@
-"""Radiographs to a coarse volume of the whole body: the part that `inr_recon`'s networks share.
+"""`VolumeReconstructor`, the base of `inr_recon`'s networks: radiographs to a coarse volume of the whole body.
 
 A `prior` says which chest of a population fits the radiographs best, SIRT moves it towards them, and a 3D U-Net reads
 that together with the radiographs' features, fused along their rays.
@@ -196,7 +196,7 @@ class VolumeReconstructor(nn.Module):
             context: of the volume network, whose prediction reaches beyond the cube; None: air around the cube.
             iterations, momentum: of `sirt`.
         """
-        grid, start, freedom = self.grid, pred, None
+        grid, start, voxel_std = self.grid, pred, None
         x, y, z = slice(None), slice(None), slice(None)
         if context is not None and self.coarse_grid is not None:
             margin = [
@@ -208,12 +208,12 @@ class VolumeReconstructor(nn.Module):
             grid = grid.padded(margin)
             start = sample_on(grid, context[1], self.coarse_grid)
             if self.prior is not None:
-                freedom = self.prior.on(grid, self.prior.spread)
+                voxel_std = self.prior.on(grid, self.prior.spread)
             x, y, z = (slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True))
             start[:, :, x, y, z] = pred
         projector = self._projector(grid, image.shape[2:])
         path, start = self._water_path(image), self._to_water(start)
-        volume = sirt(projector, path, views, iterations, self._bounds(), start, view_mask, freedom, momentum)
+        volume = sirt(projector, path, views, iterations, self._bounds(), start, view_mask, voxel_std, momentum)
         return self._from_water(volume)[:, :, x, y, z].contiguous()
 
     def _factor(self, spacing_mm: float | None, views: Tensor) -> int:

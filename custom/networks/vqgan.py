@@ -1,4 +1,4 @@
-"""The autoencoder that gives the diffusion model its small latent space (DIFR3CT, section IV-B)."""
+"""`VQGAN`: the autoencoder whose latents the diffusion model works on (DIFR3CT, section IV-B)."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class VQGAN(nn.Module):
 
         Args:
             latent: continuous latents.
-            quantise: decode their codes instead. The decoder serves both where `continuous_share` of the training was
+            quantise: decode their codes instead. The decoder serves both where `continuous_prob` of the training was
                 neither 0 nor 1.
         """
         latent = self.quantise(latent) if quantise else latent

@@ -1,4 +1,4 @@
-"""What the trainings of a network against a discriminator have in common."""
+"""`DiscriminatedTrainer`: the base of trainers of a network against a discriminator."""
 
 from __future__ import annotations
 

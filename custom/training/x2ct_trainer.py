@@ -1,4 +1,4 @@
-"""Training of X2CT, with and without a discriminator (Ying et al., CVPR 2019)."""
+"""Trainer and loss of X2CT, with and without a discriminator (Ying et al., CVPR 2019)."""
 
 from __future__ import annotations
 

@@ -41,13 +41,13 @@ def test_licence_is_the_repositorys(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "bundle", [b for b in BUNDLES if "cone_share" in TRAIN.get(b.name, {})], ids=lambda bundle: bundle.name
+    "bundle", [b for b in BUNDLES if "cone_prob" in TRAIN.get(b.name, {})], ids=lambda bundle: bundle.name
 )
 def test_checkpoints_say_what_they_were_trained_for(bundle: Path) -> None:
     """So that `fewview-ct calibrate` need not be told."""
     (meta,) = _values_of("meta", TRAIN[bundle.name])
     assert meta["training_views"] == "@view_weights"
-    for key in ("cone_share", "source_to_isocenter_mm", "source_to_detector_mm"):
+    for key in ("cone_prob", "source_to_isocenter_mm", "source_to_detector_mm"):
         assert meta[key] == f"@{key}" and key in TRAIN[bundle.name]
 
 

@@ -98,7 +98,7 @@ def test_presets_change_only_what_training_has(name: str) -> None:
 def test_the_coarse_stage_is_the_same_training_at_the_coarse_grid() -> None:
     train, coarse = config("train.json"), config("coarse_stage.json")
     spacing = train["coarse_grid"]["spacing_mm"]
-    for key in ("grid", "source_grid"):
+    for key in ("grid", "body_grid"):
         fine = [n * s for n, s in zip(train[key]["shape"], train[key]["spacing_mm"], strict=True)]
         assert coarse[key]["spacing_mm"] == spacing
         assert [n * s for n, s in zip(coarse[key]["shape"], spacing, strict=True)] == fine
@@ -190,7 +190,7 @@ def test_the_coarse_stage_trains_the_volume_network_that_training_starts_from(
     """With phantoms mixed in. A training without steps shows what it started from."""
     network = {key: value for key, value in NETWORK_OVERRIDES.items() if "#fine_" not in key}
     coarse = {**TRAIN_OVERRIDES, **network, **COARSE_OVERRIDES, "data_list_file": paths["data_list_file"]}
-    mixed = {"phantom_list_file": str(datalist), "phantom_share": 0.5}
+    mixed = {"phantom_list_file": str(datalist), "phantom_prob": 0.5}
     run(["train.json", "coarse_stage.json"], "train", **coarse, **mixed, bundle_root=str(tmp_path / "coarse"))
     first = tmp_path / "coarse/models/model.pt"
     weights = load_checkpoint(first).state

@@ -34,8 +34,8 @@ TINY: dict[str, Any] = {
     "pixel_at_isocenter_mm": VOXEL_MM,
     "grid#shape": [CUBE] * 3,
     "grid#spacing_mm": [VOXEL_MM] * 3,
-    "source_grid#shape": [24, 20, 16],
-    "source_grid#spacing_mm": [VOXEL_MM] * 3,
+    "body_grid#shape": [24, 20, 16],
+    "body_grid#spacing_mm": [VOXEL_MM] * 3,
 }
 LATENTS: dict[str, Any] = {
     "latents": 4,

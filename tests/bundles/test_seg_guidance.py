@@ -229,7 +229,7 @@ def test_one_override_guides_inr_recon_and_one_judges_it(
     options = {**INR_TRAIN, **network, **COARSE_OVERRIDES, "data_list_file": paths["data_list_file"]}
     weights = {}
     for name, guide in (("ours", None), ("ours_seg", str(segmenter))):
-        root = {"bundle_root": str(tmp_path / name), "guidance_checkpoint": guide, "guidance_weight": 10.0}
+        root = {"bundle_root": str(tmp_path / name), "seg_guidance_checkpoint": guide, "seg_guidance_weight": 10.0}
         run_workflow([inr / "train.json", inr / "coarse_stage.json"], "train", **options, **root)
         checkpoint = load_checkpoint(tmp_path / name / "models/model.pt")
         weights[name] = checkpoint.state["volume_network.leave.weight"]
@@ -262,7 +262,7 @@ def test_guidance_at_random_points_is_refused_before_the_prior_is_fitted(
         "grid": ("none.pt", "none.pt: no such"),
     }
     for sampling, (guide, message) in cases.items():
-        changed = {**options, "guidance_checkpoint": guide, "sampling": sampling}
+        changed = {**options, "seg_guidance_checkpoint": guide, "sampling": sampling}
         with pytest.raises(Exception) as error:
             run_workflow([ROOT / "bundles/inr_recon/configs/train.json"], "train", **changed)
         assert message in messages(error.value)

@@ -33,8 +33,8 @@ TRAIN: dict[str, Any] = {
     "pixel_at_isocenter_mm": VOXEL_MM,
     "grid#shape": [CUBE] * 3,
     "grid#spacing_mm": [VOXEL_MM] * 3,
-    "source_grid#shape": [24, 20, 16],
-    "source_grid#spacing_mm": [VOXEL_MM] * 3,
+    "body_grid#shape": [24, 20, 16],
+    "body_grid#spacing_mm": [VOXEL_MM] * 3,
     "loading_grid#shape": [32, 24, 24],
     "loading_grid#spacing_mm": [VOXEL_MM] * 3,
     "detector_shape": [16, 24],
@@ -179,7 +179,7 @@ def test_the_small_preset_is_small_and_says_so() -> None:
     network = parser.get_parsed_content("network_def")
     assert network.grid == VolumeGrid.cube(64, 320) and network.patch == 4
     assert "Smaller than" in parser["_desc_preset"]
-    assert parser.get_parsed_content("source_grid").spacing_mm == network.grid.spacing_mm
+    assert parser.get_parsed_content("body_grid").spacing_mm == network.grid.spacing_mm
 
 
 @pytest.mark.parametrize("name", ["paper", "grid_64"])

@@ -76,7 +76,7 @@ def datalist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(paths: dict[str, Any]) -> dict[str, Any]:
     """The folders after a training of two iterations, with phantoms and patches."""
-    extras = {"phantom_list_file": paths["data_list_file"], "phantom_share": 0.5, "patches_per_volume": 2}
+    extras = {"phantom_list_file": paths["data_list_file"], "phantom_prob": 0.5, "patches_per_volume": 2}
     assert run(["train.json"], "train", **paths, **TRAIN_OVERRIDES, **extras, patch=12) == []
     return paths
 

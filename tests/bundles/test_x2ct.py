@@ -54,8 +54,8 @@ TRAIN_OVERRIDES: dict[str, Any] = {
     "val_interval": 1,
     "batch_size": 2,
     "detector_shape": [16, 16],
-    "source_grid#shape": [24, 20, 16],
-    "source_grid#spacing_mm": [VOXEL_MM] * 3,
+    "body_grid#shape": [24, 20, 16],
+    "body_grid#spacing_mm": [VOXEL_MM] * 3,
     "loading_grid#shape": [32, 24, 24],
     "loading_grid#spacing_mm": [VOXEL_MM] * 3,
     "disc_channels": 4,
@@ -86,7 +86,7 @@ def run(names: list[str], kind: str, **overrides: Any) -> list[str]:
 @pytest.fixture(scope="module")
 def trained(paths: dict[str, Any]) -> dict[str, Any]:
     """The folders after a training of two iterations, with phantoms."""
-    extras = {"phantom_list_file": paths["data_list_file"], "phantom_share": 0.5}
+    extras = {"phantom_list_file": paths["data_list_file"], "phantom_prob": 0.5}
     assert run(["train.json"], "train", **paths, **TRAIN_OVERRIDES, **extras) == []
     return paths
 
@@ -209,7 +209,7 @@ def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]
     checkpoint = load_checkpoint(folder / "models/model.pt")
     assert checkpoint.meta["preset"] == "default" and checkpoint.meta["validation"]["psnr_range"] > 0
     assert checkpoint.meta["pixel_at_isocenter_mm"] == VOXEL_MM and checkpoint.meta["training_views"] == {"2": 1}
-    assert checkpoint.meta["cone_share"] == 0 and len(checkpoint.meta["source_to_detector_mm"]) == 2
+    assert checkpoint.meta["cone_prob"] == 0 and len(checkpoint.meta["source_to_detector_mm"]) == 2
     network = checkpoint.network()
     assert isinstance(network, X2CT) and network.grid.shape == (CUBE,) * 3
     state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
@@ -298,7 +298,7 @@ def test_inference_is_reconstruct_in_the_frame_of_the_ct(
         ({"val_angles_deg": [0, 45]}, "45.0 degrees off"),
         ({"view_weights": {"3": 1}}, "got 3"),
         ({"view_weights": {"1": 1}}, "got 1"),
-        ({"cone_share": 1.0}, "angle_tolerance_deg"),
+        ({"cone_prob": 1.0}, "angle_tolerance_deg"),
         ({"grid#shape": [16, 16, 18]}, "needs a cube"),
         ({"view_count": 3}, "1 or 2 views"),
         ({"constant_epochs": 2}, "cannot keep its learning rate"),

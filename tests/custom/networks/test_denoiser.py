@@ -82,10 +82,10 @@ def test_latents_and_residuals_come_back() -> None:
     network.residual_std.fill_(0.25)
     latent, known = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 3, 4, 4, 4)
     torch.testing.assert_close(network.denormalise(network.normalise(latent)), latent)
-    torch.testing.assert_close(network.diffused(known, known), torch.zeros_like(known))
-    torch.testing.assert_close(network.undiffused(network.diffused(latent, known), known), latent)
+    torch.testing.assert_close(network.to_residual(known, known), torch.zeros_like(known))
+    torch.testing.assert_close(network.from_residual(network.to_residual(latent, known), known), latent)
     plain = denoiser()
-    assert plain.diffused(latent, None) is latent and plain.undiffused(latent, None) is latent
+    assert plain.to_residual(latent, None) is latent and plain.from_residual(latent, None) is latent
 
 
 @torch.no_grad()
