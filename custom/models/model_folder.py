@@ -268,9 +268,9 @@ def export(
         LICENSE: used.license,
     }
     with atomic_directory(output, DESCRIPTION, overwrite, [*paths, DESCRIPTION]) as folder:
-        there = {name: path for name, path in paths.items() if path is not None}
-        for name, path in there.items():
-            shutil.copyfile(path, folder / name)
+        there = {name: file for name, file in paths.items() if file is not None}
+        for name, file in there.items():
+            shutil.copyfile(file, folder / name)
         files = {name: sha256_file(folder / name) for name in there}
         content = {"format": FORMAT, "name": found.name, "software": f"fewview-ct {__version__}", "files": files}
         content |= {"kind": "sampler", "sampler": dict(found.sampler)} if is_denoiser else {"kind": "mean"}

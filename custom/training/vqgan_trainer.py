@@ -80,7 +80,7 @@ class VQGANTrainer(DiscriminatedTrainer):
 
     Args:
         discriminator: `VolumeSliceDiscriminator`.
-        d_optimizer: of its parameters.
+        disc_optimizer: of its parameters.
         continuous_prob: probability that a volume is decoded from its continuous latents instead of their codes, so
             that the decoder serves both; 0 is the papers' VQGAN.
         guard: looks at every step; None for one with its defaults.
@@ -97,14 +97,14 @@ class VQGANTrainer(DiscriminatedTrainer):
     def __init__(
         self,
         discriminator: nn.Module,
-        d_optimizer: torch.optim.Optimizer,
+        disc_optimizer: torch.optim.Optimizer,
         continuous_prob: float = 0.5,
         guard: CollapseGuard | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0 <= continuous_prob <= 1:
             raise ValueError(f"continuous_prob must lie in [0, 1], got {continuous_prob}")
-        super().__init__(discriminator, d_optimizer, **kwargs)
+        super().__init__(discriminator, disc_optimizer, **kwargs)
         self.continuous_prob = continuous_prob
         self.guard = guard or CollapseGuard()
 

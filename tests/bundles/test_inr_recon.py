@@ -70,7 +70,10 @@ def test_network_is_the_same_in_training_and_inference() -> None:
         "network_def",
         "grid",
         "coarse_grid",
+        "coarse_margin_mm",
+        "coarse_spacing_mm",
         "prior_grid",
+        "prior_spacing_mm",
         "hu_window",
         "energy_kev",
         "precision",
@@ -96,13 +99,14 @@ def test_presets_change_only_what_training_has(name: str) -> None:
 
 
 def test_the_coarse_stage_is_the_same_training_at_the_coarse_grid() -> None:
-    train, coarse = config("train.json"), config("coarse_stage.json")
-    spacing = train["coarse_grid"]["spacing_mm"]
-    for key in ("grid", "body_grid"):
-        fine = [n * s for n, s in zip(train[key]["shape"], train[key]["spacing_mm"], strict=True)]
-        assert coarse[key]["spacing_mm"] == spacing
-        assert [n * s for n, s in zip(coarse[key]["shape"], spacing, strict=True)] == fine
-    assert coarse["pixel_at_isocenter_mm"] == spacing[0] == train["network_def"]["feature_spacing_mm"]
+    train, coarse = ConfigParser(), ConfigParser()
+    train.read_config(CONFIGS / "train.json")
+    coarse.read_config([CONFIGS / "train.json", CONFIGS / "coarse_stage.json"])
+    spacing = train["coarse_spacing_mm"]
+    for key in ("grid", "body_grid", "loading_grid"):
+        fine, own = train.get_parsed_content(key), coarse.get_parsed_content(key)
+        assert own.half_extent_mm == fine.half_extent_mm and own.spacing_mm == (spacing,) * 3
+    assert coarse["pixel_at_isocenter_mm"] == spacing == train["network_def"]["feature_spacing_mm"]
 
 
 @pytest.mark.parametrize("preset", ["default", *PRESETS])

@@ -34,14 +34,13 @@ TINY: dict[str, Any] = {
     "pixel_at_isocenter_mm": VOXEL_MM,
     "grid#shape": [CUBE] * 3,
     "grid#spacing_mm": [VOXEL_MM] * 3,
-    "body_grid#shape": [24, 20, 16],
-    "body_grid#spacing_mm": [VOXEL_MM] * 3,
+    "body_margin_mm": [4 * VOXEL_MM, 2 * VOXEL_MM, 0],
 }
 LATENTS: dict[str, Any] = {
     "latents": 4,
     "folds": 2,
-    "loading_grid#shape": [32, 24, 24],
-    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
+    "loading_margin_mm": [8 * VOXEL_MM, 4 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": VOXEL_MM,
 }
 TRAIN: dict[str, Any] = {
     "epochs": 1,
@@ -50,11 +49,9 @@ TRAIN: dict[str, Any] = {
     "val_steps": 2,
     "batch_size": 2,
     "detector_shape": [16, 24],
-    "latent_grid#shape": [4, 4, 4],
-    "latent_grid#spacing_mm": [4 * VOXEL_MM] * 3,
     "latent_channels": 3,
     "feature_channels": 4,
-    "feature_pixels": 1,
+    "feature_spacing_mm": None,
     "network_def#encoder#widths": [4, 4, 4],
     "network_def#unet#channels": [8, 16],
     "network_def#unet#attention_levels": [False, True],
@@ -269,8 +266,8 @@ def test_the_default_fits_the_default_autoencoder() -> None:
     vqgan = json.loads((ROOT / "bundles/vqgan/configs/train.json").read_text())
     train = config("train.json")
     assert train["grid"] == vqgan["grid"] and train["latent_channels"] == vqgan["embedding_dim"]
-    compression = vqgan["network_def"]["fold"] * 2 ** (len(vqgan["network_def"]["encoder_widths"]) - 1)
-    assert [n * compression for n in train["latent_grid"]["shape"]] == train["grid"]["shape"]
+    compression = vqgan["network_def"]["space_to_depth"] * 2 ** (len(vqgan["network_def"]["encoder_widths"]) - 1)
+    assert train["compression"] == compression
 
 
 @pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])

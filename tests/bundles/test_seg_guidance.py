@@ -48,8 +48,8 @@ TRAIN_OVERRIDES: dict[str, Any] = {
     "epochs": 1,
     "iterations_per_epoch": 2,
     "val_interval": 1,
-    "loading_grid#shape": [32, 24, 24],
-    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
+    "loading_margin_mm": [8 * VOXEL_MM, 4 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": VOXEL_MM,
     "val_phantoms": 1,
 }
 #: Keys that training and inference share.

@@ -33,10 +33,9 @@ TRAIN: dict[str, Any] = {
     "pixel_at_isocenter_mm": VOXEL_MM,
     "grid#shape": [CUBE] * 3,
     "grid#spacing_mm": [VOXEL_MM] * 3,
-    "body_grid#shape": [24, 20, 16],
-    "body_grid#spacing_mm": [VOXEL_MM] * 3,
-    "loading_grid#shape": [32, 24, 24],
-    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
+    "body_margin_mm": [4 * VOXEL_MM, 2 * VOXEL_MM, 0],
+    "loading_margin_mm": [8 * VOXEL_MM, 4 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": VOXEL_MM,
     "detector_shape": [16, 24],
     "feature_channels": 4,
     "network_def#encoder#widths": [4, 4, 4],
@@ -168,7 +167,9 @@ def test_the_papers_preset_has_its_heads_and_views() -> None:
     network = parser.get_parsed_content("network_def")
     heads = {(m.num_heads, m.dim_head) for m in network.unet.modules() if hasattr(m, "num_heads")}
     assert heads == {(4, 8)}
-    assert network.patch == 1 and network.grid.shape == (128, 128, 128) and network.prediction_type == "epsilon"
+    assert (
+        network.space_to_depth == 1 and network.grid.shape == (128, 128, 128) and network.prediction_type == "epsilon"
+    )
     assert max(int(views) for views in parser["view_weights"]) == 2
     assert parser["epochs"] * parser["iterations_per_epoch"] == 700_000
     assert isinstance(parser.get_parsed_content("loss"), torch.nn.L1Loss)
@@ -177,7 +178,7 @@ def test_the_papers_preset_has_its_heads_and_views() -> None:
 def test_the_small_preset_is_small_and_says_so() -> None:
     parser = preset("grid_64")
     network = parser.get_parsed_content("network_def")
-    assert network.grid == VolumeGrid.cube(64, 320) and network.patch == 4
+    assert network.grid == VolumeGrid.cube(64, 320) and network.space_to_depth == 4
     assert "Smaller than" in parser["_desc_preset"]
     assert parser.get_parsed_content("body_grid").spacing_mm == network.grid.spacing_mm
 

@@ -48,8 +48,8 @@ TRAIN_OVERRIDES: dict[str, Any] = {
     "epochs": 1,
     "iterations_per_epoch": 2,
     "val_interval": 1,
-    "loading_grid#shape": [32, 24, 24],
-    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
+    "loading_margin_mm": [8 * VOXEL_MM, 4 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": VOXEL_MM,
     "disc_channels": 8,
     "disc_layers": 2,
     "disc_start_step": 1,
@@ -171,7 +171,7 @@ def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]
     state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
     assert state["trainer"]["iteration"] == TRAIN_OVERRIDES["iterations_per_epoch"]
     assert state["guard"]["steps"] == 2 and state["network"]["quantiser.ready"] == 1
-    assert state["d_optimizer"]["state"], "the discriminators have started"
+    assert state["disc_optimizer"]["state"], "the discriminators have started"
     curves: set[str] = set()
     for file in (folder / "eval").glob("events.out.tfevents*"):
         events = EventAccumulator(str(file))

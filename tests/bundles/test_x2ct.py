@@ -54,10 +54,9 @@ TRAIN_OVERRIDES: dict[str, Any] = {
     "val_interval": 1,
     "batch_size": 2,
     "detector_shape": [16, 16],
-    "body_grid#shape": [24, 20, 16],
-    "body_grid#spacing_mm": [VOXEL_MM] * 3,
-    "loading_grid#shape": [32, 24, 24],
-    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
+    "body_margin_mm": [4 * VOXEL_MM, 2 * VOXEL_MM, 0],
+    "loading_margin_mm": [8 * VOXEL_MM, 4 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": VOXEL_MM,
     "disc_channels": 4,
     "disc_layers": 2,
 }
@@ -214,7 +213,7 @@ def test_training_leaves_weights_a_checkpoint_and_curves(trained: dict[str, Any]
     assert isinstance(network, X2CT) and network.grid.shape == (CUBE,) * 3
     state = torch.load(folder / "models/checkpoint_last.pt", weights_only=True)
     assert state["trainer"]["iteration"] == TRAIN_OVERRIDES["iterations_per_epoch"]
-    assert not state["d_optimizer"]["state"], "X2CT-CNN has no discriminator"
+    assert not state["disc_optimizer"]["state"], "X2CT-CNN has no discriminator"
     assert scalars(folder) >= {"reconstruction", "projection"} and "adversarial" not in scalars(folder)
 
 
@@ -231,7 +230,7 @@ def test_the_gan_trains_its_discriminator_from_the_cnns_weights(trained: dict[st
     names = ["train.json", "presets/gan.json"]
     assert run(names, "train", **{**overrides, "start_from": str(start), "learning_rate": 0.0}) == []
     state = torch.load(tmp_path / "models/checkpoint_last.pt", weights_only=True)
-    assert state["d_optimizer"]["state"] and state["discriminator"]
+    assert state["disc_optimizer"]["state"] and state["discriminator"]
     assert scalars(tmp_path) >= {"reconstruction", "projection", "adversarial", "discriminator"}
     checkpoint = load_checkpoint(tmp_path / "models/model.pt")
     assert checkpoint.meta["preset"] == "gan"
@@ -361,7 +360,7 @@ def test_a_killed_training_goes_on_where_it_was(datalist: Path, tmp_path: Path) 
     run(["train.json"], "train", **{**overrides, "epochs": reached + 2})
     assert epochs_of(checkpoint) == reached + 2
     state = torch.load(checkpoint, weights_only=True)
-    steps = {int(entry["step"]) for entry in state["d_optimizer"]["state"].values()}
+    steps = {int(entry["step"]) for entry in state["disc_optimizer"]["state"].values()}
     assert steps == {reached + 2}, "the discriminator goes on, too"
 
 

@@ -28,14 +28,12 @@ TRAIN_OVERRIDES: dict[str, Any] = {
     "detector_shape": [16, 24],
     "grid#shape": [CUBE] * 3,
     "grid#spacing_mm": [VOXEL_MM] * 3,
-    "body_grid#shape": [24, 20, 16],
-    "body_grid#spacing_mm": [VOXEL_MM] * 3,
-    "loading_grid#shape": [32, 24, 24],
-    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
-    "coarse_grid#shape": [16, 8, 8],
-    "coarse_grid#spacing_mm": [2 * VOXEL_MM] * 3,
-    "prior_grid#shape": [8, 4, 4],
-    "prior_grid#spacing_mm": [4 * VOXEL_MM] * 3,
+    "body_margin_mm": [4 * VOXEL_MM, 2 * VOXEL_MM, 0],
+    "loading_margin_mm": [8 * VOXEL_MM, 4 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": VOXEL_MM,
+    "coarse_margin_mm": [8 * VOXEL_MM, 0, 0],
+    "coarse_spacing_mm": 2 * VOXEL_MM,
+    "prior_spacing_mm": 4 * VOXEL_MM,
     "prior_members": 16,
     "smallest_detector_shape": [16, 16],
 }
@@ -57,16 +55,15 @@ COARSE_OVERRIDES: dict[str, Any] = {
     "detector_shape": [8, 12],
     "grid#shape": [CUBE // 2] * 3,
     "grid#spacing_mm": [2 * VOXEL_MM] * 3,
-    "body_grid#shape": [20, 12, 8],
-    "body_grid#spacing_mm": [2 * VOXEL_MM] * 3,
-    "loading_grid#shape": [24, 16, 12],
-    "loading_grid#spacing_mm": [2 * VOXEL_MM] * 3,
+    "body_margin_mm": [12 * VOXEL_MM, 4 * VOXEL_MM, 0],
+    "loading_margin_mm": [16 * VOXEL_MM, 8 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": 2 * VOXEL_MM,
 }
 INFERENCE_OVERRIDES: dict[str, Any] = {
     key: value
     for key, value in TRAIN_OVERRIDES.items()
     if key.split("#")[0]
-    in ("precision", "pixel_at_isocenter_mm", "detector_shape", "grid", "coarse_grid", "prior_grid")
+    in ("precision", "pixel_at_isocenter_mm", "grid", "coarse_margin_mm", "coarse_spacing_mm", "prior_spacing_mm")
 }
 
 

@@ -29,7 +29,7 @@ LOADING = VolumeGrid((28, 24, 20), (20.0,) * 3)
 def denoiser(**options: Any) -> LatentDenoiser:
     torch.manual_seed(0)
     encoder = FeatureUNet(4, (4, 6), 3, initialisation="he")
-    options = {"latent_channels": 1, "patch": 2, "precision": "fp32", **options}
+    options = {"latent_channels": 1, "space_to_depth": 2, "precision": "fp32", **options}
     return LatentDenoiser(encoder, GRID, unet=UNET, **options).eval()
 
 

@@ -45,16 +45,16 @@ class Setting:
         judge = {"channels": 4, "num_layers_d": 2, "norm": ("GROUP", {"num_groups": 2})}
         self.discriminator = VolumeSliceDiscriminator(judge, judge, precision="fp32")
         self.loss = VQGANLoss(disc_start_step=changes.pop("disc_start_step", 3), disc_ramp_steps=4)
-        self.g_optimizer = torch.optim.Adam(self.network.parameters(), changes.pop("learning_rate", 1e-3))
-        self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), 1e-3)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), changes.pop("learning_rate", 1e-3))
+        self.disc_optimizer = torch.optim.Adam(self.discriminator.parameters(), 1e-3)
         self.average = WeightAverage(self.network, 0.1)
         self.guard = changes.pop("guard", CollapseGuard())
         self.objects = {
             "network": self.network,
             "discriminator": self.discriminator,
             "ema": self.average.network,
-            "g_optimizer": self.g_optimizer,
-            "d_optimizer": self.d_optimizer,
+            "optimizer": self.optimizer,
+            "disc_optimizer": self.disc_optimizer,
             "guard": self.guard,
         }
         self.checkpoint = GuardedCheckpoint(guard=self.guard, path=folder / "last.pt", objects=self.objects)
@@ -63,9 +63,9 @@ class Setting:
             max_epochs=epochs,
             train_data_loader=DataLoader(Dataset(cases()), batch_size=1),
             network=self.network,
-            optimizer=self.g_optimizer,
+            optimizer=self.optimizer,
             discriminator=self.discriminator,
-            d_optimizer=self.d_optimizer,
+            disc_optimizer=self.disc_optimizer,
             loss_function=self.loss,
             guard=self.guard,
             prepare_batch=changes.pop("prepare_batch", VolumeBatch()),
