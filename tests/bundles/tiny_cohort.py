@@ -16,21 +16,32 @@ from tests.ct_samples import SPACING, chest
 CUBE, VOXEL_MM, CENTRE_MM = 16, 15.0, np.array([12.0, -30.0, 700.0])
 PARTS = {"training": ("t1", "t2"), "validation": ("v1",), "test": ("e1", "e2")}
 
-#: Every number of train.json that a 16^3 cube needs changed. Keys of nested objects, as on the command line.
-TRAIN_OVERRIDES: dict[str, Any] = {
-    "epochs": 1,
-    "iterations_per_epoch": 2,
-    "val_interval": 1,
+#: What the cohort needs changed in every bundle. Keys of nested objects, as on the command line.
+GRID_OVERRIDES: dict[str, Any] = {
     "precision": "fp32",
-    "points": 64,
-    "patch": 8,
-    "pixel_at_isocenter_mm": VOXEL_MM,
-    "detector_shape": [16, 24],
     "grid#shape": [CUBE] * 3,
     "grid#spacing_mm": [VOXEL_MM] * 3,
-    "body_margin_mm": [4 * VOXEL_MM, 2 * VOXEL_MM, 0],
+}
+LOADING_OVERRIDES: dict[str, Any] = {
     "loading_margin_mm": [8 * VOXEL_MM, 4 * VOXEL_MM, 4 * VOXEL_MM],
     "loading_spacing_mm": VOXEL_MM,
+}
+BODY_OVERRIDES: dict[str, Any] = {
+    "pixel_at_isocenter_mm": VOXEL_MM,
+    "body_margin_mm": [4 * VOXEL_MM, 2 * VOXEL_MM, 0],
+}
+#: A training of two steps.
+STEPS: dict[str, Any] = {"epochs": 1, "iterations_per_epoch": 2, "val_interval": 1}
+
+#: Every number of inr_recon's train.json that a 16^3 cube needs changed.
+TRAIN_OVERRIDES: dict[str, Any] = {
+    **STEPS,
+    **GRID_OVERRIDES,
+    **LOADING_OVERRIDES,
+    **BODY_OVERRIDES,
+    "points": 64,
+    "patch": 8,
+    "detector_shape": [16, 24],
     "coarse_margin_mm": [8 * VOXEL_MM, 0, 0],
     "coarse_spacing_mm": 2 * VOXEL_MM,
     "prior_spacing_mm": 4 * VOXEL_MM,
