@@ -132,8 +132,9 @@ def test_what_cannot_be_calibrated_is_said_before_the_work(
     assert not list(tmp_path.glob("*_cases"))
 
 
-def test_the_training_range_comes_from_the_checkpoint(tmp_path: Path) -> None:
-    meta = {"cone_prob": 0.0, "source_to_isocenter_mm": [800, 900], "source_to_detector_mm": [1000, 1100]}
+@pytest.mark.parametrize("cone", ["cone_prob", "cone_share"])  # the second in checkpoints of version 0.1.0
+def test_the_training_range_comes_from_the_checkpoint(tmp_path: Path, cone: str) -> None:
+    meta = {cone: 0.0, "source_to_isocenter_mm": [800, 900], "source_to_detector_mm": [1000, 1100]}
     datalist, model = write_cohort(tmp_path, 20), write_model(tmp_path, **meta)
     path = calibrate(datalist, str(tmp_path / "t.json"), model, views=(1,), beams=("parallel",), device="cpu")
     trained = Thresholds.load(path).trained
