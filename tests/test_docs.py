@@ -48,7 +48,7 @@ def test_scripts_that_are_named_exist(page: Path) -> None:
 def test_commands_and_their_options_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     wrong = []
-    for name, rest in re.findall(r'(?<!")fewview-ct ([a-z][\w-]*)([^\n`]*)', text):
+    for name, rest in re.findall(r'(?<!")fewview-ct ([a-z][\w-]*)([^\n`)]*)', text):
         if name not in VERBS:
             wrong.append(name)
             continue

@@ -76,6 +76,10 @@ VERBS = {
     "fetch": Verb("custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb"),
     "evaluate": Verb("custom.evaluation.evaluate", "evaluate", "Compare reconstructions with the true volumes"),
     "benchmark": Verb("custom.benchmark.comparison", "compare", "Compare methods on the same radiographs, on one page"),
+    "weights": Verb(
+        "custom.models.weights", "fetch_weights", "Fetch a model by https, or from a folder, with its hash"
+    ),
+    "bundles": Verb("custom.cli.bundles", "bundles", "Tell which MONAI bundles there are, and where"),
     "demo": Verb("custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs"),
     "doctor": Verb("custom.cli.doctor", "doctor", "Tell what is installed and what is missing"),
     "version": Verb("custom.cli.doctor", "version", "Print the version"),
