@@ -45,6 +45,7 @@ def run(
     output: str = "outputs/quickstart",
     angles_deg: Sequence[float] = (0.0, 90.0),
     beam: str = "parallel",
+    device: str | None = None,
 ) -> None:
     """Reconstructs the sample patient, whom no network of this project has seen in training.
 
@@ -57,6 +58,7 @@ def run(
         output: folder for radiographs, reconstruction, picture and metrics.
         angles_deg: of the views; 0 lateral, 90 frontal.
         beam: "parallel" or "cone".
+        device: torch device, such as cuda:0; a GPU where there is one, else the CPU.
 
     Raises:
         FileNotFoundError: no such checkpoint.
@@ -75,7 +77,7 @@ def run(
     geometry.save(description)
 
     logger.info("reconstructing with %s", model)
-    found = reconstruct([image], geometry=description, model=model)
+    found = reconstruct([image], geometry=description, model=model, device=device)
     volume = save_volume(folder / "reconstruction.nii.gz", found.hu, found.grid, found.isocenter_mm)
     pred, pred_affine = load_hu(volume)
     if pred.shape != truth.shape or not np.allclose(pred_affine, affine, atol=1e-3):
