@@ -96,7 +96,7 @@ def trained_file(ckpt_dir: str, bundle_root: str, name: str = "model.pt") -> str
 
 
 def parent_file(path: str | None, bundle_root: str) -> str | None:
-    """Weights of another bundle: a path as given, else seen from the folder that holds `bundles/`.
+    """Weights of another bundle: a path as given, else seen from the folder that holds `bundles/`, else in the bundle.
 
     Args:
         path: such as bundles/vqgan/models/model.pt; None stays None.
@@ -104,5 +104,5 @@ def parent_file(path: str | None, bundle_root: str) -> str | None:
     """
     if path is None or Path(path).is_file():
         return path
-    beside = Path(bundle_root).resolve().parents[1] / path
-    return str(beside) if beside.is_file() else path
+    root = Path(bundle_root).resolve()
+    return next((str(file) for file in (root.parents[1] / path, root / path) if file.is_file()), path)

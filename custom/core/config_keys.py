@@ -7,10 +7,12 @@ import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.properties import InferProperties, TrainProperties
 from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import BundlePropertyConfig, ensure_tuple, optional_import
+
+from custom.core.files import read_json_object
 
 __all__ = ["check_keys", "no_unknown_keys"]
 
@@ -35,14 +37,20 @@ def no_unknown_keys(unused: Sequence[str] = ()) -> None:
         ValueError: as `check_keys`.
         RuntimeError: called from elsewhere.
     """
-    frame = inspect.currentframe()
+    frame, parser = inspect.currentframe(), None
+    known = set(unused)
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, ConfigParser):
-            check_keys(caller, unused)
-            return
+            parser = caller
+        elif isinstance(caller, ConfigWorkflow):
+            # An overlay may leave a key of the bundle's own configs unread.
+            for file in caller.config_root_path.rglob("*.json"):
+                known.update(read_json_object(file))
         frame = frame.f_back
-    raise RuntimeError("no_unknown_keys is called by a config")
+    if parser is None:
+        raise RuntimeError("no_unknown_keys is called by a config")
+    check_keys(parser, sorted(known))
 
 
 def check_keys(parser: ConfigParser, unused: Sequence[str] = (), given: Sequence[str] | None = None) -> None:

@@ -215,7 +215,7 @@ def _bundle(folder: Path) -> ModelFiles:
         if value is None:
             return None
         # Configs name parents from the folder that bundles/ lies in.
-        found = [p for p in (folder.resolve().parents[1] / value, Path(value)) if p.is_file()]
+        found = [p for p in (folder.resolve().parents[1] / value, folder / value, Path(value)) if p.is_file()]
         if not found:
             raise FileNotFoundError(f"{value}: missing; {folder.name} needs it as its {key} (configs/inference.json)")
         return found[0]

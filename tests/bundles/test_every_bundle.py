@@ -11,9 +11,11 @@ from typing import Any
 
 import jsonschema
 import pytest
-from monai.bundle import ConfigParser, verify_net_in_out
+import torch
+from monai.bundle import ConfigParser, load, verify_net_in_out
 
 from custom import __version__
+from custom.core.checkpoints import load_checkpoint
 from custom.core.config_keys import check_keys
 from tests.bundles.workflow import CHECKED_FILES, ROOT, Bundle, keys_in_order_of_inr_recon
 
@@ -191,6 +193,18 @@ def bundle_parser(bundle: Bundle, names: tuple[str, ...], **overrides: Any) -> C
     parser.update(overrides)
     parser.parse(True)
     return parser
+
+
+@pytest.mark.parametrize("name", ["seg_guidance", "vqgan"])
+@pytest.mark.parametrize("kind", ["inference", "train"])
+def test_monai_loads_a_bundle_from_any_folder(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = load(name, bundle_dir=str(ROOT / "bundles"), workflow_type=kind, key_in_ckpt="model", device="cpu")
+    saved = load_checkpoint(ROOT / "bundles" / name / "models/model.pt").network().state_dict()
+    assert all(torch.equal(value, saved[key].to(value.dtype)) for key, value in network.state_dict().items())
+    assert not list(tmp_path.iterdir()), "nothing is downloaded or written"
 
 
 @pytest.mark.integration
