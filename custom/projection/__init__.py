@@ -5,6 +5,7 @@ from custom.projection.degradation import (
     QuantumNoise,
     RandRadiograph,
     Scatter,
+    without_scatter,
     blur_on_detector,
     focal_spot_blur_mm,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "QuantumNoise",
     "RandRadiograph",
     "Scatter",
+    "without_scatter",
     "blur_on_detector",
     "fdk",
     "focal_spot_blur_mm",

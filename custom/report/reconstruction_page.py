@@ -17,9 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from custom import __version__
-from custom.geometry import VolumeGrid
+from custom.geometry import ViewRow, VolumeGrid
 from custom.metrics import BODY_THRESHOLD_HU, body_mask
 from custom.report.document import Document, Markup, hashes, image, render_page, write_page
+from custom.report.radiograph_pictures import grey_limits, grey_picture
 from custom.report.radiograph_section import add_geometry, add_radiographs, patient_facts
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
 from custom.report.volume_pictures import (
@@ -40,6 +41,9 @@ __all__ = ["STAMP", "ReportContent", "card_tables", "head", "write_report"]
 STAMP = "SYNTHETIC CT, NOT FOR DIAGNOSTIC USE"
 #: Bytes of a page, and those kept for the controls of the viewer.
 LARGEST, _CONTROLS = 15_000_000, 10_000
+
+#: Of a verdict, and radiographs beside the CT, that are taken in at a glance.
+REASONS, OVERVIEW_RADIOGRAPHS = 3, 2
 
 _UNCHECKED = "NOT CHECKED"
 _DOUBT = {"REVIEW": "is in doubt", "REJECT": "does not hold"}
@@ -153,8 +157,33 @@ def head(content: ReportContent) -> dict[str, Any]:
     verdict = meaning = content.verdict.value
     if verdict != "REJECT" and not any(map(_was_made, content.checks)):
         verdict, meaning = "REVIEW", _UNCHECKED
-    warnings = _warnings(content)
-    return {"stamp": STAMP, "facts": facts, "verdict": verdict, "meaning": meaning, "warnings": warnings}
+    expected = [check.message for check in content.checks if check.name == "expected_error" and _was_made(check)]
+    return {
+        "stamp": STAMP,
+        "facts": facts,
+        "verdict": verdict,
+        "meaning": meaning,
+        "reasons": _reasons(content.checks),
+        "expected": "".join(expected),
+        "overview": _overview(content),
+        "warnings": _warnings(content),
+    }
+
+
+def _reasons(checks: Sequence[CheckResult]) -> list[str]:
+    """What the worst checks say, at most `REASONS` of them; the others stand among the warnings."""
+    found = [check for verdict in ("REJECT", "REVIEW") for check in checks if check.verdict.value == verdict]
+    return [check.message for check in found if check.name != "expected_error"][:REASONS]
+
+
+def _overview(content: ReportContent) -> list[tuple[Markup, str]]:
+    """The radiographs, and beside them the planes of the CT, each with its caption."""
+    found = []
+    for k, view in enumerate(content.views[:OVERVIEW_RADIOGRAPHS]):
+        seen, pixel = content.field_mask[k].bool(), tuple(ViewRow.from_tensor(view).pixel_mm.tolist())
+        picture = grey_picture(content.image[k], seen, grey_limits(content.image[k], seen), pixel)
+        found.append((image(picture, f"Radiograph {k + 1}", photograph=True), f"Radiograph {k + 1}"))
+    return [*found, (_planes(content)[0], "The CT: planes through its middle")]
 
 
 def _warnings(content: ReportContent) -> list[str]:
