@@ -54,16 +54,16 @@ class SampleOnGridd(MapTransform):
         for key in self.key_iterator(out):
             volume = out[key]
             try:
-                sampled = sample_on_grid(np.asarray(volume)[0], np.asarray(volume.affine), isocenter.tolist(), self.grid)
+                sampled = sample_on_grid(
+                    np.asarray(volume)[0], np.asarray(volume.affine), isocenter.tolist(), self.grid
+                )
             except ValueError as error:
                 raise ValueError(f"{volume.meta.get('filename_or_obj', 'volume')}: {error}") from error
             out[key] = (sampled if self.dtype.is_floating_point else sampled.round())[None].to(self.dtype)
         return out
 
 
-def sample_on_grid(
-    hu: np.ndarray, affine: np.ndarray, isocenter_mm: Sequence[float], grid: VolumeGrid
-) -> torch.Tensor:
+def sample_on_grid(hu: np.ndarray, affine: np.ndarray, isocenter_mm: Sequence[float], grid: VolumeGrid) -> torch.Tensor:
     """HU at the voxels of a grid around the isocentre, (X, Y, Z) float32, averaged where the grid is coarser.
 
     Args:

@@ -1,13 +1,13 @@
-"""From a volume to its radiographs: line integrals, their exact adjoint, and what makes them look like X-rays."""
+"""Projection of volumes to radiographs, its exact adjoint, classical inversion, and detector effects."""
 
 from custom.projection.degradation import (
     DetectorBlur,
     QuantumNoise,
     RandRadiograph,
     Scatter,
-    without_scatter,
     blur_on_detector,
     focal_spot_blur_mm,
+    without_scatter,
 )
 from custom.projection.filtered_backprojection import fdk
 from custom.projection.operators import JosephOperator, LinearOperator, ParallelOperator, joseph, make_operator
@@ -28,7 +28,6 @@ __all__ = [
     "QuantumNoise",
     "RandRadiograph",
     "Scatter",
-    "without_scatter",
     "blur_on_detector",
     "fdk",
     "focal_spot_blur_mm",
@@ -39,4 +38,5 @@ __all__ = [
     "sirt",
     "total_variation",
     "tv",
+    "without_scatter",
 ]

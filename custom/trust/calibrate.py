@@ -1,4 +1,4 @@
-"""`fewview-ct calibrate`: thresholds of the trust checks, from CTs that are known."""
+"""The verb `fewview-ct calibrate`: measures the thresholds of the trust checks on known CTs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from custom.training.initial_weights import take_over_priors
 from custom.trust.check_statistics import Meter, Quantiles
 from custom.trust.evidence import Evidence, find_prior
 from custom.trust.picture_statistics import LEVELS, body_quantiles
+from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
 from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, fit_thresholds, group_name
-from custom.trust.trials import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
 
 __all__ = ["calibrate", "loaded_model", "measured"]
 
@@ -273,9 +273,9 @@ def _trained(
     meta = model.meta
     if views is None and isinstance(meta.get("training_views"), Mapping):
         views = [int(count) for count, weight in meta["training_views"].items() if weight > 0]
-    if beams is None and "cone_share" in meta:
-        share = float(meta["cone_share"])
-        beams = [beam for beam, used in (("parallel", share < 1), ("cone", share > 0)) if used]
+    cone = meta.get("cone_prob", meta.get("cone_share"))  # the second in checkpoints of version 0.1.0
+    if beams is None and cone is not None:
+        beams = [beam for beam, used in (("parallel", float(cone) < 1), ("cone", float(cone) > 0)) if used]
     content = {
         "trained_views": views,
         "trained_beams": beams,

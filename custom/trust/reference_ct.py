@@ -1,4 +1,4 @@
-"""Known CTs as radiographs, with what is wrong in every real acquisition: the cases that calibrate and test checks."""
+"""Reference CTs and radiographs of them as X-ray units take them, to calibrate and test the checks."""
 
 from __future__ import annotations
 
@@ -161,9 +161,7 @@ class ReferenceCT:
             isocenter_mm=self.isocenter_mm,
         )
         # Half of the largest error is the standard deviation that is cut off at two.
-        wrong = PoseError(
-            settings.pose_error_deg / 2, settings.pose_error_distance / 2, seed=int(draw.randint(2**31))
-        )
+        wrong = PoseError(settings.pose_error_deg / 2, settings.pose_error_distance / 2, seed=int(draw.randint(2**31)))
         views = wrong(stated.views)
         if turned_deg is not None:
             views = torch.cat([rotated(v[None], d) for v, d in zip(views, turned_deg, strict=True)])
@@ -281,7 +279,9 @@ def reconstructed(model: Model, radiographs: SimulatedRadiographs, samples: int 
         hu, spread = statistics.mean().float(), statistics.std().float()
     else:
         hu = model.mean(shown, views)
-    return Evidence(image, views, field_mask, hu, model.grid, spread, training=model.meta, prior=find_prior(model.network))
+    return Evidence(
+        image, views, field_mask, hu, model.grid, spread, training=model.meta, prior=find_prior(model.network)
+    )
 
 
 def error_hu(model: Model, hu: Tensor, ct: ReferenceCT) -> float:
