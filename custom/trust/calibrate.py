@@ -26,6 +26,7 @@ from custom.networks.population_prior import OutOfFoldPriors, PopulationPrior
 from custom.training.initial_weights import take_over_priors
 from custom.trust.check_statistics import Meter, Quantiles
 from custom.trust.evidence import Evidence, find_prior
+from custom.trust.expected_error import ExpectedError, fit_expected_error
 from custom.trust.picture_statistics import LEVELS, body_quantiles
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
 from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, fit_thresholds, group_name
@@ -222,7 +223,7 @@ def calibrate(
     with Workers(workers) as pool:
         pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="calibrating")
     records = [json.loads(job.file.read_text())["groups"] for job in jobs]
-    quantiles, fitted = _fitted(records, groups, false_alarms, reject_factor)
+    quantiles, fitted, errors = _fitted(records, groups, false_alarms, reject_factor)
     made_from = {
         "software": f"fewview-ct {__version__}",
         "model": {"name": loaded.name, "sha256": loaded.sha256, "voxels": list(loaded.grid.shape), "samples": samples},
@@ -237,7 +238,7 @@ def calibrate(
         "simulation": asdict(simulation),
         "priors_sha256": priors.sha256 if priors else None,
     }
-    Thresholds(fitted, quantiles, trained, made_from).save(path)
+    Thresholds(fitted, quantiles, trained, made_from, errors).save(path)
     logger.info("%s: thresholds from %d cases for %s", path, len(cases), ", ".join(fitted))
     return path
 
@@ -369,7 +370,7 @@ def _fitted(
     groups: Sequence[tuple[str, int]],
     false_alarms: float,
     reject_factor: float,
-) -> tuple[dict[str, Quantiles], dict[str, Any]]:
+) -> tuple[dict[str, Quantiles], dict[str, Any], dict[str, ExpectedError]]:
     quantiles = {}
     for beam in dict.fromkeys(beam for beam, _ in groups):
         names = [group_name(b, count) for b, count in groups if b == beam]
@@ -377,7 +378,7 @@ def _fitted(
             torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS)) for record in records for name in names
         ]
         quantiles[beam] = Quantiles.of(torch.cat(pictures))
-    fitted = {}
+    fitted, errors = {}, {}
     for beam, count in groups:
         name = group_name(beam, count)
         cases = []
@@ -385,5 +386,7 @@ def _fitted(
             shown = torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS))
             distance = max(quantiles[beam].distance(picture) for picture in shown)
             cases.append({**record[name]["statistics"], "intensities": distance})
-        fitted[name] = fit_thresholds(cases, false_alarms, reject_factor)
-    return quantiles, fitted
+        errors[name] = fit_expected_error(cases, [record[name]["error_hu"] for record in records])
+        expected = [{**case, "expected_error": errors[name].of(case)[0]} for case in cases]
+        fitted[name] = fit_thresholds(expected, false_alarms, reject_factor)
+    return quantiles, fitted, errors

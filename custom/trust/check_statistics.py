@@ -12,6 +12,7 @@ from torch import Tensor
 from custom.core.attenuation import water_attenuation_per_mm
 from custom.projection import ProjectorCache, Scatter, without_scatter
 from custom.trust.evidence import Evidence
+from custom.trust.expected_error import ExpectedError
 from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off, largest
 from custom.trust.pose_consistency import best_rotation
 from custom.trust.radiograph_likelihood import RadiographLikelihood, ViewTerm
@@ -29,6 +30,7 @@ STATISTICS = (
     "intensities",
     "truncation",
     "samples",
+    "expected_error",
 )
 
 #: Scatter over primary, as it may be in radiographs that nobody corrected, from none to that of a grid that is bad.
@@ -83,10 +85,11 @@ class Meter:
 
     Args:
         quantiles: of the training's line integrals; None: the statistic "intensities" is not measured.
+        errors: the model of errors for this number of views; None: "expected_error" is not measured.
     """
 
-    def __init__(self, quantiles: Quantiles | None = None) -> None:
-        self.quantiles = quantiles
+    def __init__(self, quantiles: Quantiles | None = None, errors: ExpectedError | None = None) -> None:
+        self.quantiles, self.errors = quantiles, errors
         self._projector = ProjectorCache(2)
         self._likelihood: RadiographLikelihood | None = None
 
@@ -103,6 +106,7 @@ class Meter:
         share, index = cut_off(plain.image, plain.field_mask)
         found["truncation"] = Statistic(share, _beside(plain, share, index))
         found["samples"] = _samples(plain)
+        found["expected_error"] = self._expected_error({name: one.value for name, one in found.items()})
         return {name: found[name] for name in STATISTICS}
 
     def _reprojection(self, evidence: Evidence) -> Statistic:
@@ -118,8 +122,18 @@ class Meter:
         worst = max(range(len(values)), key=values.__getitem__)
         return Statistic(
             values[worst],
-            f"seen along {evidence.name(worst)}, the CT holds {values[worst]:.1%} more tissue than the radiograph shows "
+            f"seen along {evidence.name(worst)}, the CT holds {values[worst]:.1%} more tissue than the radiograph "
             "(root mean square)",
+        )
+
+    def _expected_error(self, statistics: dict[str, float | None]) -> Statistic:
+        if self.errors is None:
+            return Statistic(None, "these thresholds do not say how large errors are")
+        expected, bound = self.errors.of(statistics)
+        return Statistic(
+            expected,
+            f"expected error {expected:.0f} HU (root mean square), below {bound:.0f} HU in {self.errors.coverage:.0%} "
+            f"of cases like the calibrated ones, where it was {self.errors.lowest:.0f} to {self.errors.highest:.0f} HU",
         )
 
     def _population(self, evidence: Evidence) -> dict[str, Statistic]:

@@ -27,25 +27,23 @@ NAMES = {
     "intensities": "Line integrals are distributed as usual",
     "truncation": "The body is not cut off at the sides",
     "samples": "Samples agree as much as usual",
+    "expected_error": "The error is expected to be as small as usual",
     "geometry": "The geometry lies in the trained range",
     "views": "The number of views was trained",
     "assumptions": "Nothing unusual had to be assumed",
 }
 
-#: Checks of what limits a result without breaking it: never REJECT.
-LIMITING = frozenset({"truncation", "samples", "expected_error"})
-
 #: What a reader does about a check that did not pass.
 ADVICE = {
-    "reprojection": "Make sure that all radiographs are of this patient and were taken in the same position and breath, "
-    "and that dark and bright were not exchanged when they were read.",
+    "reprojection": "Make sure that all radiographs are of this patient, in the same position and breath, and that "
+    "dark and bright were not exchanged when they were read.",
     "agreement": "Compare names and times of the radiographs: another patient, another position or another breath look "
     "like this.",
     "orientation": "Compare the side markers with the heart, which most people have on the left, and turn the picture "
     "round if it was stored so.",
     "angles": "Make sure of the angles that were stated, or take the radiograph again.",
-    "population": "Look at the radiographs: is this a chest, whole, upright and not inverted? Where the patient differs "
-    "from those of the training, the CT is a guess.",
+    "population": "Look at the radiographs: is this a chest, whole, upright and not inverted? Where the patient is "
+    "unlike those of the training, the CT is a guess.",
     "intensities": "Make sure that these are values for processing, not inverted and not windowed for display.",
     "truncation": "Skin, arms and fat there are a guess; lungs and spine are hardly affected.",
     "samples": "Look at the map of uncertainty before any part of the CT is used.",
@@ -61,7 +59,8 @@ def run_checks(evidence: Evidence, thresholds: Thresholds) -> list[CheckResult]:
     """
     beam = evidence.beam
     found = thresholds.of(beam, len(evidence.image))
-    measured = Meter(thresholds.quantiles.get(beam)).measure(evidence)
+    errors = thresholds.expected_error.get(found[1]) if found else None
+    measured = Meter(thresholds.quantiles.get(beam), errors).measure(evidence)
     results = []
     for name in STATISTICS:
         if found is None:
@@ -79,17 +78,15 @@ def run_checks(evidence: Evidence, thresholds: Thresholds) -> list[CheckResult]:
 def _judge(name: str, statistic: Statistic, threshold: Threshold | None, group_name: str, views: int) -> CheckResult:
     if statistic.value is None or threshold is None:
         return _without_threshold(name, statistic, f"no threshold for it among those of {group_name} views")
-    value, reject_above = statistic.value, None if name in LIMITING else threshold.reject_above
-    verdict = Verdict.PASS
-    if not value <= threshold.review_above:
-        verdict = Verdict.REVIEW if reject_above is None or value <= reject_above else Verdict.REJECT
+    value = statistic.value
+    verdict = threshold.verdict(value)
     count = int(group_name.split()[1])
     by = f" (compared with cases of {_views(count)})" if count != views else ""
     if verdict is Verdict.PASS:
         message = f"As usual: {statistic.detail}{by}."
     else:
         message = f"{_sentence(statistic.detail)}. {_how_unusual(value, threshold)}{by}. {ADVICE[name]}"
-    return CheckResult(name, verdict, value, threshold.review_above, reject_above, message)
+    return CheckResult(name, verdict, value, threshold.review_above, threshold.reject_above, message)
 
 
 def _how_unusual(value: float, threshold: Threshold) -> str:

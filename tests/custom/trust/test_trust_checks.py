@@ -164,7 +164,7 @@ def test_a_number_of_views_that_was_not_trained() -> None:
     results = {r.name: r for r in run_checks(evidence((0.0, 60.0, 120.0)), thresholds())}
     assert results["views"].verdict is Verdict.REVIEW
     assert "trained with 1, 2" in results["views"].message
-    assert "(thresholds of 2 views)" in results["agreement"].message
+    assert "(compared with cases of 2 views)" in results["agreement"].message
 
 
 def test_assumptions_are_listed() -> None:
