@@ -45,7 +45,6 @@ LARGEST, _CONTROLS = 15_000_000, 10_000
 #: Of a verdict, and radiographs beside the CT, that are taken in at a glance.
 REASONS, OVERVIEW_RADIOGRAPHS = 3, 2
 
-_UNCHECKED = "NOT CHECKED"
 _DOUBT = {"REVIEW": "is in doubt", "REJECT": "does not hold"}
 _WRITTEN = "written with this report"
 _FOLDER = f"{_WRITTEN}; hash of what “LC_ALL=C sha256sum *” prints in it"
@@ -155,9 +154,9 @@ def head(content: ReportContent) -> dict[str, Any]:
     facts["Model"] = content.model.get("name", "not named")
     facts["Software"] = f"fewview-ct {content.version}"
     verdict = meaning = content.verdict.value
-    if verdict != "REJECT" and not any(map(_was_made, content.checks)):
-        verdict, meaning = "REVIEW", _UNCHECKED
-    expected = [check.message for check in content.checks if check.name == "expected_error" and _was_made(check)]
+    if verdict != "REJECT" and not _made(content.checks):
+        verdict, meaning = "REVIEW", "NOT CHECKED"
+    expected = [check.message for check in _made(content.checks) if check.name == "expected_error"]
     return {
         "stamp": STAMP,
         "facts": facts,
@@ -206,7 +205,7 @@ def _checks(checks: Sequence[CheckResult]) -> list[tuple[str, str, str, list[str
     return [
         (
             NAMES.get(check.name, check.name),
-            check.verdict.value if _was_made(check) else _UNCHECKED,
+            check.verdict.value,
             check.message,
             [_number(value) for value in (check.statistic, check.review_above, check.reject_above)],
         )
@@ -214,9 +213,8 @@ def _checks(checks: Sequence[CheckResult]) -> list[tuple[str, str, str, list[str
     ]
 
 
-def _was_made(check: CheckResult) -> bool:
-    """False for a check that did not apply: it passes, with a message that begins so (`custom.trust.run_checks`)."""
-    return check.verdict.value != "PASS" or not check.message.startswith("Not checked")
+def _made(checks: Sequence[CheckResult]) -> list[CheckResult]:
+    return [check for check in checks if check.verdict is not Verdict.NOT_CHECKED]
 
 
 def _number(value: float | None) -> str:

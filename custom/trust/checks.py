@@ -54,8 +54,8 @@ ADVICE = {
 def run_checks(evidence: Evidence, thresholds: Thresholds) -> list[CheckResult]:
     """All checks of one reconstruction, in the order of `NAMES`.
 
-    A check that does not apply (agreement of a single view, samples where none were drawn) passes with a message that
-    begins with "Not checked"; one for which there is no threshold is REVIEW.
+    A check that does not apply (agreement of a single view, samples where none were drawn) is NOT CHECKED; one for
+    which there is no threshold is REVIEW.
     """
     beam = evidence.beam
     found = thresholds.of(beam, len(evidence.image))
@@ -104,7 +104,7 @@ def _sentence(text: str) -> str:
 
 def _without_threshold(name: str, statistic: Statistic, why: str) -> CheckResult:
     if statistic.value is None:
-        return CheckResult(name, Verdict.PASS, None, None, None, f"Not checked: {statistic.detail}.")
+        return CheckResult(name, Verdict.NOT_CHECKED, None, None, None, f"Not checked: {statistic.detail}.")
     message = f"Cannot be judged: {why}; measured was that {statistic.detail}."
     return CheckResult(name, Verdict.REVIEW, statistic.value, None, None, message)
 
@@ -179,7 +179,7 @@ def _assumptions(radiographs: Sequence[AcquisitionMetadata]) -> CheckResult:
     """What no file says: what an option allowed asks for a review, usual values (an upright detector) are listed."""
     if not radiographs:
         message = "Not checked: no metadata came with the views."
-        return CheckResult("assumptions", Verdict.PASS, None, None, None, message)
+        return CheckResult("assumptions", Verdict.NOT_CHECKED, None, None, None, message)
     said: dict[Origin, list[str]] = {Origin.OPTION: [], Origin.USUAL_VALUE: []}
     for index, metadata in enumerate(radiographs):
         for name, found in metadata.known().items():
