@@ -73,9 +73,8 @@ def cut_share(ct: PlanningCT, external: npt.NDArray[np.bool_], plan: Plan) -> li
     upper = np.array(ct.grid.shape) - 1
     for field in plan.fields:
         index = ct.index(_rays(ct, plan, field))
-        within = ((index >= -0.5) & (index <= upper + 0.5)).all(-1)
-        meets = within.any(-1)
-        first = np.where(meets, within.argmax(-1), index.shape[1] - 1)
+        within = np.logical_and(index >= -0.5, index <= upper + 0.5).all(axis=-1)
+        first = np.where(within.any(-1), within.argmax(-1), index.shape[1] - 1)
         # Where a ray misses the volume, the nearest voxel says whether there would have been body.
         place = np.clip(index[np.arange(len(index)), first].round(), 0, upper).astype(int)
         end = np.clip(index[:, -1].round(), 0, upper).astype(int)

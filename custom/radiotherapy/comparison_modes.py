@@ -35,7 +35,7 @@ __all__ = ["MODES", "Mode", "ModeResult", "Patient", "compare_modes", "plan_pati
 
 FloatArray = npt.NDArray[np.float32]
 Mode = Literal["same_mu", "papers", "delivered"]
-MODES: tuple[Mode, ...] = ("same_mu", "papers", "delivered")
+MODES: tuple[Mode, ...] = ("delivered", "same_mu", "papers")
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,14 @@ class ModeResult:
 
 
 def plan_patient(ct: PlanningCT, template: str, segmenter: SegmentationUNet, engine: DoseEngine) -> Patient:
-    """Contour a CT and make a template's plan on it, if one is possible.
+    """Contour a CT and make a template's plan on it, if one is possible. Without a chest there are no contours.
 
     Raises:
         ValueError: an unknown template.
-        NotPossible: nothing can be contoured: no chest.
     """
-    contours = contour(ct, segmenter, find_template(template).target)
+    target, contours = find_template(template).target, Contours({})
     try:
+        contours = contour(ct, segmenter, target)
         return Patient(ct, contours, plan_case(ct, template, contours, engine))
     except NotPossible as error:
         return Patient(ct, contours, None, str(error))
@@ -114,10 +114,13 @@ def compare_modes(estimate: Patient, truth: Patient, engine: DoseEngine) -> dict
     """
     if estimate.ct.grid != truth.ct.grid:
         raise ValueError("reconstruction and truth must be on one grid: read the truth with planning_ct(..., grid)")
+    for where, one in (("truth", truth), ("reconstruction", estimate)):
+        if not one.contours.structures:
+            return {mode: ModeResult(mode, reason=f"on the {where}: {one.reason}") for mode in MODES}
     return {
+        "delivered": _delivered(estimate, truth, engine),
         "same_mu": _same_mu(estimate, truth, engine),
         "papers": _papers(estimate, truth),
-        "delivered": _delivered(estimate, truth, engine),
     }
 
 
@@ -138,7 +141,7 @@ def _papers(estimate: Patient, truth: Patient) -> ModeResult:
             return ModeResult("papers", reason=f"on the {where}: {one.reason}")
     assert truth.case is not None and estimate.case is not None
     true, shown = (dose_numbers(c.ct, c.contours, c.plan, c.dose_gy) for c in (truth.case, estimate.case))
-    errors = {"isocenter_error_percent": _percent(shown["isocenter_gy"], true["isocenter_gy"])}
+    errors = _isocenter_error(shown, true)
     errors |= _plan_errors(estimate.case.plan, truth.case.plan)
     return ModeResult("papers", true, shown, errors, "", truth.case.dose_gy, estimate.case.dose_gy)
 
@@ -164,6 +167,13 @@ def _percent(value: float, reference: float) -> float:
     return 100 * (value - reference) / reference
 
 
+def _isocenter_error(shown: Mapping[str, float], true: Mapping[str, float]) -> dict[str, float]:
+    """Of plans that are normalised at their isocentre."""
+    if "isocenter_gy" not in true:
+        return {}
+    return {"isocenter_error_percent": _percent(shown["isocenter_gy"], true["isocenter_gy"])}
+
+
 def _plan_errors(plan: Plan, reference: Plan) -> dict[str, float]:
     apart = np.asarray(plan.isocenter_mm) - np.asarray(reference.isocenter_mm)
     return {
@@ -182,9 +192,9 @@ def _errors(
     dose: FloatArray,
 ) -> dict[str, float]:
     """Of two doses of one plan with the same monitor units."""
-    found = {"isocenter_error_percent": _percent(shown["isocenter_gy"], true["isocenter_gy"])}
-    found |= gamma_pass_percent(truth.ct, true_dose, dose, plan.prescription_gy)
+    found = _isocenter_error(shown, true)
     external = truth.contours.mask("External")
+    found |= gamma_pass_percent(truth.ct, true_dose, dose, external, plan.prescription_gy)
     found["dose_mae_percent"] = dose_error_percent(dose, true_dose, external, plan.prescription_gy)
     paths = [water_equivalent_paths(one.ct, one.density, plan) for one in (estimate, truth)]
     found["wepl_field_mm"] = float(np.mean([np.abs(a - b).mean() for a, b in zip(*paths, strict=True)]))

@@ -19,6 +19,8 @@ BoolArray = npt.NDArray[np.bool_]
 
 #: Below this share of the prescription doses are not compared.
 CUTOFF_PERCENT = 10.0
+#: What V20 Gy of the lung asks for.
+LUNG_GY = 20.0
 #: So many points of the reference are given a gamma, evenly spread.
 GAMMA_POINTS = 4000
 #: Where doses are compared beyond 3 mm, plus what gamma searches.
@@ -56,7 +58,8 @@ def structure_numbers(
         target: whether it is one.
 
     Returns:
-        Mean and D2 (near maximum) in Gy; of a target V90, V95 and V107 of the prescription, of a lung V20 Gy, percent.
+        Mean and D2 (near maximum) in Gy; of a target V90, V95 and V107 of the prescription, of a lung V20 Gy where more
+        than that is prescribed, percent.
     """
     values = dose[mask]
     if values.size == 0:
@@ -66,8 +69,8 @@ def structure_numbers(
     if target:
         for percent in (90, 95, 107):
             found[f"{key}_v{percent}_percent"] = volume_at_dose(dose, mask, prescription_gy * percent / 100)
-    if name.startswith("Lung"):
-        found[f"{key}_v20gy_percent"] = volume_at_dose(dose, mask, 20.0)
+    if name.startswith("Lung") and prescription_gy > LUNG_GY:
+        found[f"{key}_v20gy_percent"] = volume_at_dose(dose, mask, LUNG_GY)
     return found
 
 
@@ -78,9 +81,14 @@ def dose_error_percent(dose: FloatArray, reference: FloatArray, external: BoolAr
 
 
 def gamma_pass_percent(
-    ct: PlanningCT, reference: FloatArray, dose: FloatArray, prescription_gy: float, points: int = GAMMA_POINTS
+    ct: PlanningCT,
+    reference: FloatArray,
+    dose: FloatArray,
+    external: BoolArray,
+    prescription_gy: float,
+    points: int = GAMMA_POINTS,
 ) -> dict[str, float]:
-    """Share of points with gamma <= 1, global to the prescription, where the reference has 10 % of it.
+    """Share of points with gamma <= 1, global to the prescription, where the reference has 10 % of it in the body.
 
     Low DA et al., A technique for the quantitative evaluation of dose distributions, Med Phys 25, 1998; by pymedphys.
 
@@ -88,6 +96,7 @@ def gamma_pass_percent(
         ct: whose grid it is.
         reference: (X, Y, Z) Gy.
         dose: (X, Y, Z) Gy, that is judged.
+        external: bool (X, Y, Z), the body.
         prescription_gy: what percents are of.
         points: of the reference that are looked at; always the same ones.
 
@@ -104,7 +113,7 @@ def gamma_pass_percent(
             "gamma needs pymedphys (Python 3.11 or 3.12): install it with pip install 'fewview-ct[radiotherapy]'"
         ) from error
     names = {(2, 2): "gamma_2_2_percent", (3, 3): "gamma_3_3_percent"}
-    looked_at = np.flatnonzero(reference >= prescription_gy * CUTOFF_PERCENT / 100)
+    looked_at = np.flatnonzero(external & (reference >= prescription_gy * CUTOFF_PERCENT / 100))
     if looked_at.size == 0:
         return dict.fromkeys(names.values(), float("nan"))
     chosen = looked_at[np.unique(np.linspace(0, looked_at.size - 1, min(points, looked_at.size)).round().astype(int))]

@@ -113,7 +113,9 @@ def plan_case(ct: PlanningCT, template: str, contours: Contours, engine: DoseEng
 
 
 def dose_numbers(ct: PlanningCT, contours: Contours, plan: Plan, dose_gy: FloatArray) -> dict[str, float]:
-    """All numbers of one dose: at the plan's isocentre and in every structure.
+    """All numbers of one dose: in every structure, and at the isocentre where the plan is normalised there.
+
+    The isocentre of half-beam blocked fields lies on their edge, where a millimetre changes the dose by percents.
 
     Args:
         ct: that the dose was computed on.
@@ -121,7 +123,9 @@ def dose_numbers(ct: PlanningCT, contours: Contours, plan: Plan, dose_gy: FloatA
         plan: that gave the dose.
         dose_gy: (X, Y, Z) Gy of all fractions.
     """
-    numbers = {"isocenter_gy": dose_at(ct, dose_gy, plan.isocenter_mm)}
+    numbers = {}
+    if plan.normalisation == ISOCENTER:
+        numbers["isocenter_gy"] = dose_at(ct, dose_gy, plan.isocenter_mm)
     for name, one in contours.structures.items():
         if one.kind != "EXTERNAL":
             numbers |= structure_numbers(dose_gy, one.mask, plan.prescription_gy, name, one.kind == "CTV")

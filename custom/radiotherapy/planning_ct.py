@@ -53,7 +53,7 @@ class PlanningCT:
 
 
 def resampled(volume: FloatArray, affine: Affine, grid: VolumeGrid, outside: float = AIR_HU) -> npt.NDArray[np.float32]:
-    """Trilinear values of a volume on a grid. Where that is coarser, the volume is averaged first.
+    """Trilinear values of a volume on a grid. Where that is coarser, the volume is smoothed first.
 
     Args:
         volume: (I, J, K).
@@ -63,13 +63,20 @@ def resampled(volume: FloatArray, affine: Affine, grid: VolumeGrid, outside: flo
     """
     spacing = nib.affines.voxel_sizes(affine)
     toward = np.abs(affine[:3, :3]).argmax(0)  # the world's axis that each of the volume's runs along
-    sizes = [max(1, round(grid.spacing_mm[w] / s)) for w, s in zip(toward, spacing, strict=True)]
-    smooth = ndimage.uniform_filter(volume.astype(np.float32), sizes, mode="nearest") if max(sizes) > 1 else volume
+    blur = [max(0.0, (grid.spacing_mm[w] / s - 1) / 2) for w, s in zip(toward, spacing, strict=True)]
+    smooth = ndimage.gaussian_filter(volume.astype(np.float32), blur, mode="nearest") if any(blur) else volume
+    # The outer half of the outermost voxels lies beyond their centres; it is theirs all the same.
     to_voxel = np.linalg.inv(affine) @ grid.affine()
-    moved = ndimage.affine_transform(
-        smooth, to_voxel[:3, :3], to_voxel[:3, 3], grid.shape, np.float32, order=1, mode="constant", cval=outside
+    return ndimage.affine_transform(
+        np.pad(smooth, 1, mode="edge"),
+        to_voxel[:3, :3],
+        to_voxel[:3, 3] + 1,
+        grid.shape,
+        np.float32,
+        order=1,
+        mode="constant",
+        cval=outside,
     )
-    return moved
 
 
 def planning_ct(volume: FloatArray, affine: Affine, grid: VolumeGrid | None = None) -> PlanningCT:
