@@ -14,6 +14,7 @@ from custom.radiotherapy.treatment_plan import Field, Plan
 __all__ = ["cut_share", "water_equivalent_paths"]
 
 FloatArray = npt.NDArray[np.floating]
+BoolArray = npt.NDArray[np.bool_]
 
 #: Distance of the rays at the isocentre plane, and of the points along them.
 RAY_MM, STEP_MM = 5.0, 2.0
@@ -60,7 +61,7 @@ def water_equivalent_paths(ct: PlanningCT, density: FloatArray, plan: Plan) -> l
     return [_at(ct, density, _rays(ct, plan, field), 1).sum(-1) * STEP_MM for field in plan.fields]
 
 
-def cut_share(ct: PlanningCT, external: npt.NDArray[np.bool_], plan: Plan) -> list[float]:
+def cut_share(ct: PlanningCT, external: BoolArray, plan: Plan) -> list[float]:
     """The share of each field whose way to the isocentre plane the volume does not hold.
 
     A ray is cut where it meets the volume inside the body instead of at the skin, or where it never meets it though
@@ -73,7 +74,8 @@ def cut_share(ct: PlanningCT, external: npt.NDArray[np.bool_], plan: Plan) -> li
     upper = np.array(ct.grid.shape) - 1
     for field in plan.fields:
         index = ct.index(_rays(ct, plan, field))
-        within = np.logical_and(index >= -0.5, index <= upper + 0.5).all(axis=-1)
+        beyond = np.maximum(-0.5 - index, index - upper - 0.5).max(axis=-1)
+        within: BoolArray = beyond <= 0
         first = np.where(within.any(-1), within.argmax(-1), index.shape[1] - 1)
         # Where a ray misses the volume, the nearest voxel says whether there would have been body.
         place = np.clip(index[np.arange(len(index)), first].round(), 0, upper).astype(int)
