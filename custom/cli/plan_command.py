@@ -32,6 +32,7 @@ from custom.radiotherapy import (
     read_planning_ct,
     sample_doses,
 )
+from custom.radiotherapy.dose_metrics import require_gamma
 from custom.reconstruct.outputs import RESULT
 from custom.reconstruct.result import FORMAT as RESULT_FORMAT
 from custom.report.plan_page import LIMITS, PlanContent, write_plan_page
@@ -98,6 +99,8 @@ def command(
     found = _find_source(Path(source), allow_reject)
     network = load_segmenter(find_model(segmenter).model)
     engine = PencilBeamEngine()
+    if reference is not None:
+        require_gamma()
     ct = read_planning_ct(found.ct)
     true_ct = None if reference is None else read_planning_ct(Path(reference), ct.grid)
     logger.info("planning %s on %s", template, found.ct)

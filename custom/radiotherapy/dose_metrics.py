@@ -12,7 +12,15 @@ from scipy import ndimage
 from custom.radiotherapy.dose_engine import kept_threads
 from custom.radiotherapy.planning_ct import PlanningCT
 
-__all__ = ["dose_at", "dose_error_percent", "dvh", "gamma_pass_percent", "structure_numbers", "volume_at_dose"]
+__all__ = [
+    "dose_at",
+    "dose_error_percent",
+    "dvh",
+    "gamma_pass_percent",
+    "require_gamma",
+    "structure_numbers",
+    "volume_at_dose",
+]
 
 FloatArray = npt.NDArray[np.floating]
 BoolArray = npt.NDArray[np.bool_]
@@ -80,6 +88,21 @@ def dose_error_percent(dose: FloatArray, reference: FloatArray, external: BoolAr
     return float(100 * np.abs(dose - reference)[compared].mean() / prescription_gy) if compared.any() else float("nan")
 
 
+def require_gamma() -> Any:
+    """The package that computes gamma.
+
+    Raises:
+        ModuleNotFoundError: it is missing, naming the extra.
+    """
+    try:
+        import pymedphys
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "gamma needs pymedphys (Python 3.11 or 3.12): install it with pip install 'fewview-ct[radiotherapy]'"
+        ) from error
+    return pymedphys
+
+
 def gamma_pass_percent(
     ct: PlanningCT,
     reference: FloatArray,
@@ -106,12 +129,7 @@ def gamma_pass_percent(
     Raises:
         ModuleNotFoundError: pymedphys is missing, naming the extra.
     """
-    try:
-        import pymedphys
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "gamma needs pymedphys (Python 3.11 or 3.12): install it with pip install 'fewview-ct[radiotherapy]'"
-        ) from error
+    pymedphys = require_gamma()
     names = {(2, 2): "gamma_2_2_percent", (3, 3): "gamma_3_3_percent"}
     looked_at = np.flatnonzero(external & (reference >= prescription_gy * CUTOFF_PERCENT / 100))
     if looked_at.size == 0:

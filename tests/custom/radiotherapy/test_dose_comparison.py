@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,7 @@ from custom.radiotherapy.dose_metrics import (
     dose_error_percent,
     dvh,
     gamma_pass_percent,
+    require_gamma,
     structure_numbers,
     volume_at_dose,
 )
@@ -73,6 +75,12 @@ def test_gamma_of_a_scaled_flat_dose(factor: float, two: float, three: float) ->
     found = gamma_pass_percent(ct, flat, flat * np.float32(factor), inside, 2.0, points=200)
     assert found == {"gamma_2_2_percent": two, "gamma_3_3_percent": three}
     assert torch.get_num_threads() == threads
+
+
+def test_missing_gamma_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymedphys", None)
+    with pytest.raises(ModuleNotFoundError, match=r"fewview-ct\[radiotherapy\]"):
+        require_gamma()
 
 
 def test_gamma_forgives_a_shift_within_its_distance_and_looks_at_the_body_alone() -> None:
