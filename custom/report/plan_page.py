@@ -136,7 +136,7 @@ def write_plan_page(path: str | os.PathLike[str], content: PlanContent) -> Path:
 
 def _plan(plan: Plan, engine: str) -> list[list[str]]:
     x, y, z = plan.isocenter_mm
-    rows = [
+    return [
         ["prescription", f"{plan.prescription_gy:g} Gy in {plan.fractions} fraction{'s'[: plan.fractions > 1]}"],
         ["normalised to", plan.normalisation.replace("target", str(plan.target)).replace("isocenter", "isocentre")],
         ["isocentre", f"{x:.1f}, {y:.1f}, {z:.1f} mm (RAS+, the CT's frame)"],
@@ -149,7 +149,6 @@ def _plan(plan: Plan, engine: str) -> list[list[str]]:
         ["dose engine", engine],
         ["patient's position", "supine, head first, by the axes of the CT"],
     ]
-    return rows + [["note", note] for note in plan.notes]
 
 
 def _fields(plan: Plan) -> list[list[str]]:
