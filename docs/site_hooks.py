@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FRONT = "README.md"
 ADDED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bundles/*/docs/README.md", "bundles/*/models/*")
 #: Files that pages link to as they are.
-SHOWN = ("LICENSE", "custom/data/sample/README.md", "tests/integration/*.py")
+SHOWN = ("LICENSE", "CITATION.cff", "custom/data/sample/README.md", "tests/integration/*.py")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

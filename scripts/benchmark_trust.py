@@ -28,7 +28,7 @@ from custom.data.datalist import load_cases
 from custom.trust import Evidence, Thresholds, find_prior
 from custom.trust.calibrate import loaded_model, measured
 from custom.trust.check_statistics import STATISTICS
-from custom.trust.trials import Trial, detector_of, load_ct, reconstructed
+from custom.trust.reference_ct import SimulationSettings, detector_of, load_ct, reconstructed
 
 LATERAL, FRONTAL = 0.0, 90.0
 VIEW_SETS = {1: (FRONTAL,), 2: (LATERAL, FRONTAL), 4: (LATERAL, 45.0, FRONTAL, 135.0)}
@@ -85,7 +85,7 @@ class _Job:
     size: int | None
     samples: int
     reconstruct_all: bool
-    trial: Trial
+    simulation: SimulationSettings
     file: Path
 
 
@@ -93,11 +93,11 @@ class _Job:
 def _run(job: _Job) -> bool:
     torch.set_num_threads(1)
     model, meter = loaded_model(job.model, job.size, "cpu")
-    trial = Trial(**{**asdict(job.trial), "energy_kev": model.energy_kev})
+    simulation = SimulationSettings(**{**asdict(job.simulation), "energy_kev": model.energy_kev})
     settings = json.loads(json.dumps({
         "case": job.case["case"], "next": job.next_case["case"], "kind": job.kind, "model": model.sha256,
         "size": job.size, "samples": job.samples, "reconstruct_all": job.reconstruct_all,
-        "trial": asdict(trial), "software": f"fewview-ct {__version__}",
+        "simulation": asdict(simulation), "software": f"fewview-ct {__version__}",
     }))  # fmt: skip
     if job.file.is_file() and json.loads(job.file.read_text())["settings"] == settings:
         return False
@@ -105,16 +105,16 @@ def _run(job: _Job) -> bool:
     ct, following = (load_ct(case, pixel) for case in (job.case, job.next_case))
     found: dict[str, Any] = {}
     for beam in ("parallel", "cone"):
-        other = following.radiographs([LATERAL], beam, shape, pixel, trial)[0][0]
-        off = ct.radiographs([LATERAL + 5.0], beam, shape, pixel, trial)[0][0]
+        other = following.radiographs([LATERAL], beam, shape, pixel, simulation)[0][0]
+        off = ct.radiographs([LATERAL + 5.0], beam, shape, pixel, simulation)[0][0]
         for count, angles in VIEW_SETS.items():
-            image, views = ct.radiographs(angles, beam, shape, pixel, trial)
+            image, views = ct.radiographs(angles, beam, shape, pixel, simulation)
             for name, (counts, spoil) in MISTAKES.items():
                 if count not in counts:
                     continue
                 shown = spoil(Shots(image, other, off), count)
                 if name == "none" or (job.reconstruct_all and count == 2):
-                    evidence = reconstructed(model, shown, views, samples=job.samples, seed=job.trial.seed)
+                    evidence = reconstructed(model, shown, views, samples=job.samples, seed=job.simulation.seed)
                 else:
                     field_mask = torch.ones_like(shown, dtype=torch.bool)
                     prior = find_prior(model.network)
@@ -211,13 +211,13 @@ def main(
     lists = {"patients": load_cases(datalist, part)}
     if phantom_list_file is not None:
         lists["phantoms"] = load_cases(phantom_list_file, "training")
-    folder, trial = Path(output), Trial(seed=seed)
+    folder, simulation = Path(output), SimulationSettings(seed=seed)
     step = max(1, sum(map(len, lists.values())) // reconstruct_all) if reconstruct_all else 1
     jobs: list[_Job] = []
     for kind, cases in lists.items():
         for index, case in enumerate(cases):
             following, file = cases[(index + 1) % len(cases)], folder / "cases" / f"{case['case']}.json"
-            jobs.append(_Job(case, following, kind, model, size, samples, len(jobs) % step == 0, trial, file))
+            jobs.append(_Job(case, following, kind, model, size, samples, len(jobs) % step == 0, simulation, file))
     with Workers(workers) as pool:
         pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="cases")
     records = [json.loads(job.file.read_text()) for job in jobs]

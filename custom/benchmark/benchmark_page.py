@@ -1,4 +1,4 @@
-"""The folder that a comparison leaves: CSV, tables, box plots, montages and one page that shows them all."""
+"""The output folder of a comparison: CSV, tables, box plots, montages and one page that shows them all."""
 
 from __future__ import annotations
 

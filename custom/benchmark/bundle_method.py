@@ -1,4 +1,4 @@
-"""Any bundle as a row of the comparison: how a user's own method comes in (docs/how-to/benchmark.md)."""
+"""MONAI bundles as methods of the comparison, users' own ones too (docs/how-to/benchmark.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows without a network and without training: filtered back-projection and total variation."""
+"""Methods without a network and without training: filtered back-projection and total variation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The patients of a comparison, checked before the first reconstruction: one grid, every view that is asked for."""
+"""Test patients of a comparison, checked before the first reconstruction: one grid, all views that are asked for."""
 
 from __future__ import annotations
 

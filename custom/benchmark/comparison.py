@@ -1,4 +1,4 @@
-"""The verb `fewview-ct benchmark`: every method on the same radiographs of the same patients, and one page of it."""
+"""The verb `fewview-ct benchmark`: runs every method on the same radiographs and writes one page."""
 
 from __future__ import annotations
 

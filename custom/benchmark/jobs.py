@@ -1,4 +1,4 @@
-"""Reconstructions of a comparison, one job per method, view set and case; each finished one is a file of its own."""
+"""Jobs of a comparison: one reconstruction per method, view set and case, each with a file of its own."""
 
 from __future__ import annotations
 

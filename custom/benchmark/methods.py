@@ -1,4 +1,4 @@
-"""Rows of a comparison: what turns radiographs into a volume, and the view sets that are its columns.
+"""`Method`, a row of the comparison, with the network, SIRT and mean CT rows; view sets, its columns.
 
 The simple rows come first, because a network that does not beat them has learnt nothing: the mean training CT, and SIRT
 clipped to the HU window.

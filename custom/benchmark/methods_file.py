@@ -1,4 +1,4 @@
-"""The file that names the methods of a comparison, and how each of them is built. Format: docs/how-to/benchmark.md."""
+"""Reader of the methods file, which names the methods of a comparison. Format: docs/how-to/benchmark.md."""
 
 from __future__ import annotations
 

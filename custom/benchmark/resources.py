@@ -1,4 +1,4 @@
-"""What a reconstruction costs, and how several processes share the work."""
+"""Time and memory of a reconstruction, and a team of processes that share the work."""
 
 from __future__ import annotations
 

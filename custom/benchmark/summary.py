@@ -1,4 +1,4 @@
-"""From the rows of a comparison to its tables: means with intervals, paired tests, what is missing and why."""
+"""Tables of a comparison: means with confidence intervals, paired tests, and what is missing and why."""
 
 from __future__ import annotations
 

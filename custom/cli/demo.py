@@ -1,4 +1,4 @@
-"""The main job on the embedded sample patient: from a CT to its radiographs, and back to a CT."""
+"""The verb `fewview-ct demo`: radiographs of the embedded sample patient, and a CT reconstructed from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this installation has, what it lacks, and how to get that."""
+"""The verb `fewview-ct doctor`: what this installation has, what it lacks, and how to get that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Angles in degrees, where 359.9 and 0.1 are neighbours."""
+"""Differences of angles in degrees, modulo 360."""
 
 from __future__ import annotations
 

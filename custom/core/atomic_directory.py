@@ -12,7 +12,7 @@ from pathlib import Path
 
 from custom.core.file_modes import new_mode
 
-__all__ = ["check_free", "whole_folder"]
+__all__ = ["atomic_directory", "check_free"]
 
 #: Temporary folders that this process is filling.
 _OPEN: set[str] = set()
@@ -61,7 +61,7 @@ def check_free(
 
 
 @contextlib.contextmanager
-def whole_folder(
+def atomic_directory(
     path: str | os.PathLike[str], mark: str, overwrite: bool = False, holds: Collection[str] | None = None
 ) -> Iterator[Path]:
     """A folder to fill. It gets its name when the block ends without an error, and vanishes otherwise.

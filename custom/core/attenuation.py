@@ -1,4 +1,4 @@
-"""Between Hounsfield units and linear attenuation."""
+"""Conversion between Hounsfield units and linear attenuation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a weights file holds, and how a network is built from it.
+"""The format of weights files: reading, writing, and building the network that a file describes.
 
 A file is `{"model": weights, "meta": JSON string}` and loads with `weights_only=True`. The meta's `network_def` holds
 every argument of the network, so that whoever has the file can build it: no architecture is copied into a config.
@@ -29,6 +29,7 @@ from custom.core.tensor_files import load_tensors
 
 __all__ = [
     "PUBLISHED_CLASSES",
+    "RENAMED_ARGUMENTS",
     "Checkpoint",
     "build_network",
     "definition",
@@ -54,6 +55,11 @@ PUBLISHED_CLASSES: Mapping[str, str] = {
     "custom.networks.VQGAN": "custom.networks.vqgan.VQGAN",
     "custom.networks.X2CT": "custom.networks.x2ct.X2CT",
 }
+#: Arguments that were renamed since a class was published: by the class's published name, from the old name to today's.
+RENAMED_ARGUMENTS: Mapping[str, Mapping[str, str]] = {
+    "custom.networks.LatentDenoiser": {"patch": "space_to_depth", "schedule": "noise_schedule"},
+    "custom.networks.VQGAN": {"fold": "space_to_depth"},
+}
 _NAMES = {path: name for name, path in PUBLISHED_CLASSES.items()}
 
 T = TypeVar("T")
@@ -65,9 +71,12 @@ logger = logging.getLogger(__name__)
 
 
 def describes_itself(cls: type[T]) -> type[T]:
-    """Class decorator: instances remember the arguments they were made with, for `definition`."""
+    """Class decorator: instances remember the arguments they were made with, for `definition`.
+
+    Keywords that a constructor hands on by `**` are those of its base class.
+    """
     original = cls.__init__
-    signature = inspect.signature(original)
+    signature = _signature(cls)
 
     @functools.wraps(original)
     def remember(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -78,6 +87,17 @@ def describes_itself(cls: type[T]) -> type[T]:
 
     cls.__init__ = remember  # type: ignore[method-assign]
     return cls
+
+
+def _signature(cls: type) -> inspect.Signature:
+    """Of the constructor, with the base's parameters in the place of `**`."""
+    own = inspect.signature(cls.__init__)  # type: ignore[misc]
+    named = [parameter for parameter in own.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    if len(named) < len(own.parameters):
+        known = {parameter.name for parameter in named}
+        inherited = [p for p in _signature(cls.__mro__[1]).parameters.values() if p.name not in known]
+        named += [parameter.replace(kind=parameter.KEYWORD_ONLY) for parameter in inherited]
+    return own.replace(parameters=named)
 
 
 def definition(value: Any) -> Any:
@@ -122,8 +142,9 @@ def _checked(value: Any) -> Any:
         surplus = [key for key in value if str(key).startswith("_") and key != "_target_"]
         if surplus:
             raise ValueError(f"the checkpoint's network definition holds {surplus[0]!r}, which is not allowed")
-        checked = {key: _checked(entry) for key, entry in value.items() if key != "_target_"}
         target = value.get("_target_")
+        renamed = RENAMED_ARGUMENTS.get(str(target), {})
+        checked = {renamed.get(key, key): _checked(entry) for key, entry in value.items() if key != "_target_"}
         if target is None:
             return checked
         if target not in PUBLISHED_CLASSES:
@@ -267,6 +288,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     bad = next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
     if bad is not None:
         raise ValueError(f"{path}: the weights {bad} hold NaN or infinity: the file is damaged, get or train it again")
+    network_def = meta["network_def"]
+    if "feature_pixels" in network_def:  # the denoisers of version 0.1.0 counted pixels of their radiographs
+        pixels, pixel_mm = network_def.pop("feature_pixels"), meta.get("pixel_at_isocenter_mm")
+        if pixels != 1 and not (isinstance(pixels, int) and isinstance(pixel_mm, int | float)):
+            raise ValueError(f"{path}: averages {pixels} pixels of {pixel_mm} mm, which is not known: train it again")
+        network_def["feature_spacing_mm"] = None if pixels == 1 else pixels * pixel_mm
     return Checkpoint(path, meta, state)
 
 

@@ -1,4 +1,4 @@
-"""CSV that is safe to open: the one writer."""
+"""Writer of CSV files that spreadsheets can open safely: no cell is a formula."""
 
 from __future__ import annotations
 

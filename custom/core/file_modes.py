@@ -1,4 +1,4 @@
-"""Who may read what is written."""
+"""Permissions of the files and folders that are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, the same bytes for the same content, and their hashes."""
+"""Writers of files that are whole or absent, with the same bytes for the same content; hashes of files."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""Between Hounsfield units and [-1, 1], the range that networks work in."""
+"""Conversion between Hounsfield units and [-1, 1], the range that networks work in."""
 
 from __future__ import annotations
 

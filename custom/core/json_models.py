@@ -1,4 +1,4 @@
-"""JSON that users write, checked by pydantic models: one line that names file, key and value of what is wrong."""
+"""Base of the pydantic models for JSON that users write: errors in one line name file, key and value."""
 
 from __future__ import annotations
 

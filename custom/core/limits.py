@@ -1,4 +1,4 @@
-"""How much memory a file may ask for: looked at before it is taken. SECURITY.md has the limits in a table.
+"""Limits on the memory that a file may ask for, checked before it is taken. SECURITY.md has them in a table.
 
 The environment variable FEWVIEW_LIMIT_FACTOR multiplies all of them, for those who trust a larger file.
 """

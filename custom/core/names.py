@@ -1,4 +1,4 @@
-"""Names that stand in files: the one way in which they become paths."""
+"""Checks of names that stand in files, before they become paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Volumes that MONAI's SaveImage leaves whole or not at all."""
+"""`AtomicNibabelWriter`: a writer for MONAI's SaveImage whose files are whole or absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place where NIfTI files are opened: nothing is reserved before the header was checked against the file."""
+"""Opening NIfTI files, in this one place: the header is checked against the file before memory is reserved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The precision that networks compute in."""
+"""Choice of the precision that networks compute in: bf16 or float32."""
 
 from __future__ import annotations
 

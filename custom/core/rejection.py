@@ -1,4 +1,4 @@
-"""What was left out of a cohort, and why."""
+"""`Rejection`: an input that was left out of a cohort, with its reason; the table of them."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields

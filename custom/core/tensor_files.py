@@ -1,4 +1,4 @@
-"""The one place where files of tensors are read: what they claim is checked before torch reserves it."""
+"""Reading files of tensors, in this one place: what they claim is checked before torch reserves it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run a function over many items in worker processes, with a progress bar, and stop cleanly."""
+"""`Workers`: runs a function over many items in worker processes, with a progress bar and a clean stop."""
 
 import os
 import threading

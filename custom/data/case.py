@@ -1,4 +1,4 @@
-"""One scan in, its prepared files and its record out: the unit of work that workers, or a cluster, run."""
+"""Preparation of one scan to its files and record: the unit of work that workers, or a cluster, run."""
 
 import hashlib
 import json

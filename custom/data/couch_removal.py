@@ -1,4 +1,4 @@
-"""Where the patient is in a CT: the body mask that takes the couch, the clothing and the air around away."""
+"""Body mask of a CT: removes the couch, the clothing and the air around the patient."""
 
 import numpy as np
 import numpy.typing as npt

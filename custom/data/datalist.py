@@ -1,4 +1,4 @@
-"""Reading the datalist of `prepare` and `simulate`."""
+"""Reader of the datalists that `prepare` and `simulate` write."""
 
 from __future__ import annotations
 
@@ -111,19 +111,19 @@ def write_fold_datalists(data_list_file: str | os.PathLike[str], folds: int) -> 
     return written
 
 
-def mixing_weights(patients: int, phantoms: int, phantom_share: float) -> list[float]:
+def mixing_weights(patients: int, phantoms: int, phantom_prob: float) -> list[float]:
     """How often each case of a list of patients, then phantoms, is drawn, for a weighted random sampler.
 
     Args:
         patients: number of them.
         phantoms: number of them.
-        phantom_share: of the draws that are phantoms, where there are any.
+        phantom_prob: of the draws that are phantoms, where there are any.
 
     Raises:
         ValueError: if the share is no share.
     """
-    if not 0 <= phantom_share <= 1:
-        raise ValueError(f"phantom_share must lie between 0 and 1, got {phantom_share}")
+    if not 0 <= phantom_prob <= 1:
+        raise ValueError(f"phantom_prob must lie between 0 and 1, got {phantom_prob}")
     if not phantoms:
         return [1 / patients] * patients
-    return [(1 - phantom_share) / patients] * patients + [phantom_share / phantoms] * phantoms
+    return [(1 - phantom_prob) / patients] * patients + [phantom_prob / phantoms] * phantoms

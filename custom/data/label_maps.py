@@ -1,4 +1,4 @@
-"""Segmentations beside a CT, NIfTI or RTSTRUCT, carried onto the grid of its cube."""
+"""Segmentations beside a CT (NIfTI, RTSTRUCT), resampled to the grid of its cube."""
 
 import csv
 import logging

@@ -1,4 +1,4 @@
-"""What a prepared cohort is: datalist for MONAI, and a manifest of where everything comes from."""
+"""Datalist (for MONAI) and manifest (where everything comes from) of a prepared cohort."""
 
 import platform
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Prepare a folder of CTs for simulation, training and evaluation."""
+"""The verb `fewview-ct prepare`: a folder of CTs becomes a cohort for simulation, training and evaluation."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""From a CT volume in HU to what the networks and the simulator read: one pure function per case."""
+"""Preprocessing of one CT in HU to the volumes that networks and simulator read, as a pure function."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a folder tree holds: the scans that may become cases, and what is left out at first sight."""
+"""Scans in a folder tree that may become cases, and what is left out at first sight."""
 
 import hashlib
 import itertools

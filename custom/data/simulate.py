@@ -1,4 +1,4 @@
-"""Stored radiographs of a prepared cohort: `fewview-ct simulate`."""
+"""The verb `fewview-ct simulate`: stored radiographs of a prepared cohort."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is trained on, validated on and tested on: by patient, from a file or from a seed."""
+"""Split of a cohort into training, validation and test patients, from a file or from a seed."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Volumes out of NIfTI and MetaImage files, and the checks which every CT passes."""
+"""Readers of NIfTI and MetaImage volumes, and the checks which every CT passes."""
 
 import itertools
 import logging

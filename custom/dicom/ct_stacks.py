@@ -1,4 +1,4 @@
-"""Which slices of a CT series form a scan: told apart by position and pixels, each acquisition judged for itself."""
+"""Sorting of the slices of a CT series into scans, by position and pixels, each acquisition judged for itself."""
 
 import hashlib
 import itertools

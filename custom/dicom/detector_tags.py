@@ -1,4 +1,4 @@
-"""Which part of the picture saw the beam, and where the picture lies on its detector, by the tags.
+"""Tags of the detector: which part of the picture saw the beam, and where the picture lies on its detector.
 
 Collimator (PS3.3 C.8.7.3) and shutter (C.7.6.11) count rows and columns from 1; detector areas (C.8.11.4) count from
 the top left corner of the physical detector in its own pixels, before Field of View Rotation and Flip.

@@ -1,4 +1,4 @@
-"""Out of a PACS: `fetch` takes studies by DICOMweb (QIDO-RS to find them, WADO-RS to get them)."""
+"""The verb `fewview-ct fetch`: studies out of a PACS by DICOMweb (QIDO-RS to find them, WADO-RS to get them)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from custom.core.atomic_directory import whole_folder
+from custom.core.atomic_directory import atomic_directory
 from custom.core.files import sha256_file, write_bytes, write_json
 from custom.core.limits import check_count
 from custom.dicom.opener import open_dicom
@@ -95,7 +95,7 @@ def fetch(
     access = access_from(user, password_file, token_file, ca_file=ca_file, certificate=certificate)
     web = require("dicomweb_client.web")
     files: dict[str, str] = {}
-    with whole_folder(output, RECORD, overwrite) as folder, session_of(access, timeout_s) as session:
+    with atomic_directory(output, RECORD, overwrite) as folder, session_of(access, timeout_s) as session:
         with web_errors(url, timeout_s, "give it", lambda: f"{len(files)} objects were fetched, none is kept"):
             client = web.DICOMwebClient(url, session=session, timeout=(timeout_s, timeout_s))
             client.set_http_retry_params(retry=False)

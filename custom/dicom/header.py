@@ -1,4 +1,4 @@
-"""The header of a DICOM radiograph, made safe to look at.
+"""Headers of DICOM radiographs, read so that damaged tags do no harm.
 
 Whatever a damaged or hostile file holds, the functions here and in `pixels` return or raise a ValueError of one line:
 pydicom and its decoders raise many other types, which are turned into one at this border.

@@ -1,4 +1,4 @@
-"""Whether objects can be of one patient, by the Patient Module (PS3.3 C.7.1.1).
+"""Comparison of patient identities in DICOM objects, by the Patient Module (PS3.3 C.7.1.1).
 
 The one check of it: what refuses a CT series of two patients asks about their radiographs too.
 """

@@ -1,4 +1,4 @@
-"""To a PACS: `send` stores files by C-STORE or STOW-RS."""
+"""The verb `fewview-ct send`: stores files in a PACS by C-STORE or STOW-RS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place where DICOM files are opened: no memory is taken that the file's own size does not explain.
+"""Opening DICOM files, in this one place: no memory is taken that the file's own size does not explain.
 
 pydicom itself inflates a deflated file whole, reserves what an element claims, and makes objects of thousands of bytes
 out of eight.

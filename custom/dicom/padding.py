@@ -1,4 +1,4 @@
-"""Where stored values are padding: beside the picture, not within it."""
+"""Padding in DICOM radiographs: stored values that lie beside the picture, not within it."""
 
 from __future__ import annotations
 

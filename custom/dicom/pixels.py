@@ -1,4 +1,4 @@
-"""Stored values of a DICOM radiograph."""
+"""Reader of the stored pixel values of a DICOM radiograph."""
 
 from __future__ import annotations
 

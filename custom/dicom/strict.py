@@ -1,4 +1,4 @@
-"""Files that a PACS accepts: every value is checked against the standard before it is written."""
+"""Validation of DICOM data against the standard before they are written."""
 
 from __future__ import annotations
 

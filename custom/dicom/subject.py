@@ -1,4 +1,4 @@
-"""Patient and study of what is derived from radiographs: those of the radiographs, or new ones where there are none."""
+"""Patient and study of derived objects: those of the radiographs, or new ones where there are none."""
 
 from __future__ import annotations
 

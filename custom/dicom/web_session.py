@@ -1,4 +1,4 @@
-"""HTTP to a DICOMweb server: no redirect, answers of bounded time and size, credentials never on a command line."""
+"""HTTP session with a DICOMweb server: no redirect, answers bounded in time and size, credentials kept secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reconstruction as a DICOM CT series that a PACS and a planning system accept, marked as synthetic."""
+"""Writer of a reconstruction as a DICOM CT series that a PACS accepts, marked as synthetic."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pydicom.valuerep import DSfloat
 from torch import Tensor
 
 from custom import __version__
-from custom.core.atomic_directory import check_free, whole_folder
+from custom.core.atomic_directory import atomic_directory, check_free
 from custom.core.files import write_bytes
 from custom.core.rejection import Rejected
 from custom.dicom import ct_series
@@ -264,7 +264,7 @@ def write_ct_series(ct: SyntheticCT, folder: str | os.PathLike[str], *, uid_seed
     series = _series(ct, frame, stored.shape, uid_seed)
     normal = np.cross(frame.orientation[:3], frame.orientation[3:])
     names = [f"CT_{index + 1:04d}.dcm" for index in range(depth)]
-    with whole_folder(folder, names[0]) as part:
+    with atomic_directory(folder, names[0]) as part:
         for index, name in enumerate(names):
             image = Dataset()
             image.update(series)

@@ -1,4 +1,4 @@
-"""Simulated radiographs as DICOM DX files with full tags, for tests, the demonstration and the documentation.
+"""Writer of simulated radiographs as DICOM DX files with full tags, for tests, demonstration and documentation.
 
 It writes what the standard asks for (PS3.3 A.26, C.8.11) and shares no code with the reader, which would prove nothing.
 """

@@ -1,4 +1,4 @@
-"""The uncertainty of a synthetic CT as a DICOM Parametric Map in the CT's frame of reference."""
+"""Writer of a synthetic CT's uncertainty as a DICOM Parametric Map in the CT's frame of reference."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Judging results where the truth is known: reconstructions on disk, and many samples of every case."""
+"""Evaluation where the truth is known: of reconstructions on disk, and of many samples of every case."""

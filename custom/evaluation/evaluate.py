@@ -1,4 +1,4 @@
-"""Compare reconstructions on disk with the true volumes: the verb ``fewview-ct evaluate``."""
+"""The verb `fewview-ct evaluate`: compares reconstructions on disk with the true volumes."""
 
 from __future__ import annotations
 

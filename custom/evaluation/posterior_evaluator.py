@@ -1,4 +1,4 @@
-"""Many samples of every case: their mean as the result, their spread as its uncertainty, in files and pictures.
+"""`PosteriorEvaluator`: many samples of every case, their mean and their spread, in files and pictures.
 
 MONAI's evaluator with the sampler as its network, so that the metrics and the writers of the other bundles serve here.
 """

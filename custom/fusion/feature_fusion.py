@@ -220,12 +220,6 @@ class FeatureFusion(nn.Module):
             self.chunk,
         )
 
-    def extra_repr(self) -> str:
-        return (
-            f"{self.grid}, detector_shape={self.detector_shape}, reduction={self.reduction!r}, "
-            f"with_count={self.with_count}, antialias={self.antialias}"
-        )
-
 
 def _fuse_grid(
     features: Tensor,

@@ -1,4 +1,4 @@
-"""Features of single views at points in space."""
+"""Bilinear sampling of the features of single views at points in space."""
 
 from __future__ import annotations
 

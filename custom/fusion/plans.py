@@ -1,4 +1,4 @@
-"""Which pixels of which feature maps a point in space is averaged from, and with what weights."""
+"""Sampling plans: which pixels of which feature maps a point in space averages, and with what weights."""
 
 from __future__ import annotations
 

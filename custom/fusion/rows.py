@@ -1,4 +1,4 @@
-"""A sparse linear map over the rows of a table: what sampling and averaging of feature maps comes down to.
+"""Sparse linear maps over the rows of a table, which sampling and averaging of feature maps come down to.
 
 Every output row is a weighted sum of a few table rows ("taps"). With the channels innermost each tap moves whole
 cache lines, which `torch.nn.functional.embedding_bag` does at memory speed; `grid_sample` gathers single numbers. The

@@ -25,9 +25,9 @@ class AcquisitionSampler:
 
     Args:
         view_weights: relative frequency of every number of views, {"1": 0.3, "2": 0.3, ...} (JSON keys are strings).
-        paper_share: probability that the angles are the papers' for that number of views (if they have some);
+        paper_prob: probability that the angles are the papers' for that number of views (if they have some);
             otherwise the first angle is uniform in [0, 360) and the others are spread over the half circle at random.
-        cone_share: probability of cone beam; otherwise parallel.
+        cone_prob: probability of cone beam; otherwise parallel.
         angle_jitter_deg: standard deviation that is added to every angle of cone-beam and of random acquisitions:
             nobody positions a patient exactly.
         source_to_isocenter_mm: smallest and largest, cone beam.
@@ -39,8 +39,8 @@ class AcquisitionSampler:
     def __init__(
         self,
         view_weights: Mapping[str, float],
-        paper_share: float = 0.6,
-        cone_share: float = 0.25,
+        paper_prob: float = 0.6,
+        cone_prob: float = 0.25,
         angle_jitter_deg: float = 2.0,
         source_to_isocenter_mm: Sequence[float] = (700.0, 1700.0),
         source_to_detector_mm: Sequence[float] = (1000.0, 1900.0),
@@ -57,7 +57,7 @@ class AcquisitionSampler:
                 f"source_to_detector_mm {source_to_detector_mm} leaves no room behind {source_to_isocenter_mm}"
             )
         self.weights = torch.tensor(list(view_weights.values()), dtype=torch.float64)
-        self.paper_share, self.cone_share, self.angle_jitter_deg = paper_share, cone_share, angle_jitter_deg
+        self.paper_prob, self.cone_prob, self.angle_jitter_deg = paper_prob, cone_prob, angle_jitter_deg
         self.to_isocenter, self.to_detector = tuple(source_to_isocenter_mm), tuple(source_to_detector_mm)
         self.pixel_mm = pixel_at_isocenter_mm
         self.generator = torch.Generator()
@@ -69,9 +69,9 @@ class AcquisitionSampler:
     def __call__(self) -> Tensor:
         """Views (K, 13), float32."""
         count = self.counts[int(torch.multinomial(self.weights, 1, generator=self.generator))]
-        cone = self._uniform() < self.cone_share
+        cone = self._uniform() < self.cone_prob
         sets = PAPER_ANGLES_DEG.get(count)
-        papers = sets is not None and self._uniform() < self.paper_share
+        papers = sets is not None and self._uniform() < self.paper_prob
         if papers:
             assert sets is not None
             angles = torch.tensor(sets[int(self._uniform(0, len(sets) - 1e-9))])

@@ -88,6 +88,33 @@ class VolumeGrid:
         shape = tuple(n + 2 * p for n, p in zip(self.shape, voxels, strict=True))
         return replace(self, shape=shape)  # type: ignore[arg-type]
 
+    def coarser(self, factor: int) -> VolumeGrid:
+        """The same box in space with voxels `factor` times as long along each side.
+
+        Raises:
+            ValueError: unless `factor` divides the shape.
+        """
+        if factor < 1 or any(n % factor for n in self.shape):
+            raise ValueError(f"the factor must divide the grid's shape {self.shape}, got {factor}")
+        return self.resized([n // factor for n in self.shape])
+
+    def with_margin(self, margin_mm: Sequence[float], spacing_mm: float | None = None) -> VolumeGrid:
+        """The grid with more space on both sides of each axis.
+
+        Args:
+            margin_mm: of x, y and z [mm].
+            spacing_mm: of the result's voxels; None: as in this grid.
+
+        Raises:
+            ValueError: if voxels of this size do not fill that box.
+        """
+        spacing = self.spacing_mm if spacing_mm is None else (float(spacing_mm),) * 3
+        sides = [2 * (half + margin) for half, margin in zip(self.half_extent_mm, margin_mm, strict=True)]
+        shape = tuple(round(side / step) for side, step in zip(sides, spacing, strict=True))
+        if not all(math.isclose(n * step, side) for n, step, side in zip(shape, spacing, sides, strict=True)):
+            raise ValueError(f"voxels of {spacing} mm do not fill a box of {sides} mm: choose another margin")
+        return VolumeGrid(shape, spacing, self.center_mm)  # type: ignore[arg-type]
+
     def part(self, corner: Sequence[int], shape: Sequence[int]) -> VolumeGrid:
         """The box of `shape` voxels whose first one is voxel `corner` of this grid."""
         center = [

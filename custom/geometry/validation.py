@@ -1,4 +1,4 @@
-"""What makes an acquisition impossible, each with an error that says which view and what to do."""
+"""Validation of acquisitions: each error says which view is impossible and what to do."""
 
 from __future__ import annotations
 

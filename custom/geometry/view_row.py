@@ -1,4 +1,4 @@
-"""The 13 numbers of a view by their names, for all code that asks where a view stands instead of projecting."""
+"""`ViewRow`: the 13 numbers of a view by their names."""
 
 from __future__ import annotations
 

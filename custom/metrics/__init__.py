@@ -1,4 +1,4 @@
-"""Numbers about volumes, about samples of a posterior, and about cohorts, with the tables and files that hold them."""
+"""Metrics of volumes, of posterior samples and of cohorts, with the tables and files that hold them."""
 
 from custom.metrics.image_metrics import (
     BODY_THRESHOLD_HU,
@@ -20,8 +20,6 @@ from custom.metrics.image_metrics import (
 )
 from custom.metrics.posterior_calibration import (
     COVERAGE_LEVELS,
-    ErrorDecomposition,
-    decompose_error,
     interval_coverage,
     summarise_case,
 )
@@ -36,13 +34,11 @@ __all__ = [
     "MIN_PATIENTS_FOR_INTERVAL",
     "SSIM_WINDOW",
     "TISSUE_BANDS_HU",
-    "ErrorDecomposition",
     "SampleStatistics",
     "Volume",
     "VolumeMetric",
     "body_mask",
     "check_window",
-    "decompose_error",
     "evaluate_batch",
     "evaluate_volume",
     "interval_coverage",

@@ -1,4 +1,4 @@
-"""Handlers for MONAI's engines: metrics by name, and a writer of every case's metrics."""
+"""Metrics for MONAI's engines, by name, and a handler that writes every case's metrics."""
 
 from __future__ import annotations
 

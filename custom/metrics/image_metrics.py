@@ -1,4 +1,4 @@
-"""How close a reconstructed CT volume is to the true one: one definition for every bundle.
+"""Image metrics of a reconstructed CT (PSNR, SSIM, MAE, RMSE): one definition for every bundle.
 
 Both volumes are clipped to the HU window first and compared over the whole cube, so that values which no network can
 produce (metal, air below the window) weigh nothing. ``psnr_range`` uses the width of the window as peak;

@@ -1,4 +1,4 @@
-"""How samples of a posterior compare with the truth: bias, variance, coverage.
+"""Calibration of posterior samples against the truth: bias, variance, coverage.
 
 Source: DIFR3CT paper, section IV-C and figure 8. docs/explanation/uncertainty.md says how the numbers are to be read.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,31 +18,12 @@ from custom.metrics.sample_statistics import SampleStatistics, Volume, check_sha
 
 __all__ = [
     "COVERAGE_LEVELS",
-    "ErrorDecomposition",
-    "decompose_error",
     "interval_coverage",
     "mean_error",
     "summarise_case",
 ]
 
 COVERAGE_LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-
-
-class ErrorDecomposition(NamedTuple):
-    """Error of the samples against the truth, each (X, Y, Z) HU^2, float64.
-
-    Attributes:
-        squared_bias: (mean - truth)^2.
-        variance: population variance (divided by N).
-    """
-
-    squared_bias: Tensor
-    variance: Tensor
-
-    @property
-    def squared_error(self) -> Tensor:
-        """Mean over the samples of (x_i - truth)^2, which is squared bias + variance."""
-        return self.squared_bias + self.variance
 
 
 def mean_error(statistics: SampleStatistics, truth_hu: Volume) -> Tensor:
@@ -54,21 +34,6 @@ def mean_error(statistics: SampleStatistics, truth_hu: Volume) -> Tensor:
     if bad:
         raise ValueError(f"the truth holds {bad} voxels of {truth.numel()} that are NaN or infinite: repair the CT")
     return mean - truth.to(torch.float64).clamp(*statistics.hu_window)
-
-
-def decompose_error(statistics: SampleStatistics, truth_hu: Volume) -> ErrorDecomposition:
-    """Splits the samples' squared error into squared bias and variance, voxel by voxel.
-
-    Args:
-        statistics: of two or more samples.
-        truth_hu: (X, Y, Z) HU on the samples' grid; clipped to their window.
-
-    Raises:
-        ValueError: fewer than two samples, shapes that differ, NaN in the truth.
-
-    Source: DIFR3CT paper, section IV-C: error = bias^2 + variance.
-    """
-    return ErrorDecomposition(mean_error(statistics, truth_hu).square_(), statistics.variance(unbiased=False))
 
 
 def interval_coverage(

@@ -1,4 +1,4 @@
-"""What many samples of one patient tell: mean and variance, as the samples come.
+"""Mean and variance of posterior samples, accumulated as the samples come.
 
 A generative network gives samples x_1 ... x_N of the volumes that its radiographs allow. They are taken in one by one
 and not kept, so that memory does not grow with N. All values are Hounsfield units. docs/explanation/uncertainty.md

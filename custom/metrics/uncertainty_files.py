@@ -1,4 +1,4 @@
-"""The uncertainty of one case as files: maps in NIfTI, numbers in CSV and JSON."""
+"""Writer of the uncertainty of one case: maps in NIfTI, numbers in CSV and JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the files of a model are: of a published name, a bundle, an exported folder or a weights file.
+"""Paths of the files of a model: of a published name, a bundle, an exported folder or a weights file.
 
 An exported folder (`fewview-ct export`) has a model.json with the SHA-256 of each of its files, which are checked.
 """

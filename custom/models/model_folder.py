@@ -1,4 +1,4 @@
-"""Models as a clinic loads them: a published name, a bundle, an exported folder or a weights file.
+"""Loading and exporting models: by a published name, a bundle, an exported folder or a weights file.
 
 `export` packs a bundle's weights, those of its parents, thresholds of the trust checks and the card into one folder;
 `load_model` makes a `Model` of it, whatever it was given.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from custom import __version__
-from custom.core.atomic_directory import whole_folder
+from custom.core.atomic_directory import atomic_directory
 from custom.core.checkpoints import Checkpoint, load_checkpoint
 from custom.core.files import sha256_file, write_json
 from custom.core.hu_window import require_finite, unit_to_hu
@@ -77,10 +77,10 @@ class Model:
         self.name, self.sha256, self.meta = files.name, checkpoint.hash, checkpoint.meta
         self.network, self.device, self.precision, self.parents = network, device, precision, dict(parents)
         self.can_sample = isinstance(network, PosteriorSampler)
-        source = network.denoiser if self.can_sample else network
+        conditioned = network.denoiser if self.can_sample else network
         self.grid: VolumeGrid = network.grid
         self.hu_window: tuple[float, float] = tuple(network.hu_window)
-        self.energy_kev = float(source.energy_kev)
+        self.energy_kev = float(conditioned.energy_kev)
         self.pixel_at_isocenter_mm = float(self.meta.get("pixel_at_isocenter_mm") or self.grid.spacing_mm[0])
         shape = self.meta.get("detector_shape")
         self.detector_shape: tuple[int, int] | None = None if shape is None else (int(shape[0]), int(shape[1]))
@@ -267,10 +267,10 @@ def export(
         CARD: used.card,
         LICENSE: used.license,
     }
-    with whole_folder(output, DESCRIPTION, overwrite, [*paths, DESCRIPTION]) as folder:
-        there = {name: source for name, source in paths.items() if source is not None}
-        for name, source in there.items():
-            shutil.copyfile(source, folder / name)
+    with atomic_directory(output, DESCRIPTION, overwrite, [*paths, DESCRIPTION]) as folder:
+        there = {name: file for name, file in paths.items() if file is not None}
+        for name, file in there.items():
+            shutil.copyfile(file, folder / name)
         files = {name: sha256_file(folder / name) for name in there}
         content = {"format": FORMAT, "name": found.name, "software": f"fewview-ct {__version__}", "files": files}
         content |= {"kind": "sampler", "sampler": dict(found.sampler)} if is_denoiser else {"kind": "mean"}

@@ -1,4 +1,4 @@
-"""A network's volume in HU, and as a file."""
+"""A network's output as a volume in HU, and as a file."""
 
 from __future__ import annotations
 

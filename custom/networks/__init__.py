@@ -1,4 +1,4 @@
-"""All that learns: networks from radiographs to volumes, their parts, their priors, and their judges."""
+"""Networks: from radiographs to volumes, autoencoder, denoiser, discriminators, segmenter, and priors."""
 
 from custom.networks.attenuation_field import AttenuationField, HashEncoding
 from custom.networks.coarse_to_fine import CoarseToFineReconstructor

@@ -1,4 +1,4 @@
-"""Attenuation as a function of position: the network of Neural Attenuation Fields (Zha et al., MICCAI 2022).
+"""Attenuation field: the network of Neural Attenuation Fields (Zha et al., MICCAI 2022), a function of position.
 
 A point becomes features by a multi-resolution hash grid (Mueller et al., ACM TOG 41:102, 2022) or Fourier features
 (Tancik et al. 2020), and a small perceptron makes an attenuation of them. Everything is plain PyTorch, the same on a

@@ -1,4 +1,4 @@
-"""Radiographs to a CT volume in two stages: the whole body at 5 mm, then detail at the voxels of the result.
+"""`CoarseToFineReconstructor`: radiographs to a CT in two stages, the whole body at 5 mm, then detail.
 
 The second stage is another 3D U-Net on the fine grid, or on any part of it. It reads the first stage's volume and
 features, and features of the radiographs at their full resolution beside what the first stage leaves unexplained of
@@ -42,8 +42,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         consistency_detail_mm: those iterations correct what varies within about this length on the detector, and
             leave the rest to the networks: scatter and a wrong open beam are smooth, and taken for tissue they cost
             up to 3 dB. None: everything.
-
-    The others are those of `VolumeReconstructor`.
+        **shared: of `VolumeReconstructor`, which has `encoder`, `grid`, `volume_network` and `coarse_grid`, too.
 
     Raises:
         ValueError: if options contradict each other.
@@ -55,35 +54,13 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         grid: VolumeGrid,
         volume_network: dict,
         coarse_grid: VolumeGrid,
-        views: Tensor | Sequence[Sequence[float]] | None = None,
         fine_encoder: Any = None,
         fine_network: dict | None = None,
-        feature_spacing_mm: float | None = None,
-        rough_iterations: int = 0,
-        prior: PopulationPrior | None = None,
         consistency_iterations: int = 0,
         consistency_detail_mm: float | None = 20.0,
-        coordinate_half_side_mm: float = 160.0,
-        radiograph_scale: float = 0.2,
-        energy_kev: float = 70.0,
-        hu_window: Sequence[float] = (-1000.0, 1000.0),
-        precision: str = "auto",
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            grid,
-            views,
-            volume_network,
-            coarse_grid,
-            feature_spacing_mm,
-            rough_iterations,
-            prior,
-            coordinate_half_side_mm,
-            radiograph_scale,
-            energy_kev,
-            hu_window,
-            precision,
-        )
+        super().__init__(encoder, grid, volume_network=volume_network, coarse_grid=coarse_grid, **shared)
         if (fine_network is None) != (fine_encoder is None):
             raise ValueError("fine_network and fine_encoder go together")
         factor = 2 ** len((fine_network or {"widths": ()}).get("widths", (32, 96, 128)))

@@ -1,4 +1,4 @@
-"""A codebook that learns by moving averages, with memory that does not grow with tokens x codes."""
+"""Vector quantisation with a codebook of moving averages, in memory that does not grow with tokens x codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The denoiser of DIFR3CT: what a noisy latent was, given what radiographs of any views say about the place.
+"""`LatentDenoiser`: the denoising network of DIFR3CT, conditioned on radiographs of any views.
 
 The fused features stand on the latent's own grid and are concatenated to it (paper, section IV).
 """
@@ -17,7 +17,7 @@ from custom.core.checkpoints import describes_itself
 from custom.core.precision import check_precision, uses_bf16
 from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
-from custom.networks.feature_unet import encode_views
+from custom.networks.feature_unet import averaging_factor, encode_views
 from custom.networks.initialisation import initialise_he
 from custom.networks.inputs import check_radiographs
 from custom.schedulers import DPMSolverPPScheduler
@@ -40,12 +40,13 @@ class LatentDenoiser(nn.Module):
         known_channels: channels of a reconstruction on the latent grid that is given beside the radiographs, such as
             the encoded mean of `inr_recon`; 0 for none.
         residual: diffuse what the latent differs from `known` by, not the latent itself.
-        patch: voxels along each side that become channels of one before the U-Net and voxels again after it; 2 makes
-            a step several times faster.
+        space_to_depth: voxels along each side that become channels of one before the U-Net and voxels again after it;
+            2 makes a step several times faster.
         prediction_type: "epsilon", "sample" or "v_prediction": what the output is.
         num_train_timesteps: T of the diffusion that it is trained on.
-        schedule: noise schedule of that diffusion, by its name in MONAI's `NoiseSchedules`; see `custom.schedulers`.
-        feature_pixels: radiograph pixels along each side that are averaged to one for the encoder.
+        noise_schedule: of that diffusion, by its name in MONAI's `NoiseSchedules`; see `custom.schedulers`.
+        feature_spacing_mm: radiographs are averaged to pixels of about this size (at the isocentre) for the encoder;
+            None leaves them as they are.
         radiograph_scale: line integrals are multiplied by it.
         energy_kev: of the line integrals.
         hu_window: CT values that the latent's autoencoder reads as -1 and 1.
@@ -71,11 +72,11 @@ class LatentDenoiser(nn.Module):
         unet: Mapping[str, Any],
         known_channels: int = 0,
         residual: bool = False,
-        patch: int = 1,
+        space_to_depth: int = 1,
         prediction_type: str = "v_prediction",
         num_train_timesteps: int = 1000,
-        schedule: str = "ddpm_linear",
-        feature_pixels: int = 1,
+        noise_schedule: str = "ddpm_linear",
+        feature_spacing_mm: float | None = None,
         radiograph_scale: float = 0.2,
         energy_kev: float = 70.0,
         hu_window: Sequence[float] = (-1000.0, 1000.0),
@@ -88,21 +89,25 @@ class LatentDenoiser(nn.Module):
         if residual and known_channels != latent_channels:
             raise ValueError(f"residual needs as many known_channels as latent_channels, got {known_channels}")
         halvings = len(unet.get("channels", (32, 64, 64, 64))) - 1
-        if patch < 1 or any(n % (patch * 2**halvings) for n in grid.shape):
-            raise ValueError(f"the latent grid {grid.shape} must be divisible by patch * 2^{halvings}, patch {patch}")
+        if space_to_depth < 1 or any(n % (space_to_depth * 2**halvings) for n in grid.shape):
+            raise ValueError(
+                f"the latent grid {grid.shape} must be divisible by space_to_depth * 2^{halvings}, with "
+                f"space_to_depth {space_to_depth}"
+            )
         self.encoder, self.grid, self.latent_channels = encoder, grid, latent_channels
         self.known_channels, self.residual = known_channels, residual
-        self.patch, self.prediction_type = patch, prediction_type
-        self.num_train_timesteps, self.schedule = num_train_timesteps, schedule
+        self.space_to_depth, self.prediction_type = space_to_depth, prediction_type
+        self.num_train_timesteps, self.noise_schedule = num_train_timesteps, noise_schedule
         self.scheduler()  # says at once what is wrong with them
-        self.feature_pixels, self.radiograph_scale, self.energy_kev = feature_pixels, radiograph_scale, energy_kev
+        self.feature_spacing_mm = feature_spacing_mm
+        self.radiograph_scale, self.energy_kev = radiograph_scale, energy_kev
         self.hu_window, self.precision = (float(hu_window[0]), float(hu_window[1])), precision
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
         self.register_buffer("residual_std", torch.ones(latent_channels))
         features = 0 if encoder is None else int(encoder.out_channels) + 1
         self.condition_channels = features + known_channels + 1
-        cell = patch**3
+        cell = space_to_depth**3
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
             in_channels=(latent_channels + self.condition_channels) * cell,
@@ -115,7 +120,7 @@ class LatentDenoiser(nn.Module):
     def scheduler(self, **solver: Any) -> DPMSolverPPScheduler:
         """A solver of the diffusion that this network belongs to; `solver` are its options, such as order."""
         return DPMSolverPPScheduler(
-            self.num_train_timesteps, self.schedule, prediction_type=self.prediction_type, **solver
+            self.num_train_timesteps, self.noise_schedule, prediction_type=self.prediction_type, **solver
         )
 
     def normalise(self, latent: Tensor) -> Tensor:
@@ -126,12 +131,12 @@ class LatentDenoiser(nn.Module):
         """The inverse of `normalise`."""
         return latent * _wide(self.latent_std) + _wide(self.latent_mean)
 
-    def diffused(self, latent: Tensor, known: Tensor | None) -> Tensor:
+    def to_residual(self, latent: Tensor, known: Tensor | None) -> Tensor:
         """What noise is added to: a normalised latent, or what it differs from `known` by."""
         return (latent - known) / _wide(self.residual_std) if self.residual and known is not None else latent
 
-    def undiffused(self, value: Tensor, known: Tensor | None) -> Tensor:
-        """The normalised latent, the inverse of `diffused`."""
+    def from_residual(self, value: Tensor, known: Tensor | None) -> Tensor:
+        """The normalised latent, the inverse of `to_residual`."""
         return value * _wide(self.residual_std) + known if self.residual and known is not None else value
 
     def condition(
@@ -164,8 +169,10 @@ class LatentDenoiser(nn.Module):
             )
         parts = []
         if self.encoder is not None:
+            real = views if view_mask is None or not view_mask.any() else views[view_mask]
+            factor = averaging_factor(self.feature_spacing_mm, real)
             with self._mixed(image.device):
-                features = encode_views(self.encoder, image, self.feature_pixels, self.radiograph_scale).float()
+                features = encode_views(self.encoder, image, factor, self.radiograph_scale).float()
             parts.append(fuse_features(features, views.float(), self.grid, image.shape[2:], view_mask, with_count=True))
         if known is not None:
             parts.append(known)
@@ -175,12 +182,12 @@ class LatentDenoiser(nn.Module):
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
         """The U-Net's output (B, C, X, Y, Z), see `prediction_type`, for noisy latents like it and timesteps (B,)."""
         joint = torch.cat([noisy, condition.to(noisy)], 1)
-        if self.patch > 1:
-            joint = pixelunshuffle(joint, 3, self.patch)
+        if self.space_to_depth > 1:
+            joint = pixelunshuffle(joint, 3, self.space_to_depth)
         with self._mixed(noisy.device):
             out = self.unet(joint.contiguous(memory_format=torch.channels_last_3d), timesteps)
         out = out.float()
-        return pixelshuffle(out, 3, self.patch) if self.patch > 1 else out
+        return pixelshuffle(out, 3, self.space_to_depth) if self.space_to_depth > 1 else out
 
     def forward(
         self,

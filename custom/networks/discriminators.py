@@ -1,4 +1,4 @@
-"""Judges of whether a volume and its axial slices look real (DIFR3CT, section IV-B)."""
+"""Discriminators of volumes and of their axial slices (DIFR3CT, section IV-B)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from custom.core.precision import check_precision, uses_bf16
 
-__all__ = ["Judgement", "VolumeSliceDiscriminator"]
+__all__ = ["DiscriminatorOutput", "VolumeSliceDiscriminator"]
 
 
-class Judgement(NamedTuple):
+class DiscriminatorOutput(NamedTuple):
     """Features of the layers of both discriminators, the logits last; empty for one that is absent."""
 
     volume: list[Tensor]
@@ -47,14 +47,14 @@ class VolumeSliceDiscriminator(nn.Module):
         self.slices = None if slices is None else PatchDiscriminator(spatial_dims=2, in_channels=1, **slices)
         self.precision = check_precision(precision)
 
-    def forward(self, volume: Tensor, slices: Tensor) -> Judgement:
+    def forward(self, volume: Tensor, slices: Tensor) -> DiscriminatorOutput:
         """Volumes (B, 1, X, Y, Z) and axial slices (N, 1, X, Y), both in [-1, 1].
 
         Raises:
             ValueError: if they are too small for the layers.
         """
         with torch.autocast(volume.device.type, torch.bfloat16, enabled=uses_bf16(self.precision, volume.device)):
-            return Judgement(_judge(self.volume, volume), _judge(self.slices, slices))
+            return DiscriminatorOutput(_judge(self.volume, volume), _judge(self.slices, slices))
 
 
 def _judge(network: PatchDiscriminator | None, image: Tensor) -> list[Tensor]:

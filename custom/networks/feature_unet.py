@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from custom.core.checkpoints import describes_itself
+from custom.geometry.detector import isocenter_pixel_mm
 from custom.networks.initialisation import initialise_he
 
-__all__ = ["FeatureUNet", "encode_views"]
+__all__ = ["FeatureUNet", "averaging_factor", "encode_views"]
 
 
 @describes_itself
@@ -106,6 +107,18 @@ class FeatureUNet(nn.Module):
             if not isinstance(block, nn.Identity):
                 x = block(torch.cat([x, skips[self.levels - 2 - step]], 1))
         return self.head(x)[..., :rows, :columns]
+
+
+def averaging_factor(spacing_mm: float | None, views: Tensor) -> int:
+    """Pixels of radiographs that are averaged to one of this size, along each side.
+
+    Args:
+        spacing_mm: at the isocentre; None: pixels stay as they are.
+        views: (..., 13).
+    """
+    if spacing_mm is None:
+        return 1
+    return max(1, round(spacing_mm / float(isocenter_pixel_mm(views.reshape(-1, views.shape[-1])).mean())))
 
 
 def encode_views(encoder: nn.Module, image: Tensor, factor: int, scale: float) -> Tensor:

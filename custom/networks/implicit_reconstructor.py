@@ -1,4 +1,4 @@
-"""The system of INRR3CT: radiograph features, read through the geometry, become intensities at any point.
+"""`ImplicitReconstructor`, the network of INRR3CT: intensities at any point from features of radiographs.
 
 One class serves every preset; what a preset leaves out is None. A point p is handled as in the paper (section 2):
 r(p) = mean over views of f_rho([Fourier(p), W_i(Pi(p, theta_i))]), intensity = h_tau(r(p)). Beyond the paper, each
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from custom.core.checkpoints import describes_itself
 from custom.fusion import sample_features
 from custom.geometry import VolumeGrid
+from custom.networks.feature_unet import averaging_factor
 from custom.networks.fourier_mlp import FourierFeatures, PointMLP
 from custom.networks.population_prior import PopulationPrior
 from custom.networks.volume_reconstructor import CoarseVolume, VolumeReconstructor
@@ -42,8 +43,7 @@ class ImplicitReconstructor(VolumeReconstructor):
         plain_mean: the papers' mean over all views; else the mean over the views that see the point.
         consistency_iterations: SIRT iterations on the result, in evaluation mode only; 0 for none.
         points_per_chunk: bounds the memory of evaluation, and of training on whole grids.
-
-    The others are those of `VolumeReconstructor`.
+        **shared: of `VolumeReconstructor`, which has `encoder`, `grid` and `volume_network`, too.
 
     Raises:
         ValueError: if options contradict each other.
@@ -56,37 +56,14 @@ class ImplicitReconstructor(VolumeReconstructor):
         fourier: FourierFeatures,
         view_mlp: dict,
         volume_mlp: dict,
-        views: Tensor | Sequence[Sequence[float]] | None = None,
         separate_view_mlps: int = 0,
         plain_mean: bool = False,
         volume_network: dict | None = None,
-        coarse_grid: VolumeGrid | None = None,
-        feature_spacing_mm: float | None = None,
-        rough_iterations: int = 0,
-        prior: PopulationPrior | None = None,
         consistency_iterations: int = 0,
-        coordinate_half_side_mm: float = 160.0,
-        radiograph_scale: float = 0.2,
-        energy_kev: float = 70.0,
-        hu_window: Sequence[float] = (-1000.0, 1000.0),
         points_per_chunk: int = 131072,
-        precision: str = "auto",
+        **shared: Any,
     ) -> None:
-        super().__init__(
-            encoder,
-            grid,
-            views,
-            volume_network,
-            coarse_grid,
-            feature_spacing_mm,
-            rough_iterations,
-            prior,
-            coordinate_half_side_mm,
-            radiograph_scale,
-            energy_kev,
-            hu_window,
-            precision,
-        )
+        super().__init__(encoder, grid, volume_network=volume_network, **shared)
         if separate_view_mlps and encoder is None:
             raise ValueError("separate_view_mlps needs an encoder")
         self.fourier, self.separate_view_mlps, self.plain_mean = fourier, separate_view_mlps, plain_mean
@@ -210,7 +187,7 @@ class ImplicitReconstructor(VolumeReconstructor):
         return total / weight.sum(1).clamp(min=1)[..., None]
 
     def _detector_shape(self, features: Tensor, views: Tensor) -> tuple[int, int]:
-        stride = getattr(self.encoder, "output_stride", 1) * self._factor(self.feature_spacing_mm, views)
+        stride = getattr(self.encoder, "output_stride", 1) * averaging_factor(self.feature_spacing_mm, views)
         return features.shape[-2] * stride, features.shape[-1] * stride
 
     def _sample_volume(self, volume: Tensor, points: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights to start from, for networks without normalisation."""
+"""Weight initialisation (He et al.) for networks without normalisation."""
 
 from __future__ import annotations
 

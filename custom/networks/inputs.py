@@ -1,4 +1,4 @@
-"""Radiographs and views as a network gets them: what is wrong with them is said before anything is computed."""
+"""Checks of a network's inputs, radiographs and views, before anything is computed."""
 
 from __future__ import annotations
 

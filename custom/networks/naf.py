@@ -1,4 +1,4 @@
-"""One patient, one network: an attenuation field fitted to that patient's radiographs, without any training set.
+"""Neural Attenuation Fields as a method: a network fitted to one patient's radiographs, without training data.
 
 After Neural Attenuation Fields (Zha et al., MICCAI 2022). `FieldReconstructor` is called like the networks that are
 trained; every call fits anew. What it knows is that attenuation lies within bounds and that there is air outside the
@@ -224,7 +224,7 @@ class FieldReconstructor(nn.Module):
         grid: the volume that is reconstructed, in the isocentre frame.
         field: keywords of `AttenuationField` (without half_side_mm, center_mm and bounds).
         fit: keywords of `FieldFit`.
-        box_margin_mm: how far the field reaches beyond the grid on both sides of x, y and z: radiographs see tissue
+        body_margin_mm: how far the field reaches beyond the grid on both sides of x, y and z: radiographs see tissue
             outside the cube, too. Outside the box there is air.
         views: (K, 13) for `forward(image)` without views; None: views must be passed.
         energy_kev: photon energy of the line integrals.
@@ -247,7 +247,7 @@ class FieldReconstructor(nn.Module):
         grid: VolumeGrid,
         field: Mapping[str, Any] | None = None,
         fit: Mapping[str, Any] | None = None,
-        box_margin_mm: Sequence[float] = (0.0, 0.0, 0.0),
+        body_margin_mm: Sequence[float] = (0.0, 0.0, 0.0),
         views: Tensor | Sequence[Sequence[float]] | None = None,
         energy_kev: float = 70.0,
         hu_window: Sequence[float] = (-1000.0, 1000.0),
@@ -255,12 +255,12 @@ class FieldReconstructor(nn.Module):
         coordinate_half_side_mm: float | None = None,
     ) -> None:
         super().__init__()
-        if len(box_margin_mm) != 3 or not min(box_margin_mm) >= 0:
-            raise ValueError(f"box_margin_mm must be three numbers, not negative, got {list(box_margin_mm)}")
+        if len(body_margin_mm) != 3 or not min(body_margin_mm) >= 0:
+            raise ValueError(f"body_margin_mm must be three numbers, not negative, got {list(body_margin_mm)}")
         self.grid, self.energy_kev, self.seed = grid, energy_kev, int(seed)
         self.hu_window = (float(hu_window[0]), float(hu_window[1]))
         self.fit = FieldFit(**(fit or {}))
-        half = [extent + float(margin) for extent, margin in zip(grid.half_extent_mm, box_margin_mm, strict=True)]
+        half = [extent + float(margin) for extent, margin in zip(grid.half_extent_mm, body_margin_mm, strict=True)]
         bounds = max(0.0, self.hu_window[0] / 1000 + 1), self.hu_window[1] / 1000 + 1
         side = max(half) if coordinate_half_side_mm is None else float(coordinate_half_side_mm)
         if side < max(half):

@@ -1,4 +1,4 @@
-"""What two axial slices are compared by, besides their voxels: fixed networks, never trained here."""
+"""Perceptual networks, frozen: the features by which two axial slices are compared."""
 
 from __future__ import annotations
 

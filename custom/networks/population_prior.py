@@ -1,4 +1,4 @@
-"""What chests look like, as a Gaussian: the mean of a population and the directions in which its members differ."""
+"""`PopulationPrior`: a Gaussian over chests, with the mean of a population and its principal components."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def average_pixels(image: Tensor, views: Tensor, factor: int) -> tuple[Tensor, T
     return F.avg_pool2d(image, factor), moved.to_tensor()
 
 
-def sample_on(grid: VolumeGrid, volume: Tensor, source: VolumeGrid) -> Tensor:
-    """A volume (B, C, X, Y, Z) that fills `source`, sampled trilinearly at the voxel centres of `grid`.
+def sample_on(grid: VolumeGrid, volume: Tensor, volume_grid: VolumeGrid) -> Tensor:
+    """A volume (B, C, X, Y, Z) that fills `volume_grid`, sampled trilinearly at the voxel centres of `grid`.
 
-    It may have another number of voxels than its source. Outside, its border goes on.
+    It may have another number of voxels than that. Outside, its border goes on.
     """
-    half, middle = (torch.tensor(v, device=volume.device) for v in (source.half_extent_mm, source.center_mm))
+    half, middle = (torch.tensor(v, device=volume.device) for v in (volume_grid.half_extent_mm, volume_grid.center_mm))
     points = ((grid.points(volume.device) - middle) / half).flip(-1)
     where = points[None].expand(len(volume), -1, -1, -1, -1)
     with torch.autocast(volume.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""The network that says which organ a voxel belongs to: guide of the reconstruction's training, and its judge."""
+"""`SegmentationUNet`: organs of a CT, as guide of the training of reconstructions and as their judge."""
 
 from __future__ import annotations
 

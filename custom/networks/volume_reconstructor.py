@@ -1,4 +1,4 @@
-"""Radiographs to a coarse volume of the whole body: the part that `inr_recon`'s networks share.
+"""`VolumeReconstructor`, the base of `inr_recon`'s networks: radiographs to a coarse volume of the whole body.
 
 A `prior` says which chest of a population fits the radiographs best, SIRT moves it towards them, and a 3D U-Net reads
 that together with the radiographs' features, fused along their rays.
@@ -17,7 +17,7 @@ from custom.core.precision import check_precision, uses_bf16
 from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
 from custom.geometry.detector import isocenter_pixel_mm
-from custom.networks.feature_unet import encode_views
+from custom.networks.feature_unet import averaging_factor, encode_views
 from custom.networks.inputs import batched_views
 from custom.networks.population_prior import PopulationPrior, average_pixels, sample_on
 from custom.networks.volume_unet import VolumeUNet
@@ -66,17 +66,17 @@ class VolumeReconstructor(nn.Module):
         self,
         encoder: Any,
         grid: VolumeGrid,
-        views: Tensor | Sequence[Sequence[float]] | None,
-        volume_network: dict | None,
-        coarse_grid: VolumeGrid | None,
-        feature_spacing_mm: float | None,
-        rough_iterations: int,
-        prior: PopulationPrior | None,
-        coordinate_half_side_mm: float,
-        radiograph_scale: float,
-        energy_kev: float,
-        hu_window: Sequence[float],
-        precision: str,
+        views: Tensor | Sequence[Sequence[float]] | None = None,
+        volume_network: dict | None = None,
+        coarse_grid: VolumeGrid | None = None,
+        feature_spacing_mm: float | None = None,
+        rough_iterations: int = 0,
+        prior: PopulationPrior | None = None,
+        coordinate_half_side_mm: float = 160.0,
+        radiograph_scale: float = 0.2,
+        energy_kev: float = 70.0,
+        hu_window: Sequence[float] = (-1000.0, 1000.0),
+        precision: str = "auto",
     ) -> None:
         super().__init__()
         check_precision(precision)
@@ -125,7 +125,7 @@ class VolumeReconstructor(nn.Module):
             return None
         with self._mixed(image.device):
             return encode_views(
-                self.encoder, image, self._factor(self.feature_spacing_mm, views), self.radiograph_scale
+                self.encoder, image, averaging_factor(self.feature_spacing_mm, views), self.radiograph_scale
             ).float()
 
     def coarse_volume(
@@ -160,7 +160,7 @@ class VolumeReconstructor(nn.Module):
         grid, known, spread = self.coarse_grid, [], None
         start = image.new_zeros(len(image), 1, *grid.shape, dtype=torch.float32)
         if self.prior is not None:
-            factor = self._factor(self.prior.grid.spacing_mm[0], views)
+            factor = averaging_factor(self.prior.grid.spacing_mm[0], views)
             estimates, means, spreads = [], [], []
             for b, prior in enumerate([self.prior] * len(image) if priors is None else priors):
                 case = slice(b, b + 1)
@@ -173,7 +173,9 @@ class VolumeReconstructor(nn.Module):
             known = [self._from_water(start), self._from_water(torch.cat(means))]
         if not self.rough_iterations:
             return self._from_water(start), known
-        averaged, coarse_views = average_pixels(self._water_path(image), views, self._factor(grid.spacing_mm[0], views))
+        averaged, coarse_views = average_pixels(
+            self._water_path(image), views, averaging_factor(grid.spacing_mm[0], views)
+        )
         projector, bounds = self._projector(grid, averaged.shape[2:]), self._bounds()
         volume = sirt(projector, averaged, coarse_views, self.rough_iterations, bounds, start, view_mask, spread)
         return self._from_water(volume), known
@@ -196,7 +198,7 @@ class VolumeReconstructor(nn.Module):
             context: of the volume network, whose prediction reaches beyond the cube; None: air around the cube.
             iterations, momentum: of `sirt`.
         """
-        grid, start, freedom = self.grid, pred, None
+        grid, start, voxel_std = self.grid, pred, None
         x, y, z = slice(None), slice(None), slice(None)
         if context is not None and self.coarse_grid is not None:
             margin = [
@@ -208,19 +210,13 @@ class VolumeReconstructor(nn.Module):
             grid = grid.padded(margin)
             start = sample_on(grid, context[1], self.coarse_grid)
             if self.prior is not None:
-                freedom = self.prior.on(grid, self.prior.spread)
+                voxel_std = self.prior.on(grid, self.prior.spread)
             x, y, z = (slice(m, m + n) for m, n in zip(margin, self.grid.shape, strict=True))
             start[:, :, x, y, z] = pred
         projector = self._projector(grid, image.shape[2:])
         path, start = self._water_path(image), self._to_water(start)
-        volume = sirt(projector, path, views, iterations, self._bounds(), start, view_mask, freedom, momentum)
+        volume = sirt(projector, path, views, iterations, self._bounds(), start, view_mask, voxel_std, momentum)
         return self._from_water(volume)[:, :, x, y, z].contiguous()
-
-    def _factor(self, spacing_mm: float | None, views: Tensor) -> int:
-        """Pixels of the radiograph to one of this size at the isocentre, along each side; None: to one of its own."""
-        if spacing_mm is None:
-            return 1
-        return max(1, round(spacing_mm / float(isocenter_pixel_mm(views.flatten(0, 1)).mean())))
 
     def _water_path(self, image: Tensor) -> Tensor:
         """Line integrals as millimetres of water."""

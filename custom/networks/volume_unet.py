@@ -1,4 +1,4 @@
-"""The 3D network after the fusion: what is costly happens where voxels are few."""
+"""`VolumeUNet`: the 3D network after the fusion, with most of its work where voxels are few."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Voxels in the place of latents: what the diffusion classes need of an autoencoder, for a diffusion without one."""
+"""`VoxelIdentity`: an autoencoder that changes nothing, for diffusion on the voxels themselves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The autoencoder that gives the diffusion model its small latent space (DIFR3CT, section IV-B)."""
+"""`VQGAN`: the autoencoder whose latents the diffusion model works on (DIFR3CT, section IV-B)."""
 
 from __future__ import annotations
 
@@ -92,16 +92,16 @@ class _ResidualBlock(nn.Module):
 class VQGAN(nn.Module):
     """Convolutional autoencoder of CT volumes with a codebook between its halves.
 
-    With `fold` 2 no convolution runs at the full resolution: groups of 2 x 2 x 2 voxels become channels on the way in
-    and voxels again on the way out, which is several times faster at the same width. `fold` 1 is the usual way.
+    With `space_to_depth` 2 no convolution runs at the full resolution: groups of 2 x 2 x 2 voxels become channels on
+    the way in and voxels again on the way out, which is several times faster at the same width. 1 is the usual way.
 
     Widths and blocks are given from the finest level to that of the latents. Each level halves the one before, so the
-    compression is `fold * 2 ** (levels - 1)` along each axis.
+    compression is `space_to_depth * 2 ** (levels - 1)` along each axis.
 
     Args:
         grid: the voxels that it is trained on, for whoever builds on it. The network takes any shape that the
             compression divides.
-        fold: voxels along each side that become channels at the entry.
+        space_to_depth: voxels along each side that become channels at the entry.
         encoder_widths: channels of the encoder's levels.
         encoder_blocks: residual blocks of the encoder's levels.
         decoder_widths: channels of the decoder's levels.
@@ -123,14 +123,14 @@ class VQGAN(nn.Module):
     Raises:
         ValueError: if the numbers do not fit each other.
 
-    Source: codebook 4096 x 8, DIFR3CT; the rest is not stated there. `fold` 1, widths (16, 32, 64) and (32, 64, 64),
-    blocks (0, 1, 1) and (2, 2, 0), kernel 4, 32 groups and end_norms give the layers of the upstream code.
+    Source: codebook 4096 x 8, DIFR3CT; the rest is not stated there. `space_to_depth` 1, widths (16, 32, 64) and
+    (32, 64, 64), blocks (0, 1, 1) and (2, 2, 0), kernel 4, 32 groups and end_norms give the upstream code's layers.
     """
 
     def __init__(
         self,
         grid: VolumeGrid,
-        fold: int = 2,
+        space_to_depth: int = 2,
         encoder_widths: Sequence[int] = (32, 80),
         encoder_blocks: Sequence[int] = (1, 1),
         decoder_widths: Sequence[int] = (32, 80),
@@ -155,17 +155,21 @@ class VQGAN(nn.Module):
                 f"{list(encoder_widths)} and {list(decoder_widths)}, blocks {list(encoder_blocks)} and "
                 f"{list(decoder_blocks)}"
             )
-        if fold < 1 or resample_kernel not in (2, 4):
-            raise ValueError(f"fold must be at least 1 and resample_kernel 2 or 4, got {fold} and {resample_kernel}")
+        if space_to_depth < 1 or resample_kernel not in (2, 4):
+            raise ValueError(
+                f"space_to_depth must be at least 1, and resample_kernel 2 or 4, got {space_to_depth} and "
+                f"{resample_kernel}"
+            )
         self.grid, self.hu_window, self.precision = grid, tuple(hu_window), check_precision(precision)
-        self.fold, self.embedding_dim, self.compression = fold, embedding_dim, fold * 2 ** (levels - 1)
+        self.space_to_depth, self.embedding_dim = space_to_depth, embedding_dim
+        self.compression = space_to_depth * 2 ** (levels - 1)
         self.latent_shape(grid.shape)
         style = _Style(normalisation, groups, padding_mode)
-        self.encoder = _encoder(fold**3, encoder_widths, encoder_blocks, resample_kernel, end_norms, style)
+        self.encoder = _encoder(space_to_depth**3, encoder_widths, encoder_blocks, resample_kernel, end_norms, style)
         self.to_latent = nn.Conv3d(encoder_widths[-1], embedding_dim, 1)
         self.quantiser = CodebookQuantiser(codes, embedding_dim, code_decay, restart_share=restart_share)
         self.from_latent = nn.Conv3d(embedding_dim, decoder_widths[-1], 1)
-        self.decoder = _decoder(fold**3, decoder_widths, decoder_blocks, resample_kernel, end_norms, style)
+        self.decoder = _decoder(space_to_depth**3, decoder_widths, decoder_blocks, resample_kernel, end_norms, style)
         _initialise(self)
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -198,7 +202,7 @@ class VQGAN(nn.Module):
         if not self.training and not torch.isfinite(image).all():
             raise ValueError("the volume holds NaN or infinite values")
         with self._autocast(image.device):
-            x = pixelunshuffle(image, 3, self.fold) if self.fold > 1 else image
+            x = pixelunshuffle(image, 3, self.space_to_depth) if self.space_to_depth > 1 else image
             return self.to_latent(self.encoder(x.contiguous(memory_format=torch.channels_last_3d))).float()
 
     def quantise(self, latent: Tensor) -> Tensor:
@@ -210,13 +214,13 @@ class VQGAN(nn.Module):
 
         Args:
             latent: continuous latents.
-            quantise: decode their codes instead. The decoder serves both where `continuous_share` of the training was
+            quantise: decode their codes instead. The decoder serves both where `continuous_prob` of the training was
                 neither 0 nor 1.
         """
         latent = self.quantise(latent) if quantise else latent
         with self._autocast(latent.device):
             x = self.decoder(self.from_latent(latent.contiguous(memory_format=torch.channels_last_3d)))
-            return (pixelshuffle(x, 3, self.fold) if self.fold > 1 else x).float()
+            return (pixelshuffle(x, 3, self.space_to_depth) if self.space_to_depth > 1 else x).float()
 
     def forward(self, image: Tensor, quantise: bool | Tensor = False, with_codes: bool = False) -> Tensor | CodedVolume:
         """Encode and decode.

@@ -1,4 +1,4 @@
-"""X2CT: one radiograph, or two at right angles, to a volume by 2D encoders and 3D decoders (Ying et al., CVPR 2019).
+"""X2CT: networks from one radiograph, or two at right angles, to a volume (Ying et al., CVPR 2019).
 
 Written anew from the published numbers: widths, layers, the way the views meet. Each view has a branch: a 2D encoder of
 dense blocks, a linear layer that turns its last features into a small volume, and a 3D decoder that meets the encoder's

@@ -1,4 +1,4 @@
-"""The axes of networks that have lateral and frontal views built in: which are such, and how they are turned right."""
+"""Lateral and frontal planes of networks that have them built in: which views fit, and how they are turned."""
 
 from __future__ import annotations
 

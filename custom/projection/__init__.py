@@ -1,4 +1,4 @@
-"""From a volume to its radiographs: line integrals, their exact adjoint, and what makes them look like X-rays."""
+"""Projection of volumes to radiographs, its exact adjoint, classical inversion, and detector effects."""
 
 from custom.projection.degradation import (
     DetectorBlur,

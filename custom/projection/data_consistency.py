@@ -1,4 +1,4 @@
-"""What radiographs say about a volume that a network has drawn: a few iterations of SIRT from it."""
+"""Data consistency: SIRT iterations from a predicted volume towards the measured radiographs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What separates a measured radiograph from its line integrals: scatter, blur and quantum noise.
+"""Degradation of line integrals to what is measured: scatter, blur and quantum noise.
 
 Each transform takes and returns line integrals p, batches (B, K, V, U) or single acquisitions (K, V, U), and works on
 what a detector counts, the transmission exp(-p). In nature they follow each other in the order scatter, blur, noise.

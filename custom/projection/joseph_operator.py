@@ -1,4 +1,4 @@
-"""Joseph's method (IEEE TMI 1:192, 1982) for any pose: parallel or cone, tilted or not.
+"""Projection by Joseph's method (IEEE TMI 1:192, 1982) for any pose: parallel or cone, tilted or not.
 
 Rays march through the planes of one axis of the volume and interpolate bilinearly in each plane. All rays of a view
 march along the axis closest to its central ray. Where some ray of the view is more than 60 degrees off that axis (very

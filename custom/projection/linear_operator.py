@@ -1,4 +1,4 @@
-"""What every projection operator is: a linear map from volumes to radiographs, and its exact transpose."""
+"""`LinearOperator`, the base of all projection operators: a linear map and its exact transpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Line integrals as linear operators: the fastest one that is exact for a set of views."""
+"""Choice of the projection operator: the fastest one that is exact for a set of views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parallel beam around the superior axis: one sparse matrix over an axial slice serves all slices."""
+"""Projection of parallel beams around the superior axis: one sparse matrix serves all axial slices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From volumes to radiographs and back, for batches of volumes with views of their own."""
+"""`Projector`: volumes to radiographs and back, for batches of volumes with views of their own."""
 
 from __future__ import annotations
 

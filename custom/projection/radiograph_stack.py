@@ -1,4 +1,4 @@
-"""Stacks of line integrals as NIfTI files, as `fewview-ct simulate` writes them: the one reader."""
+"""Reader of stacks of line integrals in NIfTI, as `fewview-ct simulate` writes them."""
 
 from __future__ import annotations
 

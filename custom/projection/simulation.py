@@ -1,4 +1,4 @@
-"""Radiographs of a CT, as a simulator for training and as an honest test.
+"""Simulation of radiographs of a CT, as in the papers (`paper`) or without their simplifications (`fine`).
 
 Two settings. `paper`: project the network's own cube, with the operator and the grid that reconstruct, HU clipped to
 the window, nothing outside the cube: what the papers do, and flattering (an inverse crime). `fine`: project the CT as

@@ -1,4 +1,4 @@
-"""Classical reconstruction with the same projector: the row of a table that every network must beat."""
+"""SIRT, the simultaneous iterative reconstruction technique, with the package's own projector."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def sirt(
     bounds: tuple[float, float] = (0.0, float("inf")),
     initial: Float[Tensor, "B 1 X Y Z"] | None = None,
     view_mask: Bool[Tensor, "B K"] | None = None,
-    freedom: Tensor | None = None,
+    voxel_std: Tensor | None = None,
     momentum: bool = False,
 ) -> Float[Tensor, "B 1 X Y Z"]:
     """Simultaneous iterative reconstruction technique, clipped to `bounds` after every iteration.
 
     x <- clip(x + C A^T R (p - A x)), R and C the inverse row and column sums of A (Gilbert 1972; van der Sluis and
-    van der Vorst 1990). With `freedom` s the same is done for y in x = s y: what the radiographs ask for is put where
+    van der Vorst 1990). With `voxel_std` s the same is done for y in x = s y: what the radiographs ask for is put where
     s is large, which from a mean volume and its standard deviation is a crude maximum a posteriori estimate.
 
     With `momentum` each step starts from where the last two point to (Nesterov's sequence, as in FISTA: Beck and
@@ -47,20 +47,20 @@ def sirt(
         bounds: smallest and largest attenuation [1/mm].
         initial: start volume (B, 1, X, Y, Z), zeros if None.
         view_mask: bool (B, K); views that are False carry no weight.
-        freedom: how easily each voxel moves, relative to the others, broadcastable to (B, 1, X, Y, Z), not negative;
-            None treats all alike.
+        voxel_std: how far each voxel may be expected to differ from `initial`, in any unit: only its ratios count.
+            Broadcastable to (B, 1, X, Y, Z), not negative; None treats all alike.
         momentum: accelerate.
 
     Returns:
         Attenuation [1/mm], (B, 1, X, Y, Z).
 
     Raises:
-        ValueError: for shapes that do not fit the projector, or fewer than one iteration, or for a negative freedom.
+        ValueError: for shapes that do not fit the projector, fewer than one iteration, or a negative `voxel_std`.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, got {iterations}")
-    if freedom is not None and not freedom.min() >= 0:
-        raise ValueError(f"freedom must not be negative, got {float(freedom.min())}")
+    if voxel_std is not None and not voxel_std.min() >= 0:
+        raise ValueError(f"voxel_std must not be negative, got {float(voxel_std.min())}")
     image = full_precision(image)
     projector.check_image(image, views)
     bound = projector.bind(views, image)
@@ -68,7 +68,7 @@ def sirt(
         if iterations >= _WORTH_PREPARING:
             for operator in bound.operators:
                 stack.enter_context(operator.prepared())
-        return _iterate(bound, projector.grid, image, iterations, bounds, initial, view_mask, freedom, momentum)
+        return _iterate(bound, projector.grid, image, iterations, bounds, initial, view_mask, voxel_std, momentum)
 
 
 def _iterate(
@@ -79,12 +79,12 @@ def _iterate(
     bounds: tuple[float, float],
     initial: Tensor | None,
     view_mask: Tensor | None,
-    freedom: Tensor | None,
+    voxel_std: Tensor | None,
     momentum: bool,
 ) -> Tensor:
     mobility = image.new_ones(len(image), 1, *grid.shape)
-    if freedom is not None:
-        mobility = mobility * (freedom / freedom.max()).to(image)
+    if voxel_std is not None:
+        mobility = mobility * (voxel_std / voxel_std.max()).to(image)
     smallest = min(grid.spacing_mm)
     lengths = bound.forward(mobility)
     # A ray that only grazes a voxel's border has a tiny length; dividing by it would amplify noise.

@@ -1,4 +1,4 @@
-"""CERN/TIGRE as an engine: for parity with the papers' simulator, not for training.
+"""CERN/TIGRE as projection engine, for parity with the papers' simulator, not for training.
 
 TIGRE has no CPU code, calls C's exit() on any CUDA error, copies through the host at every call, and its back-projector
 is not the adjoint of its projector. So it runs in another process, and only forwards.

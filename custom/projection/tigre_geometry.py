@@ -1,4 +1,4 @@
-"""To and from CERN/TIGRE's geometry, and between its arrays and ours.
+"""Conversion to and from the geometry and arrays of CERN/TIGRE.
 
 TIGRE (conventions of version 3.1.3): arrays (z, y, x) and (view, v, u), row 0 at the lowest z, angles in radians,
 source at DSO (cos a, sin a, 0), u along (-sin a, cos a, 0), v along +z; with three angles the rotation

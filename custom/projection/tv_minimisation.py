@@ -1,4 +1,4 @@
-"""Total variation: the smoothest volume, in a certain sense, that explains the radiographs.
+"""Reconstruction by total variation: the smoothest volume, in a certain sense, that explains the radiographs.
 
 Takes and gives what `sirt` does.
 """

@@ -1,4 +1,4 @@
-"""Radiographs as hospitals have them: DICOM, PNG and TIFF with a sidecar, NIfTI stacks.
+"""Reading radiographs as hospitals have them: DICOM, PNG and TIFF with a sidecar, NIfTI stacks.
 
 `read_radiographs` gives line integrals as seen from the source, the view that each was taken from, and its metadata,
 each value with its origin; `assemble` brings them onto one detector. What files do not say is asked for, never assumed

@@ -1,4 +1,4 @@
-"""What `--accept` allows: assumptions that are made where no file says otherwise, each by its name."""
+"""Values of `--accept`: assumptions that are allowed where no file says otherwise, each by its name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a radiograph was taken: every value with its unit and origin, and what is missing or contradicts itself.
+"""`AcquisitionMetadata`: how a radiograph was taken, each value with unit and origin; gaps and contradictions.
 
 Every reader returns a `Reading`, the values that it found, and `merge` makes one `AcquisitionMetadata` of all of them
 (`custom.radiographs.readings`). Everything here is immutable; sentences are made of it at the end, for people.

@@ -1,4 +1,4 @@
-"""Radiographs of different sizes, pixels and offsets, on one detector."""
+"""Resampling of radiographs of different sizes, pixels and offsets to one detector."""
 
 from __future__ import annotations
 

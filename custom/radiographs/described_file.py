@@ -1,4 +1,4 @@
-"""One radiograph's file with what `--geometry` and the sidecar beside it say."""
+"""`DescribedFile`: one radiograph's file with what `--geometry` and the sidecar beside it say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From stored values of a DICOM radiograph to values after the modality transformation, and what they mean.
+"""Intensity of DICOM radiographs: values after the modality transformation, and what they mean.
 
 References: PS3.3 C.8.11.3.1.2 (Pixel Intensity Relationship of DX: about stored values, not about display), C.8.7.1.1.2
 (XA: with LOG, the Modality LUT leads back to linear), C.11.1 (Modality LUT), C.7.5.1.1.2 (Pixel Padding). VOI LUT,

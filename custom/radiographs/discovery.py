@@ -1,4 +1,4 @@
-"""Which files are radiographs: what was named, and what folders hold, in a fixed order."""
+"""Discovery of radiographs among files and folders that are named, in a fixed order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a picture itself tells about its exposure: dark borders of collimator blades, and the beam beside the patient.
+"""Estimates from the pixels alone: borders of collimator blades, and the unattenuated beam beside the patient.
 
 Both work on relative line integrals q = -log(intensity) + constant, (V, U), averaged to about 256 pixels a side.
 """

@@ -1,4 +1,4 @@
-"""A view that a geometry file gives whole: its metadata, and what sidecar and tags say against it."""
+"""Views that a geometry file gives whole: their metadata, and what sidecar and tags say against them."""
 
 from __future__ import annotations
 

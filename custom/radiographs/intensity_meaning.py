@@ -1,4 +1,4 @@
-"""What the values of a picture mean: what its files say, what options allow, and what contradicts itself.
+"""Decision what pixel values mean, from files and options, and the contradictions between them.
 
 References: PS3.3 C.8.11.3.1.2 (relationship and sign of DX: about stored values), C.8.7.1.1.2 (XA and RF have no sign:
 LIN is proportional to the intensity), C.7.6.3.1.2 and C.8.11.3 (Photometric Interpretation and Presentation LUT Shape).

@@ -1,4 +1,4 @@
-"""From values of a picture to line integrals, whatever file they come from."""
+"""Conversion of pixel values to line integrals, whatever file they come from."""
 
 from __future__ import annotations
 

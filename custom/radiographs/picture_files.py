@@ -1,4 +1,4 @@
-"""Pixels of PNG and TIFF pictures, 8 or 16 bits of grey."""
+"""Reader of PNG and TIFF pictures, 8 or 16 bits of grey."""
 
 from __future__ import annotations
 

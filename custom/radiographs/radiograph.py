@@ -1,4 +1,4 @@
-"""A radiograph once it is read: line integrals, the mask of the field, the view, and how it was taken."""
+"""`Radiograph`: line integrals, mask of the field, view, and metadata of a radiograph that was read."""
 
 from __future__ import annotations
 

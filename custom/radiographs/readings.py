@@ -1,4 +1,4 @@
-"""What single readers find, and `merge`, which makes one record of it: the one place that decides whom to believe."""
+"""`Reading`, what one reader finds, and `merge`, which alone decides whom to believe."""
 
 from __future__ import annotations
 

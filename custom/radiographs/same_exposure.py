@@ -1,4 +1,4 @@
-"""One exposure that counts as two views: given under another UID, with added noise, processed anew, twice in a stack.
+"""Detection of one exposure that is given as two views: another UID, added noise, processed anew.
 
 Equal files are refused before they are read. Here the pictures are compared, and the places from which they claim to be
 taken: two views of one patient look less alike, the further they are apart.

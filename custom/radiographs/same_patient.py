@@ -1,4 +1,4 @@
-"""Whether radiographs can be of one patient, by what their headers say."""
+"""Comparison of the patients in radiographs' headers."""
 
 from __future__ import annotations
 

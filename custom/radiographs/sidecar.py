@@ -1,4 +1,4 @@
-"""JSON files that describe radiographs: a sidecar beside each, or the one of `--geometry` for all."""
+"""JSON descriptions of radiographs: a sidecar beside each, or the file of `--geometry` for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Radiographs on the one detector that a model reads."""
+"""Resampling of radiographs to a model's detector."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from custom.radiographs import Radiograph
 from custom.reconstruct.result import Reconstruction
 from custom.report.reconstruction_page import ReportContent, write_report
 
-__all__ = ["OUTPUTS", "RESULT", "rehearse", "series_sha256", "write_outputs"]
+__all__ = ["OUTPUTS", "RESULT", "dry_run", "series_sha256", "write_outputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ OUTPUTS = (
 SAMPLES_SHOWN = 4
 
 
-def rehearse(folder: Path, radiographs: list[Radiograph], model: Model, dicom: bool, uncertainty: bool) -> None:
+def dry_run(folder: Path, radiographs: list[Radiograph], model: Model, dicom: bool, uncertainty: bool) -> None:
     """Write a tiny series with these headers and remove it: what cannot be written is said before long work.
 
     Raises:
@@ -53,8 +53,8 @@ def rehearse(folder: Path, radiographs: list[Radiograph], model: Model, dicom: b
     if not dicom:
         return
     hu, identity = torch.zeros(2, 2, 2), {"name": model.name, "sha256": model.sha256, "version": __version__}
-    ct = SyntheticCT(hu, np.eye(4), _headers(radiographs), identity, "Rehearsal.")
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".rehearsal") as place:
+    ct = SyntheticCT(hu, np.eye(4), _headers(radiographs), identity, "Dry run.")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".dry_run") as place:
         write_ct_series(ct, Path(place, "ct"))
         if uncertainty:
             write_uncertainty_map(hu, Path(place, "ct"), Path(place, "map.dcm"), identity)

@@ -1,4 +1,4 @@
-"""Radiographs in, a checked CT out: reading, reconstruction, trust checks, files."""
+"""The function `reconstruct`: reads radiographs, reconstructs a CT, runs trust checks, writes files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.core.angles import angle_difference_deg
-from custom.core.atomic_directory import whole_folder
+from custom.core.atomic_directory import atomic_directory
 from custom.core.attenuation import hu_to_attenuation
 from custom.core.files import sha256_file
 from custom.geometry import ViewRow
@@ -25,7 +25,7 @@ from custom.radiographs import Radiograph, read_radiographs
 from custom.radiographs.accepted_assumptions import check_accept
 from custom.radiographs.acquisition_metadata import value_of
 from custom.reconstruct.model_detector import extrapolate_truncation, resample_for_model
-from custom.reconstruct.outputs import OUTPUTS, RESULT, rehearse, write_outputs
+from custom.reconstruct.outputs import OUTPUTS, RESULT, dry_run, write_outputs
 from custom.reconstruct.result import Reconstruction
 from custom.trust import CheckResult, Evidence, Thresholds, Verdict, find_prior, overall, run_checks
 
@@ -97,7 +97,7 @@ def reconstruct(
         loaded.require(samples)
         limits, settings["thresholds"] = _thresholds(thresholds or loaded.thresholds, loaded)
         if folder is not None:
-            rehearse(folder, used, loaded, dicom, uncertainty=samples > 0)
+            dry_run(folder, used, loaded, dicom, uncertainty=samples > 0)
         settings.update(device=str(loaded.device), precision=loaded.precision, threads=torch.get_num_threads())
         found = _compute(used, loaded, samples, seed, settings, limits)
         found.seconds = {"read": found.seconds.pop("began") - start, **found.seconds}
@@ -108,7 +108,7 @@ def reconstruct(
 
     if output is None:
         return run(None)
-    with whole_folder(output, RESULT, overwrite, OUTPUTS) as part:
+    with atomic_directory(output, RESULT, overwrite, OUTPUTS) as part:
         found = run(part)
     found.folder = Path(output)
     return found

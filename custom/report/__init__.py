@@ -1,1 +1,1 @@
-"""Tables, plots and pictures that a person reads."""
+"""Tables, plots, pictures and pages that a person reads."""

@@ -1,4 +1,4 @@
-"""One HTML file that holds a whole page, from a template: tables and pictures inside it, nothing that is fetched.
+"""`Document`: one HTML file from a template, with tables and pictures inside it and nothing that is fetched.
 
 Its content security policy forbids everything but its own style sheet, its own pictures and, where a page has them, its
 own scripts, all named by their hashes. So it can be opened where there is no network and mailed where nothing else may

@@ -1,4 +1,4 @@
-"""The picture of a reconstruction: radiographs above, then truth, reconstruction and difference in three planes.
+"""Figure of a reconstruction: radiographs above, then truth, reconstruction and difference in three planes.
 
 Planes are shown as radiologists expect: the patient's right on the left of the picture, axial slices seen from the
 feet with anterior on top, sagittal slices looking to the patient's right (anterior on the left), superior on top.

@@ -1,4 +1,4 @@
-"""The montage of a comparison: truth and every method side by side, each with its difference from the truth below."""
+"""Montage of a comparison: truth and every method side by side, each with its difference below."""
 
 from __future__ import annotations
 

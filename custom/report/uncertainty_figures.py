@@ -1,4 +1,4 @@
-"""Pictures of many samples of one patient: mean, spread and error side by side, convergence and calibration.
+"""Figures of many samples of one patient: mean, spread and error side by side, convergence and calibration.
 
 Like figure 8 of the DIFR3CT paper, but spread and error share one scale in HU that is fixed, so that both columns, and
 pictures of different patients or numbers of views, can be compared by eye.

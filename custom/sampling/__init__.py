@@ -1,4 +1,4 @@
-"""Sampling of the posterior: the diffusion's ODE from noise to volumes that the radiographs allow."""
+"""Posterior sampling: from noise to volumes that the radiographs allow."""
 
 from custom.sampling.encoded_mean import EncodedMean
 from custom.sampling.posterior_sampler import PosteriorSampler

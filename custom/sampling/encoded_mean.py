@@ -1,4 +1,4 @@
-"""A deterministic reconstruction as a latent: the mean that a denoiser of residuals starts from."""
+"""`EncodedMean`: a deterministic reconstruction as a latent, from which a denoiser's residuals start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many samples of one case into statistics, so that an interrupted run goes on."""
+"""Collection of the samples of one case into statistics; an interrupted run goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A posterior sampler from its checkpoints."""
+"""Loading of a posterior sampler from its checkpoints."""
 
 from __future__ import annotations
 

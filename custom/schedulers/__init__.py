@@ -1,4 +1,4 @@
-"""From noise to data: DPM-Solver++ and noise schedules, in MONAI's `Scheduler` interface."""
+"""DPM-Solver++ and noise schedules, in MONAI's `Scheduler` interface."""
 
 from custom.schedulers.dpm_solver import DPMSolverPPScheduler
 from custom.schedulers.noise_schedules import cosine_floor, ddpm_linear, gamma_linear

@@ -1,4 +1,4 @@
-"""Noise schedules under names of ours in MONAI's `NoiseSchedules`, so that every MONAI scheduler can use them.
+"""Noise schedules that are added to MONAI's `NoiseSchedules`, so that every MONAI scheduler can use them.
 
 Each is a course of alpha-bar in continuous time t from 0 to 1, read at the T timesteps t = (i + 1) / T: another T
 changes how finely the course is sampled, never where it ends.

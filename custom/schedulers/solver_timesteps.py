@@ -1,4 +1,4 @@
-"""Where a solver with few steps asks the network: between whole timesteps and half the log-SNR, lambda."""
+"""Timesteps of a solver with few steps, between whole timesteps, spaced in half the log-SNR (lambda) or in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Organs: their names in label maps, weak labels from HU, what a segmenter learns, and how well it agrees."""
+"""Segmentation of organs: label maps, weak labels from HU, losses, and agreement."""
 
 from custom.segmentation.classes import CLASSES, UNKNOWN, class_masks, class_rules, known_classes, pack, unpack
 from custom.segmentation.dice import (

@@ -1,4 +1,4 @@
-"""Which structures of a label map make up a class, and which classes a map says nothing about.
+"""Classes of label maps: which structures make up each, and which classes a map says nothing about.
 
 Label maps come with names of their own: TotalSegmentator, RTSTRUCT (TG-263), the phantoms, LUNA16. A class is *known*
 in a case when the map names all structures that the class needs; a structure that is named but has no voxel is known

@@ -1,4 +1,4 @@
-"""How well classes agree: Dice and surface distance by MONAI, of segmentations and, through a segmenter, of CTs."""
+"""Dice and surface distance by MONAI, of segmentations and, through a segmenter, of CTs."""
 
 from __future__ import annotations
 

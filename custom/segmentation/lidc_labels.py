@@ -1,4 +1,4 @@
-"""Label maps of LIDC-IDRI and LUNA16 for `prepare`: nodules out of the readers' annotations, lungs out of LUNA16."""
+"""Label maps of LIDC-IDRI and LUNA16 for `prepare`: nodules from the readers' annotations, lungs from LUNA16."""
 
 from __future__ import annotations
 

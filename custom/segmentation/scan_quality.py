@@ -1,4 +1,4 @@
-"""What differs between scans of the same anatomy: contrast medium, shading, sharpness, noise, where the scan ends."""
+"""Augmentation of scan quality: contrast medium, shading, sharpness, noise, and where the scan ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses with segmentations: of the segmenter that is trained, and of a reconstruction that a frozen one guides."""
+"""Losses of the segmenter that is trained, and of a reconstruction that a frozen segmenter guides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from custom.core.checkpoints import load_checkpoint
 from custom.networks.segmentation_unet import SegmentationUNet, load_segmenter
 from custom.segmentation.classes import UNKNOWN
 
-__all__ = ["GuidedLoss", "MaskedDiceCELoss", "guidance_record", "reconstruction_loss"]
+__all__ = ["GuidedLoss", "MaskedDiceCELoss", "reconstruction_loss", "seg_guidance_record"]
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class GuidedLoss(nn.Module):
 
 
 def reconstruction_loss(
-    guidance_checkpoint: str | os.PathLike[str] | None,
+    seg_guidance_checkpoint: str | os.PathLike[str] | None,
     weight: float,
     spacing_mm: Sequence[float],
     hu_window: Sequence[float] = (-1000.0, 1000.0),
@@ -146,7 +146,7 @@ def reconstruction_loss(
     """What a reconstruction minimises: the mean squared error, with or without guidance by a segmenter.
 
     Args:
-        guidance_checkpoint: model.pt of `seg_guidance`; None: the mean squared error alone.
+        seg_guidance_checkpoint: model.pt of `seg_guidance`; None: the mean squared error alone.
         weight, spacing_mm, hu_window, patch: of `GuidedLoss`.
         precision: of the segmenter.
         sampling: of `SimulatedRadiographs`; "random" points have no anatomy.
@@ -154,21 +154,21 @@ def reconstruction_loss(
     Raises:
         FileNotFoundError, ValueError: as `load_segmenter` and `GuidedLoss`, or for guidance at random points.
     """
-    if guidance_checkpoint is None:
+    if seg_guidance_checkpoint is None:
         return nn.MSELoss()
     if sampling == "random":
         raise ValueError(_NEEDS_VOLUMES)
-    segmenter = load_segmenter(guidance_checkpoint, precision)
-    logger.info("guided by %s: %s, weight %g", guidance_checkpoint, ", ".join(segmenter.classes), weight)
+    segmenter = load_segmenter(seg_guidance_checkpoint, precision)
+    logger.info("guided by %s: %s, weight %g", seg_guidance_checkpoint, ", ".join(segmenter.classes), weight)
     return GuidedLoss(segmenter, weight, spacing_mm, hu_window, patch)
 
 
-def guidance_record(guidance_checkpoint: str | os.PathLike[str] | None, weight: float) -> dict[str, Any] | None:
+def seg_guidance_record(seg_guidance_checkpoint: str | os.PathLike[str] | None, weight: float) -> dict[str, Any] | None:
     """What a reconstruction's checkpoint says of its guide: hash and weight; None where it had none.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`.
     """
-    if guidance_checkpoint is None:
+    if seg_guidance_checkpoint is None:
         return None
-    return {"segmenter_sha256": load_checkpoint(guidance_checkpoint).hash, "weight": weight}
+    return {"segmenter_sha256": load_checkpoint(seg_guidance_checkpoint).hash, "weight": weight}

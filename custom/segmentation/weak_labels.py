@@ -1,4 +1,4 @@
-"""Lungs, body and bone from the CT values alone: weak labels, so that a real CT is never without any.
+"""Weak labels from CT values alone: lungs, body and bone of CTs without a label map.
 
 Classical steps with fixed thresholds, no training. What they cannot tell is left open instead of guessed. They expect
 a cube of `prepare`: couch and clothing removed, the voxels around the patient at -1000 HU.

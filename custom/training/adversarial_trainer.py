@@ -1,4 +1,4 @@
-"""What the trainings of a network against a discriminator have in common."""
+"""`DiscriminatedTrainer`: the base of trainers of a network against a discriminator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DiscriminatedTrainer(SupervisedTrainer):
 
     Args:
         discriminator: the network that judges.
-        d_optimizer: of its parameters.
+        disc_optimizer: of its parameters.
         **kwargs: of MONAI's `SupervisedTrainer`.
 
     Raises:
@@ -32,7 +32,7 @@ class DiscriminatedTrainer(SupervisedTrainer):
             `accumulation_steps`; `compile`).
     """
 
-    def __init__(self, discriminator: nn.Module, d_optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
+    def __init__(self, discriminator: nn.Module, disc_optimizer: torch.optim.Optimizer, **kwargs: Any) -> None:
         if kwargs.get("amp") or kwargs.get("accumulation_steps", 1) != 1 or kwargs.get("compile"):
             raise ValueError(
                 f"{type(self).__name__} has neither amp (choose the networks' precision), nor accumulation_steps, nor "
@@ -41,7 +41,7 @@ class DiscriminatedTrainer(SupervisedTrainer):
         # Handed over, for handlers are attached in there.
         kwargs["event_names"] = [*(kwargs.get("event_names") or []), AdversarialIterationEvents]
         super().__init__(**kwargs)
-        self.discriminator, self.d_optimizer = discriminator, d_optimizer
+        self.discriminator, self.disc_optimizer = discriminator, disc_optimizer
 
     def _begin(self, batchdata: Any) -> tuple[Tensor, Tensor, Sequence[Any], dict[str, Any], dict[str, Any]]:
         """Inputs, targets, arguments and keywords of the network, and the engine's output, which has the first two."""
@@ -72,7 +72,7 @@ class DiscriminatedTrainer(SupervisedTrainer):
         output[Keys.LOSS] = output[Keys.LOSS].detach()
 
     def _step_discriminator(self, loss: Tensor) -> None:
-        self.d_optimizer.zero_grad(set_to_none=True)
+        self.disc_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.fire_event(AdversarialIterationEvents.DISCRIMINATOR_BACKWARD_COMPLETED)
-        self.d_optimizer.step()
+        self.disc_optimizer.step()

@@ -1,4 +1,4 @@
-"""How much of a codebook an evaluation uses, and what the autoencoder alone can reach."""
+"""Use of the codebook in an evaluation, and the metrics that the autoencoder alone can reach."""
 
 from __future__ import annotations
 

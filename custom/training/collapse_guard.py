@@ -1,4 +1,4 @@
-"""What keeps a training against discriminators from going wrong unseen."""
+"""Guard of a training against discriminators: stops at a collapse, keeps the last good checkpoint."""
 
 from __future__ import annotations
 

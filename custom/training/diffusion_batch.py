@@ -1,4 +1,4 @@
-"""A training step of latent diffusion: noise on the latents, radiographs beside them, what the network shall say."""
+"""`prepare_batch` class of latent diffusion, with its targets, loss weights and inferer."""
 
 from __future__ import annotations
 
@@ -120,14 +120,14 @@ class NoisyLatents(PrepareBatch):
             keywords) as `custom.training.prepare_batch.SimulatedRadiographs` does.
         mean: gives the denoiser's `known`, from (image, views, view_mask, batch) to the encoded reconstruction
             (B, C, X, Y, Z) of a network that has not seen the patient; None where the denoiser knows none.
-        drop_share: how often a case loses its condition, for guidance (0.1 where the literature says anything).
+        drop_prob: how often a case loses its condition, for guidance (0.1 where the literature says anything).
         min_snr_gamma: see `loss_weight`.
         noises_per_case: R, noisy latents of every case in a step. Its radiographs, features and mean are computed once
             for all of them.
         latent_key: batch entry (B, C, X, Y, Z), not normalised.
 
     Raises:
-        ValueError: if drop_share is no share, or noises_per_case less than 1.
+        ValueError: if drop_prob is no share, or noises_per_case less than 1.
     """
 
     def __init__(
@@ -135,18 +135,18 @@ class NoisyLatents(PrepareBatch):
         network: LatentDenoiser | nn.Module,
         radiographs: PrepareBatch,
         mean: Callable[[Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor] | None = None,
-        drop_share: float = 0.1,
+        drop_prob: float = 0.1,
         min_snr_gamma: float | None = None,
         noises_per_case: int = 1,
         latent_key: str = "latent",
     ) -> None:
-        if not 0 <= drop_share < 1:
-            raise ValueError(f"drop_share must lie in [0, 1), got {drop_share}")
+        if not 0 <= drop_prob < 1:
+            raise ValueError(f"drop_prob must lie in [0, 1), got {drop_prob}")
         if noises_per_case < 1:
             raise ValueError(f"noises_per_case must be at least 1, got {noises_per_case}")
         self.network: Any = getattr(network, "module", network)
         self.scheduler, self.radiographs, self.mean = self.network.scheduler(), radiographs, mean
-        self.drop_share, self.min_snr_gamma = drop_share, min_snr_gamma
+        self.drop_prob, self.min_snr_gamma = drop_prob, min_snr_gamma
         self.noises_per_case, self.latent_key = noises_per_case, latent_key
 
     def __call__(
@@ -168,7 +168,7 @@ class NoisyLatents(PrepareBatch):
             with torch.no_grad():
                 encoded = self.mean(image, views["views"], views["view_mask"], batchdata)
             keywords["known"] = self.network.normalise(encoded)
-        target = self.network.diffused(self.network.normalise(latent), keywords.get("known"))
+        target = self.network.to_residual(self.network.normalise(latent), keywords.get("known"))
         target = target.repeat_interleave(self.noises_per_case, 0)
         time = _stratified_times(len(target), self.scheduler.num_train_timesteps, latent.device)
         noise = torch.randn_like(target)
@@ -177,7 +177,7 @@ class NoisyLatents(PrepareBatch):
         root = weight.sqrt()[:, None, None, None, None]
         keywords |= {
             "timesteps": time,
-            "keep": torch.rand(len(target), device=latent.device) >= self.drop_share,
+            "keep": torch.rand(len(target), device=latent.device) >= self.drop_prob,
             "root_weight": root,
         }
         wanted = diffusion_target(self.scheduler, prediction_type, target, noise, time)

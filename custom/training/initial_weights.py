@@ -1,4 +1,4 @@
-"""What a training starts from: a population prior, or the weights of a checkpoint."""
+"""Initial weights of a training: a fitted population prior, or the weights of a checkpoint."""
 
 from __future__ import annotations
 

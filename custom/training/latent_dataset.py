@@ -1,4 +1,4 @@
-"""Latents of warped training CTs, computed once: the diffusion model trains on them without the autoencoder.
+"""Data set of the latents of warped training CTs, computed once, so that the diffusion trains without encoder.
 
 An entry is a file of tensors: the latent, and the warped CT that it came from, so that radiographs at any angle can be
 projected from the very same volume in the training step.
@@ -38,7 +38,7 @@ def write_latents(
     weights: Sequence[float],
     augment: RandThoraxAugment,
     autoencoder_checkpoint: str | os.PathLike[str],
-    source_grid: VolumeGrid,
+    body_grid: VolumeGrid,
     count: int,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -53,9 +53,9 @@ def write_latents(
         cases: training cases; `key` is a CT (1, X, Y, Z) in HU around the isocentre, "fold" (where there is one) the
             part of the patients that it belongs to.
         weights: how often each case is drawn.
-        augment: the warp, to `source_grid`.
+        augment: the warp, to `body_grid`.
         autoencoder_checkpoint: model.pt of `vqgan`; the middle of the warped CT on its grid is encoded.
-        source_grid: grid of the warped CT; of the autoencoder's spacing, with the same margin on both sides.
+        body_grid: grid of the warped CT; of the autoencoder's spacing, with the same margin on both sides.
         count: number of entries.
         seed: of cases and warps.
         device: where the autoencoder runs.
@@ -72,11 +72,11 @@ def write_latents(
     folder = Path(folder)
     checkpoint = load_checkpoint(autoencoder_checkpoint)
     autoencoder: Any = checkpoint.network().to(device)
-    cube = (slice(None), *autoencoder.grid.middle_of(source_grid))
+    cube = (slice(None), *autoencoder.grid.middle_of(body_grid))
     settings = {
         "autoencoder_sha256": checkpoint.hash,
         "grid": definition(autoencoder.grid),
-        "source_grid": definition(source_grid),
+        "source_grid": definition(body_grid),
         "hu_window": list(autoencoder.hu_window),
         "seed": seed,
         "folds": [int(case.get("fold", 0)) for case in cases],

@@ -1,4 +1,4 @@
-"""Where a CT lies, remembered for what is computed from it."""
+"""Transforms that remember where a CT lies, and place what is computed from it there."""
 
 from __future__ import annotations
 

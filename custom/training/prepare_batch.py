@@ -1,4 +1,4 @@
-"""From a batch of the data loader to what trainer and evaluator hand to the network."""
+"""`prepare_batch` classes: simulate radiographs of a batch of volumes, or load stored ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class SimulatedRadiographs(PrepareBatch):
     Args:
         acquisition: gives views (K, 13) at every call (`custom.geometry.acquisition_sampler.AcquisitionSampler`).
         grid: the grid that is reconstructed; its voxels are the label.
-        source_grid: grid of the volumes in the batch, same spacing and centre, `grid` or larger.
+        body_grid: grid of the volumes in the batch, same spacing and centre, `grid` or larger.
         detector_shape: rows and columns (V, U).
         energy_kev: of the line integrals.
         hu_window: CT values that become -1 and 1 in the label.
@@ -43,12 +43,12 @@ class SimulatedRadiographs(PrepareBatch):
         degradation: applied to the line integrals (B, K, V, U) with their views, such as `RandRadiograph`; None: none.
         pose_error: gives the views that the radiographs are taken from, of those that the network is told; None: the
             same.
-        truncated_share: of the steps, whose radiographs are smaller than `detector_shape`, down to
+        truncated_prob: of the steps, whose radiographs are smaller than `detector_shape`, down to
             `smallest_detector_shape`, so that the body reaches the border.
         smallest_detector_shape: rows and columns (V, U); None: never smaller.
         volume_key: batch entry (B, 1, X, Y, Z) in HU.
-        cube_share: probability that a step sees only what lies in `grid`, as where the papers project the cube itself.
-        coarse_grid: for `sampling` "coarse"; of the spacing and centre of `source_grid`, and not larger.
+        cube_prob: probability that a step sees only what lies in `grid`, as where the papers project the cube itself.
+        coarse_grid: for `sampling` "coarse"; of the spacing and centre of `body_grid`, and not larger.
         priors: chosen by the batch entry "fold" and handed to the network; None, or none in it: its own.
 
     Raises:
@@ -59,7 +59,7 @@ class SimulatedRadiographs(PrepareBatch):
         self,
         acquisition: Callable[[], Tensor],
         grid: VolumeGrid,
-        source_grid: VolumeGrid,
+        body_grid: VolumeGrid,
         detector_shape: Sequence[int],
         energy_kev: float = 70.0,
         hu_window: Sequence[float] = (-1000.0, 1000.0),
@@ -68,10 +68,10 @@ class SimulatedRadiographs(PrepareBatch):
         patch: int = 48,
         degradation: Callable[[Tensor, Tensor], Tensor] | None = None,
         pose_error: Callable[[Tensor], Tensor] | None = None,
-        truncated_share: float = 0.0,
+        truncated_prob: float = 0.0,
         smallest_detector_shape: Sequence[int] | None = None,
         volume_key: str = "source",
-        cube_share: float = 0.0,
+        cube_prob: float = 0.0,
         coarse_grid: VolumeGrid | None = None,
         priors: OutOfFoldPriors | None = None,
     ) -> None:
@@ -80,15 +80,15 @@ class SimulatedRadiographs(PrepareBatch):
         if sampling == "coarse" and coarse_grid is None:
             raise ValueError("sampling 'coarse' needs a coarse_grid")
         target = coarse_grid if sampling == "coarse" and coarse_grid is not None else grid
-        self.cube, self.region = ((..., *part.middle_of(source_grid)) for part in (grid, target))
+        self.cube, self.region = ((..., *part.middle_of(body_grid)) for part in (grid, target))
         if sampling in ("patch", "region") and patch > min(grid.shape):
             raise ValueError(f"patch must not exceed the grid {grid.shape}, got {patch}")
-        self.acquisition, self.grid, self.source_grid = acquisition, target, source_grid
-        self.projector = Projector(source_grid, detector_shape)
+        self.acquisition, self.grid, self.body_grid = acquisition, target, body_grid
+        self.projector = Projector(body_grid, detector_shape)
         self.energy_kev, self.hu_window = energy_kev, tuple(hu_window)
         self.sampling, self.points, self.patch = sampling, points, patch
-        self.degradation, self.volume_key, self.cube_share = degradation, volume_key, cube_share
-        self.pose_error, self.truncated_share = pose_error, truncated_share
+        self.degradation, self.volume_key, self.cube_prob = degradation, volume_key, cube_prob
+        self.pose_error, self.truncated_prob = pose_error, truncated_prob
         self.smallest_detector_shape = tuple(smallest_detector_shape or detector_shape)
         self.priors = priors
 
@@ -101,7 +101,7 @@ class SimulatedRadiographs(PrepareBatch):
     ) -> tuple[Tensor, Tensor, tuple, dict[str, Any]]:
         """Radiographs (B, K, V, U), label (B, 1, *spatial), and the keywords of the network's forward."""
         volume = torch.as_tensor(batchdata[self.volume_key]).to(device, torch.float32, non_blocking=non_blocking)
-        if self.cube_share and float(torch.rand(())) < self.cube_share:
+        if self.cube_prob and float(torch.rand(())) < self.cube_prob:
             whole, volume = volume, torch.full_like(volume, AIR_HU)
             volume[self.cube] = whole[self.cube]
         views = self.acquisition().to(volume.device).expand(len(volume), -1, -1)
@@ -110,7 +110,7 @@ class SimulatedRadiographs(PrepareBatch):
             image = self.projector(hu_to_attenuation(volume, self.energy_kev), seen_from)
             if self.degradation is not None:
                 image = self.degradation(image, seen_from)
-            if self.truncated_share and float(torch.rand(())) < self.truncated_share:
+            if self.truncated_prob and float(torch.rand(())) < self.truncated_prob:
                 image = self._truncated(image)
         label = hu_to_unit(volume[self.region], self.hu_window)
         keywords: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Whether a denoiser of residuals is trained on what it meets in use: how far off its mean networks are.
+"""Ratio of the variance of residuals in use to that in training, for denoisers of residuals.
 
 Training residuals come from networks that have not seen the patient (`fold_mean_checkpoints`), residuals in use from
 the one that serves (`mean_checkpoint`). Where the two differ in size, noise and residual no longer fit each other.
@@ -37,7 +37,7 @@ def residual_ratio(
     validation: Sequence[Mapping[str, Any]],
     fold_mean: EncodedMean | None,
     mean: EncodedMean,
-    source_grid: VolumeGrid,
+    body_grid: VolumeGrid,
     output_dir: str | os.PathLike[str],
     energy_kev: float = 70.0,
     entries: int = 64,
@@ -55,7 +55,7 @@ def residual_ratio(
             (K, 13) and "view_mask" (K,).
         fold_mean: of the training: a network for each fold.
         mean: of use: one network.
-        source_grid: of the entries' CTs.
+        body_grid: of the entries' CTs.
         output_dir: folder of residual_variance.json.
         energy_kev: of the line integrals.
         entries: training entries that are computed, evenly over all of them.
@@ -98,7 +98,7 @@ def residual_ratio(
     for number, index in enumerate(chosen):
         entry = {key: _batch(value, device) for key, value in training[index].items()}
         views, mask, detector_shape = shown[number % len(shown)]
-        image = projectors(source_grid, detector_shape)(hu_to_attenuation(entry["source"], energy_kev), views)
+        image = projectors(body_grid, detector_shape)(hu_to_attenuation(entry["source"], energy_kev), views)
         squares["training"].append(square(entry["latent"], fold_mean(image, views, mask, entry)))
     channels = {part: torch.stack(values).mean(0) for part, values in squares.items()}
     variance = {part: float(values.mean()) for part, values in channels.items()}

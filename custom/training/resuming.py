@@ -1,4 +1,4 @@
-"""A training that goes on where it was stopped."""
+"""`ResumableCheckpoint`: a training that was stopped goes on where it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Handlers that steady a training: averaged weights, bounded gradients, warm-up, the best model."""
+"""Handlers of a training: averaged weights, clipped gradients, best model, last validation."""
 
 from __future__ import annotations
 

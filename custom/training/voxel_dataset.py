@@ -1,4 +1,4 @@
-"""Warped training CTs for diffusion in voxel space, in the form in which `latent_dataset` keeps latents."""
+"""Data set of warped training CTs for diffusion in voxel space, in the form of `latent_dataset`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class VoxelDataset(Dataset):
 
     Args:
         data: cases; `key` is a CT (1, X, Y, Z) in HU on `loading_grid`.
-        transform: warps them to `source_grid`.
+        transform: warps them to `body_grid`.
         grid: of "latent".
-        source_grid: of the warped CT; of the same spacing, with the same margin on both sides.
+        body_grid: of the warped CT; of the same spacing, with the same margin on both sides.
         loading_grid: of the CTs.
         hu_window: CT values that become -1 and 1.
         key: of the CT.
@@ -43,13 +43,13 @@ class VoxelDataset(Dataset):
         data: Sequence[Mapping[str, Any]],
         transform: Callable[[Any], Any],
         grid: VolumeGrid,
-        source_grid: VolumeGrid,
+        body_grid: VolumeGrid,
         loading_grid: VolumeGrid,
         hu_window: Sequence[float] = (-1000.0, 1000.0),
         key: str = "source",
     ) -> None:
         super().__init__(data, transform)
-        self.cube = (..., *grid.middle_of(source_grid))
+        self.cube = (..., *grid.middle_of(body_grid))
         self.hu_window, self.key = tuple(hu_window), key
         units = (hu_to_unit(_inside(case[key], loading_grid, grid), hu_window).double() for case in data)
         moments = torch.stack([torch.stack([unit.mean(), unit.square().mean()]) for unit in units]).mean(0).float()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from custom.networks.discriminators import Judgement
+from custom.networks.discriminators import DiscriminatorOutput
 from custom.networks.perceptual import perceptual_network
 from custom.networks.vqgan import CodedVolume
 
@@ -145,9 +145,9 @@ class VQGANLoss(nn.Module):
             terms["perceptual"] = self.perceptual(pred_slices, label_slices)
         share = self.ramp(step)
         if share and discriminator is not None:
-            fake: Judgement = discriminator(pred, pred_slices)
+            fake: DiscriminatorOutput = discriminator(pred, pred_slices)
             with torch.no_grad():
-                real: Judgement = discriminator(label, label_slices)
+                real: DiscriminatorOutput = discriminator(label, label_slices)
             distances = []
             for name, f, r in zip(("adversarial_volume", "adversarial_slices"), fake, real, strict=True):
                 if f:
@@ -176,7 +176,7 @@ class VQGANLoss(nn.Module):
         """
         pred = pred.detach()
         pred_slices, label_slices = axial_slices([pred, label], self.slices_per_volume)
-        both: Judgement = discriminator(torch.cat([label, pred]), torch.cat([label_slices, pred_slices]))
+        both: DiscriminatorOutput = discriminator(torch.cat([label, pred]), torch.cat([label_slices, pred_slices]))
         terms = {
             f"discriminator_{name}": hinge_discriminator(*features[-1].chunk(2))
             for name, features in zip(both._fields, both, strict=True)

@@ -1,4 +1,4 @@
-"""Training of the autoencoder with its discriminators, and its evaluation."""
+"""Trainer of the autoencoder with its discriminators, and its evaluator."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ class VQGANTrainer(DiscriminatedTrainer):
 
     Args:
         discriminator: `VolumeSliceDiscriminator`.
-        d_optimizer: of its parameters.
-        continuous_share: probability that a volume is decoded from its continuous latents instead of their codes, so
+        disc_optimizer: of its parameters.
+        continuous_prob: probability that a volume is decoded from its continuous latents instead of their codes, so
             that the decoder serves both; 0 is the papers' VQGAN.
         guard: looks at every step; None for one with its defaults.
         **kwargs: of MONAI's `SupervisedTrainer`. `network` is a `VQGAN`, `optimizer` is the autoencoder's,
@@ -97,21 +97,21 @@ class VQGANTrainer(DiscriminatedTrainer):
     def __init__(
         self,
         discriminator: nn.Module,
-        d_optimizer: torch.optim.Optimizer,
-        continuous_share: float = 0.5,
+        disc_optimizer: torch.optim.Optimizer,
+        continuous_prob: float = 0.5,
         guard: CollapseGuard | None = None,
         **kwargs: Any,
     ) -> None:
-        if not 0 <= continuous_share <= 1:
-            raise ValueError(f"continuous_share must lie in [0, 1], got {continuous_share}")
-        super().__init__(discriminator, d_optimizer, **kwargs)
-        self.continuous_share = continuous_share
+        if not 0 <= continuous_prob <= 1:
+            raise ValueError(f"continuous_prob must lie in [0, 1], got {continuous_prob}")
+        super().__init__(discriminator, disc_optimizer, **kwargs)
+        self.continuous_prob = continuous_prob
         self.guard = guard or CollapseGuard()
 
     def _iteration(self, engine: SupervisedTrainer, batchdata: dict[str, Tensor]) -> dict:
         """One training step; MONAI calls it."""
         inputs, targets, args, kwargs, output = self._begin(batchdata)
-        quantise = torch.rand(len(inputs)) >= self.continuous_share
+        quantise = torch.rand(len(inputs)) >= self.continuous_prob
         coded: CodedVolume = self.inferer(inputs, self.network, *args, quantise=quantise, with_codes=True, **kwargs)
         output[Keys.PRED] = coded.pred.detach()
         self.fire_event(IterationEvents.FORWARD_COMPLETED)

@@ -1,4 +1,4 @@
-"""Training of X2CT, with and without a discriminator (Ying et al., CVPR 2019)."""
+"""Trainer and loss of X2CT, with and without a discriminator (Ying et al., CVPR 2019)."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class X2CTTrainer(DiscriminatedTrainer):
 
     Args:
         discriminator: `X2CTDiscriminator`; never called where the loss has no adversarial weight.
-        d_optimizer: of its parameters.
+        disc_optimizer: of its parameters.
         **kwargs: of MONAI's `SupervisedTrainer`. `network` is an `X2CT`, `loss_function` an `X2CTLoss`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""How far a reconstruction can be trusted: checks with thresholds that were measured, not chosen."""
+"""Trust checks of a reconstruction, with thresholds that were measured, not chosen."""
 
 from custom.trust.check_results import CheckResult, Verdict, overall
 from custom.trust.checks import NAMES, run_checks

@@ -1,4 +1,4 @@
-"""`fewview-ct calibrate`: thresholds of the trust checks, from CTs that are known."""
+"""The verb `fewview-ct calibrate`: measures the thresholds of the trust checks on known CTs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from custom.models import Model
 from custom.trust.check_statistics import Meter, Quantiles
 from custom.trust.evidence import Evidence
 from custom.trust.picture_statistics import LEVELS, body_quantiles
+from custom.trust.reference_ct import SimulationSettings, detector_of, load_ct, model_on, reconstructed
 from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, fit_thresholds, group_name
-from custom.trust.trials import Trial, detector_of, load_ct, model_on, reconstructed
 
 __all__ = ["calibrate", "loaded_model", "measured"]
 
@@ -40,7 +40,7 @@ class _Job:
     size: int | None
     samples: int
     groups: tuple[tuple[str, int], ...]
-    trial: Trial
+    simulation: SimulationSettings
     device: str | None
     threads: int | None
     file: Path
@@ -55,7 +55,7 @@ class _Job:
             "size": self.size,
             "samples": self.samples,
             "groups": [group_name(*group) for group in self.groups],
-            "trial": asdict(self.trial),
+            "simulation": asdict(self.simulation),
             "software": f"fewview-ct {__version__}",
         }
         return json.loads(json.dumps(content))
@@ -137,10 +137,12 @@ def calibrate(
         raise ValueError(f"warps must not be negative and samples be 0 or at least 2, got {warps} and {samples}")
     cases = [(case, warp) for part in parts for case in load_cases(datalist, part) for warp in range(warps + 1)]
     cases += [(case, 0) for case in (load_cases(phantom_list_file, "training") if phantom_list_file else [])]
-    trial = Trial(photons=photons, intensity_error=intensity_error, scatter_to_primary=scatter_to_primary, seed=seed)
+    simulation = SimulationSettings(
+        photons=photons, intensity_error=intensity_error, scatter_to_primary=scatter_to_primary, seed=seed
+    )
     loaded, _ = loaded_model(model, size, device)
     loaded.require(samples)
-    trial = _with_energy(trial, loaded)
+    simulation = _with_energy(simulation, loaded)
     options = (trained_views, trained_beams, source_to_isocenter_mm, source_to_detector_mm)
     trained = _trained(loaded, *options, tilt_deg, reject_beyond)
     if len(cases) < FEWEST_CASES:
@@ -150,7 +152,7 @@ def calibrate(
     folder = Path(work) if work is not None else path.with_name(f"{path.stem}_cases")
     jobs = [
         _Job(
-            case, index, warp, model, size, samples, groups, trial, device, 1 if workers > 1 else None,
+            case, index, warp, model, size, samples, groups, simulation, device, 1 if workers > 1 else None,
             folder / f"{case['case']}_{warp}.json",
         )
         for index, (case, warp) in enumerate(cases)
@@ -172,7 +174,7 @@ def calibrate(
         "cases": len(cases),
         "false_alarms": false_alarms,
         "reject_factor": reject_factor,
-        "simulation": asdict(trial),
+        "simulation": asdict(simulation),
     }
     Thresholds(fitted, quantiles, trained, made_from).save(path)
     logger.info("%s: thresholds from %d cases for %s", path, len(cases), ", ".join(fitted))
@@ -192,8 +194,8 @@ def _groups(beams: Sequence[str], views: Sequence[int]) -> tuple[tuple[str, int]
     return tuple((beam, int(count)) for beam in beams for count in views)
 
 
-def _with_energy(trial: Trial, model: Model) -> Trial:
-    return Trial(**{**asdict(trial), "energy_kev": model.energy_kev})
+def _with_energy(simulation: SimulationSettings, model: Model) -> SimulationSettings:
+    return SimulationSettings(**{**asdict(simulation), "energy_kev": model.energy_kev})
 
 
 def _trained(
@@ -209,9 +211,9 @@ def _trained(
     meta = model.meta
     if views is None and isinstance(meta.get("training_views"), Mapping):
         views = [int(count) for count, weight in meta["training_views"].items() if weight > 0]
-    if beams is None and "cone_share" in meta:
-        share = float(meta["cone_share"])
-        beams = [beam for beam, used in (("parallel", share < 1), ("cone", share > 0)) if used]
+    cone = meta.get("cone_prob", meta.get("cone_share"))  # the second in checkpoints of version 0.1.0
+    if beams is None and cone is not None:
+        beams = [beam for beam, used in (("parallel", float(cone) < 1), ("cone", float(cone) > 0)) if used]
     content = {
         "trained_views": views,
         "trained_beams": beams,
@@ -252,13 +254,13 @@ def _run(job: _Job) -> bool:
                 return False
         except (ValueError, KeyError, TypeError):
             logger.warning("%s is damaged and is made again", job.file)
-    ct = load_ct(job.case, model.pixel_at_isocenter_mm, job.warp, job.trial)
+    ct = load_ct(job.case, model.pixel_at_isocenter_mm, job.warp, job.simulation)
     found = {}
     for beam, count in job.groups:
         sets = PAPER_ANGLES_DEG[count]
         angles = sets[job.index % len(sets)]
-        image, views = ct.radiographs(angles, beam, detector_of(model), model.pixel_at_isocenter_mm, job.trial)
-        evidence = reconstructed(model, image, views, samples=job.samples, seed=job.trial.seed)
+        image, views = ct.radiographs(angles, beam, detector_of(model), model.pixel_at_isocenter_mm, job.simulation)
+        evidence = reconstructed(model, image, views, samples=job.samples, seed=job.simulation.seed)
         found[group_name(beam, count)] = measured(evidence, meter)
     write_json(job.file, {"settings": settings, "groups": found})
     return True

@@ -1,4 +1,4 @@
-"""What a check says."""
+"""`CheckResult` and `Verdict`: what a trust check says."""
 
 from __future__ import annotations
 

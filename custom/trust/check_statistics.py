@@ -1,4 +1,4 @@
-"""The numbers behind the checks: each larger for what is less trustworthy, none with a threshold."""
+"""Statistics behind the trust checks: each larger for what is less trustworthy, none with a threshold."""
 
 from __future__ import annotations
 

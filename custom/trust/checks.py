@@ -1,4 +1,4 @@
-"""From numbers to verdicts."""
+"""Trust checks: verdicts from statistics and thresholds."""
 
 from __future__ import annotations
 

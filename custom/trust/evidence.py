@@ -1,4 +1,4 @@
-"""Everything that the checks look at."""
+"""`Evidence`: all data that the trust checks look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What single pictures show: how their line integrals are distributed, and whether the body is cut off at a side."""
+"""Statistics of single radiographs: distribution of their line integrals, and whether the body is cut off."""
 
 from __future__ import annotations
 

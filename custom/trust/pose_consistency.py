@@ -1,4 +1,4 @@
-"""Whether a view stands where it is said to stand, without any model of what bodies look like.
+"""Pose consistency: whether a view stands where it is said to stand, without a model of bodies.
 
 A view is rotated about the superior axis by some degrees, and the radiographs are asked whether they agree better so.
 Cone beam: by the plane integrals that two views share (`view_agreement`). Parallel beam: two views agree at any

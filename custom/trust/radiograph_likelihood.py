@@ -1,4 +1,4 @@
-"""How far radiographs are from a Gaussian population of chests, in closed form.
+"""Likelihood of radiographs under a Gaussian population of chests, in closed form.
 
 Members of a `PopulationPrior` are x = mean + sum of c_i e_i, c standard normal, and radiographs are linear in x. So
 radiographs y of known views are Gaussian too: mean A mean, covariance S^T S + noise^2 I, where the rows of S are the

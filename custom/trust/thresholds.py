@@ -1,4 +1,4 @@
-"""Thresholds of the trust checks: a file that `fewview-ct calibrate` makes, with what it was made from."""
+"""Thresholds of the trust checks: the file that `fewview-ct calibrate` makes, with what it was made from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether radiographs can be of one body, without any model of what bodies look like.
+"""Agreement of views: whether radiographs can be of one body, without a model of bodies.
 
 Two views of a body share integrals over planes. Parallel beam: every plane that holds both ray directions is an axial
 slice (for views around the superior axis), and its integral is a sum along a row: equal in both, at every height.

@@ -15,14 +15,14 @@ from monai.deploy.core.domain.dicom_study import DICOMStudy
 from monai.deploy.operators.dicom_data_loader_operator import DICOMDataLoaderOperator
 from settings import Settings
 
-from custom.core.atomic_directory import check_free, whole_folder
+from custom.core.atomic_directory import atomic_directory, check_free
 from custom.dicom.header import RADIOGRAPH_CLASSES, NotARadiograph, read_header
 from custom.dicom.strict import is_uid
 from custom.models import Model, load_model
 from custom.radiographs import Radiograph, read_radiographs
 from custom.radiographs.discovery import kind_of
 from custom.reconstruct import reconstruct
-from custom.reconstruct.outputs import OUTPUTS, RESULT, rehearse, write_outputs
+from custom.reconstruct.outputs import OUTPUTS, RESULT, dry_run, write_outputs
 from custom.trust import Verdict
 
 __all__ = ["CompleteLoaderOperator", "ReconstructionOperator", "ResultWriterOperator"]
@@ -162,7 +162,7 @@ class ReconstructionOperator(Operator):
         radiographs[0] = radiographs[0].with_warnings(*said)
         model.require(settings.samples)
         with tempfile.TemporaryDirectory() as place:
-            rehearse(Path(place), radiographs, model, dicom=True, uncertainty=settings.samples > 0)
+            dry_run(Path(place), radiographs, model, dicom=True, uncertainty=settings.samples > 0)
         return _Study(uid, radiographs, time.perf_counter() - start)
 
 
@@ -207,7 +207,7 @@ class ResultWriterOperator(Operator):
             FileExistsError, OSError: the folder is there, or cannot be written.
         """
         for uid, found in op_input.receive("reconstructions"):
-            with whole_folder(self.output_folder / uid, RESULT, self.overwrite, OUTPUTS) as folder:
+            with atomic_directory(self.output_folder / uid, RESULT, self.overwrite, OUTPUTS) as folder:
                 write_outputs(folder, found, report=self.report)
             self.verdicts.append(found.verdict)
             logger.info("%s: %s, %.1f s", uid, found.verdict.value, sum(found.seconds.values()))

@@ -11,32 +11,33 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
 from custom.core.checkpoints import load_checkpoint, save_checkpoint
 from custom.geometry import VolumeGrid
 from custom.networks import VQGAN, FeatureUNet, LatentDenoiser
-from tests.bundles.samples import assert_samples_of_both_cases
-from tests.bundles.tiny_cohort import CUBE, VOXEL_MM, make_cohort
-from tests.bundles.workflow import ROOT, assert_overlay, command_line, messages, run_workflow, train_in_two_processes
+from tests.bundles.results import assert_it_goes_on_where_it_stopped, assert_samples_of_both_cases
+from tests.bundles.tiny_cohort import (
+    BODY_OVERRIDES,
+    CUBE,
+    GRID_OVERRIDES,
+    LOADING_OVERRIDES,
+    STEPS,
+    VOXEL_MM,
+    make_cohort,
+)
+from tests.bundles.workflow import ROOT, Bundle, command_line, refused, stored, trained_by_two_and_then_by_one
 
-CONFIGS = ROOT / "bundles" / "voxel_diffusion" / "configs"
+BUNDLE = Bundle("voxel_diffusion")
+config = BUNDLE.config
 GRID = VolumeGrid((CUBE,) * 3, (VOXEL_MM,) * 3)
 
 TRAIN: dict[str, Any] = {
-    "epochs": 1,
-    "iterations_per_epoch": 2,
-    "val_interval": 1,
+    **STEPS,
+    **GRID_OVERRIDES,
+    **BODY_OVERRIDES,
+    **LOADING_OVERRIDES,
     "val_steps": 2,
     "noises_per_case": 2,
-    "precision": "fp32",
-    "pixel_at_isocenter_mm": VOXEL_MM,
-    "grid#shape": [CUBE] * 3,
-    "grid#spacing_mm": [VOXEL_MM] * 3,
-    "source_grid#shape": [24, 20, 16],
-    "source_grid#spacing_mm": [VOXEL_MM] * 3,
-    "loading_grid#shape": [32, 24, 24],
-    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
     "detector_shape": [16, 24],
     "feature_channels": 4,
     "network_def#encoder#widths": [4, 4, 4],
@@ -50,7 +51,7 @@ EVALUATE: dict[str, Any] = {"samples": 3, "sample_batch_size": 2, "steps": 2}
 
 
 def run(names: list[str], kind: str, **overrides: Any) -> list[str]:
-    return run_workflow([CONFIGS / name for name in names], kind, "run", names == ["train.json"], **overrides)
+    return BUNDLE.run(names, kind, "run", names == ["train.json"], **overrides)
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +78,7 @@ def test_training_leaves_weights_that_know_their_data(trained: dict[str, Any]) -
 
 
 def test_training_goes_on_where_it_stopped(trained: dict[str, Any]) -> None:
-    last = Path(trained["bundle_root"]) / "models" / "checkpoint_last.pt"
-    run(["train.json"], "train", **trained, **{**TRAIN, "epochs": 2})
-    assert torch.load(last, weights_only=True)["trainer"]["iteration"] == 4
+    assert_it_goes_on_where_it_stopped(BUNDLE, {**trained, **TRAIN})
 
 
 def test_evaluation_gives_samples_their_mean_and_their_spread(trained: dict[str, Any], tmp_path: Path) -> None:
@@ -90,8 +89,7 @@ def test_evaluation_gives_samples_their_mean_and_their_spread(trained: dict[str,
 
 
 def inference(trained: dict[str, Any], output: Path, **overrides: Any) -> None:
-    folder = Path(trained["data_list_file"]).parent / "radiographs" / "fine"
-    case = {"image": str(folder / "e1.nii.gz"), "geometry": str(folder / "e1.json")}
+    case = stored(Path(trained["data_list_file"]))
     options = {**EVALUATE, "bundle_root": trained["bundle_root"], "precision": "fp32", "output_dir": str(output)}
     run(["inference.json"], "infer", **{**case, **options, **overrides})
 
@@ -128,13 +126,14 @@ def test_bad_requests(trained: dict[str, Any], tmp_path: Path, overrides: dict, 
     meta = {"pixel_at_isocenter_mm": VOXEL_MM, "parents": {"autoencoder": "0" * 64}}
     files = {name: save_checkpoint(tmp_path / f"{name}.pt", n, meta) for name, n in (("vqgan", vqgan), ("ldm", ldm))}
     chosen = {k: str(files[v]) if isinstance(v, str) and v in files else v for k, v in overrides.items()}
-    with pytest.raises(Exception) as caught:
+    with refused(message):
         inference(trained, tmp_path, **chosen)
-    assert message in messages(caught.value)
 
 
 def test_from_the_command_line(trained: dict[str, Any], tmp_path: Path) -> None:
-    command = command_line(str(CONFIGS / "train.json"), {**trained, **TRAIN, "bundle_root": str(tmp_path / "bundle")})
+    command = command_line(
+        str(BUNDLE.configs / "train.json"), {**trained, **TRAIN, "bundle_root": str(tmp_path / "bundle")}
+    )
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / "bundle/models/model.pt").is_file()
@@ -142,72 +141,39 @@ def test_from_the_command_line(trained: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_two_processes_train_together(trained: dict[str, Any], tmp_path: Path) -> None:
-    options = {**trained, **TRAIN, "bundle_root": str(tmp_path / "bundle")}
-    train_in_two_processes(CONFIGS, options)
-    run(["train.json"], "train", **{**options, "epochs": 2})  # a single process goes on with what two have begun
-    state = torch.load(tmp_path / "bundle/models/checkpoint_last.pt", weights_only=True)
-    assert state["trainer"]["iteration"] == 4
+    assert isinstance(trained_by_two_and_then_by_one(BUNDLE, {**trained, **TRAIN}, tmp_path), LatentDenoiser)
 
 
 # --- the files ---
 
 
-def config(name: str) -> dict[str, Any]:
-    return json.loads((CONFIGS / name).read_text())
-
-
-def preset(name: str) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config([str(CONFIGS / "train.json"), str(CONFIGS / "presets" / f"{name}.json")])
-    return parser
-
-
 def test_the_papers_preset_has_its_heads_and_views() -> None:
     """4 heads with 8 dimensions wherever there is attention; at most two views; every voxel."""
-    parser = preset("paper")
+    parser = BUNDLE.parser("train.json", preset="paper")
     network = parser.get_parsed_content("network_def")
     heads = {(m.num_heads, m.dim_head) for m in network.unet.modules() if hasattr(m, "num_heads")}
     assert heads == {(4, 8)}
-    assert network.patch == 1 and network.grid.shape == (128, 128, 128) and network.prediction_type == "epsilon"
+    assert (
+        network.space_to_depth == 1 and network.grid.shape == (128, 128, 128) and network.prediction_type == "epsilon"
+    )
     assert max(int(views) for views in parser["view_weights"]) == 2
     assert parser["epochs"] * parser["iterations_per_epoch"] == 700_000
     assert isinstance(parser.get_parsed_content("loss"), torch.nn.L1Loss)
 
 
 def test_the_small_preset_is_small_and_says_so() -> None:
-    parser = preset("grid_64")
+    parser = BUNDLE.parser("train.json", preset="grid_64")
     network = parser.get_parsed_content("network_def")
-    assert network.grid == VolumeGrid.cube(64, 320) and network.patch == 4
+    assert network.grid == VolumeGrid.cube(64, 320) and network.space_to_depth == 4
     assert "Smaller than" in parser["_desc_preset"]
-    assert parser.get_parsed_content("source_grid").spacing_mm == network.grid.spacing_mm
-
-
-@pytest.mark.parametrize("name", ["paper", "grid_64"])
-def test_presets_change_what_is_there(name: str) -> None:
-    merged = ConfigParser(config("train.json"))
-    for key in config(f"presets/{name}.json"):
-        assert key.startswith("_desc_") or key.replace("#", "::") in merged, key
-
-
-@pytest.mark.parametrize("name", ["evaluate.json", "multi_gpu_train.json"])
-def test_overlays_are_small_and_replace_what_is_there(name: str) -> None:
-    added = {"model_file", "data_list_key", "shuffle_radiographs", "evaluating", "backend", "finalize", "steps"}
-    added |= {"samples", "sample_seed", "sample_batch_size", "keep_samples", "guidance_scale", "solver"}
-    added |= {"validate#data_sampler", "validate#dataloader#sampler", "segmenter_checkpoint"}
-    added |= {"consistency_weight", "consistency_iterations", "consistency_final"}
-    assert_overlay(CONFIGS / name, added)
+    assert parser.get_parsed_content("body_grid").spacing_mm == network.grid.spacing_mm
 
 
 def test_keys_that_bundles_share_mean_the_same() -> None:
     """Evaluation and inference with one another, and with `ldm_recon`."""
     evaluate, inferred = config("evaluate.json"), config("inference.json")
-    sibling = json.loads((ROOT / "bundles/ldm_recon/configs/evaluate.json").read_text())
+    sibling = Bundle("ldm_recon").config("evaluate.json")
     shared = ["samples", "sample_seed", "keep_samples", "steps", "guidance_scale", "solver", "pixel_at_isocenter_mm"]
     for key in [*shared, "consistency_weight", "consistency_iterations", "consistency_final"]:
         assert evaluate[key] == inferred[key] == sibling[key], key
     assert config("train.json")["hu_window"] == inferred["hu_window"]
-
-
-def test_metadata_says_what_the_network_does() -> None:
-    metadata, train = config("metadata.json"), config("train.json")
-    assert metadata["network_data_format"]["outputs"]["pred"]["spatial_shape"] == train["grid"]["shape"]

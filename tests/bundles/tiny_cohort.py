@@ -16,26 +16,35 @@ from tests.ct_samples import SPACING, chest
 CUBE, VOXEL_MM, CENTRE_MM = 16, 15.0, np.array([12.0, -30.0, 700.0])
 PARTS = {"training": ("t1", "t2"), "validation": ("v1",), "test": ("e1", "e2")}
 
-#: Every number of train.json that a 16^3 cube needs changed. Keys of nested objects, as on the command line.
-TRAIN_OVERRIDES: dict[str, Any] = {
-    "epochs": 1,
-    "iterations_per_epoch": 2,
-    "val_interval": 1,
+#: What the cohort needs changed in every bundle. Keys of nested objects, as on the command line.
+GRID_OVERRIDES: dict[str, Any] = {
     "precision": "fp32",
-    "points": 64,
-    "patch": 8,
-    "pixel_at_isocenter_mm": VOXEL_MM,
-    "detector_shape": [16, 24],
     "grid#shape": [CUBE] * 3,
     "grid#spacing_mm": [VOXEL_MM] * 3,
-    "source_grid#shape": [24, 20, 16],
-    "source_grid#spacing_mm": [VOXEL_MM] * 3,
-    "loading_grid#shape": [32, 24, 24],
-    "loading_grid#spacing_mm": [VOXEL_MM] * 3,
-    "coarse_grid#shape": [16, 8, 8],
-    "coarse_grid#spacing_mm": [2 * VOXEL_MM] * 3,
-    "prior_grid#shape": [8, 4, 4],
-    "prior_grid#spacing_mm": [4 * VOXEL_MM] * 3,
+}
+LOADING_OVERRIDES: dict[str, Any] = {
+    "loading_margin_mm": [8 * VOXEL_MM, 4 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": VOXEL_MM,
+}
+BODY_OVERRIDES: dict[str, Any] = {
+    "pixel_at_isocenter_mm": VOXEL_MM,
+    "body_margin_mm": [4 * VOXEL_MM, 2 * VOXEL_MM, 0],
+}
+#: A training of two steps.
+STEPS: dict[str, Any] = {"epochs": 1, "iterations_per_epoch": 2, "val_interval": 1}
+
+#: Every number of inr_recon's train.json that a 16^3 cube needs changed.
+TRAIN_OVERRIDES: dict[str, Any] = {
+    **STEPS,
+    **GRID_OVERRIDES,
+    **LOADING_OVERRIDES,
+    **BODY_OVERRIDES,
+    "points": 64,
+    "patch": 8,
+    "detector_shape": [16, 24],
+    "coarse_margin_mm": [8 * VOXEL_MM, 0, 0],
+    "coarse_spacing_mm": 2 * VOXEL_MM,
+    "prior_spacing_mm": 4 * VOXEL_MM,
     "prior_members": 16,
     "smallest_detector_shape": [16, 16],
 }
@@ -57,16 +66,15 @@ COARSE_OVERRIDES: dict[str, Any] = {
     "detector_shape": [8, 12],
     "grid#shape": [CUBE // 2] * 3,
     "grid#spacing_mm": [2 * VOXEL_MM] * 3,
-    "source_grid#shape": [20, 12, 8],
-    "source_grid#spacing_mm": [2 * VOXEL_MM] * 3,
-    "loading_grid#shape": [24, 16, 12],
-    "loading_grid#spacing_mm": [2 * VOXEL_MM] * 3,
+    "body_margin_mm": [12 * VOXEL_MM, 4 * VOXEL_MM, 0],
+    "loading_margin_mm": [16 * VOXEL_MM, 8 * VOXEL_MM, 4 * VOXEL_MM],
+    "loading_spacing_mm": 2 * VOXEL_MM,
 }
 INFERENCE_OVERRIDES: dict[str, Any] = {
     key: value
     for key, value in TRAIN_OVERRIDES.items()
     if key.split("#")[0]
-    in ("precision", "pixel_at_isocenter_mm", "detector_shape", "grid", "coarse_grid", "prior_grid")
+    in ("precision", "pixel_at_isocenter_mm", "grid", "coarse_margin_mm", "coarse_spacing_mm", "prior_spacing_mm")
 }
 
 

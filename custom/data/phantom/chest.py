@@ -1,4 +1,4 @@
-"""Mediastinum, heart, great vessels, airways and lungs."""
+"""Phantom parts of the chest: mediastinum, heart, great vessels, airways and lungs."""
 
 from __future__ import annotations
 

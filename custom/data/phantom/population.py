@@ -1,4 +1,4 @@
-"""Write a population of phantoms in the layout of ``prepare``."""
+"""The verb `fewview-ct phantom`: writes a population of phantoms in the layout of `prepare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bones of the thorax: spine, ribs with cartilages, sternum, clavicles, scapulae, upper arms."""
+"""Phantom bones of the thorax: spine, ribs with cartilages, sternum, clavicles, scapulae, upper arms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Body wall, diaphragm and upper abdomen."""
+"""Phantom soft tissue: body wall, diaphragm and upper abdomen."""
 
 from __future__ import annotations
 

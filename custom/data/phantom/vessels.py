@@ -1,4 +1,4 @@
-"""Branching vessels of the lungs, grown towards random targets as space filling trees do."""
+"""Phantom vessels of the lungs, grown towards random targets as space filling trees do."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from custom.core.atomic_directory import check_free, whole_folder
+from custom.core.atomic_directory import atomic_directory, check_free
 
 MARK = "mark.json"
 
 
 def fill(path: Path, text: str = "new", overwrite: bool = False) -> None:
-    with whole_folder(path, MARK, overwrite) as folder:
+    with atomic_directory(path, MARK, overwrite) as folder:
         assert not (path / MARK).exists() or overwrite
         (folder / MARK).write_text(text)
 
@@ -33,11 +33,11 @@ def test_a_folder_gets_its_name_at_the_end(tmp_path: Path, there: bool) -> None:
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), whole_folder(tmp_path / "out", MARK) as folder:
+    with pytest.raises(KeyError), atomic_directory(tmp_path / "out", MARK) as folder:
         (folder / MARK).write_text("half")
         raise KeyError
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(RuntimeError, match=r"finished without mark\.json"), whole_folder(tmp_path / "out", MARK):
+    with pytest.raises(RuntimeError, match=r"finished without mark\.json"), atomic_directory(tmp_path / "out", MARK):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -64,17 +64,17 @@ def test_what_is_not_of_its_kind_is_not_lost(tmp_path: Path) -> None:
     fill(target, "old")
     (target / "radiographs").mkdir()
     expected = pytest.raises(FileExistsError, match=r"out: holds radiographs, which is not of an earlier result")
-    with expected, whole_folder(target, MARK, True, [MARK, "data"]):
+    with expected, atomic_directory(target, MARK, True, [MARK, "data"]):
         pass
     (target / "radiographs").rename(target / "data")
-    with whole_folder(target, MARK, True, [MARK, "data"]) as folder:
+    with atomic_directory(target, MARK, True, [MARK, "data"]) as folder:
         (folder / MARK).write_text("new")
     assert [p.name for p in target.iterdir()] == [MARK] and (target / MARK).read_text() == "new"
 
 
 def test_a_failed_replacement_keeps_the_old_one(tmp_path: Path) -> None:
     fill(tmp_path / "out", "old")
-    with pytest.raises(ValueError), whole_folder(tmp_path / "out", MARK, overwrite=True):
+    with pytest.raises(ValueError), atomic_directory(tmp_path / "out", MARK, overwrite=True):
         raise ValueError
     assert (tmp_path / "out" / MARK).read_text() == "old"
 
@@ -90,8 +90,8 @@ def test_what_is_no_folder_is_said(tmp_path: Path, kind: str) -> None:
 
 def test_a_killed_process_leaves_no_named_folder_and_the_next_run_tidies_up(tmp_path: Path) -> None:
     code = (
-        "import sys, time\nfrom custom.core.atomic_directory import whole_folder\n"
-        f"with whole_folder(sys.argv[1], {MARK!r}) as folder:\n"
+        "import sys, time\nfrom custom.core.atomic_directory import atomic_directory\n"
+        f"with atomic_directory(sys.argv[1], {MARK!r}) as folder:\n"
         f"    (folder / {MARK!r}).write_text('half')\n    print('ready', flush=True)\n    time.sleep(60)\n"
     )
     target = tmp_path / "out"
@@ -110,10 +110,10 @@ def test_a_folder_that_another_process_fills_is_left_alone(tmp_path: Path) -> No
     alive = tmp_path / f".out.{socket.gethostname()}-{os.getppid()}-ab.part"
     elsewhere = tmp_path / ".out.another-host-1-ab.part"
     alive.mkdir(), elsewhere.mkdir()
-    with whole_folder(tmp_path / "out", MARK) as first:  # the same process, as in a server
+    with atomic_directory(tmp_path / "out", MARK) as first:  # the same process, as in a server
         (first / MARK).write_text("first")
         fill(tmp_path / "out2")
-        with whole_folder(tmp_path / "out", MARK) as second:
+        with atomic_directory(tmp_path / "out", MARK) as second:
             assert first.is_dir() and second != first
             (second / MARK).write_text("second")
         with pytest.raises(FileExistsError):

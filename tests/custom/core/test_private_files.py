@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from custom.core.atomic_directory import whole_folder
+from custom.core.atomic_directory import atomic_directory
 from custom.core.csv_files import csv_bytes
 from custom.core.files import write_bytes
 from custom.core.rejection import Rejection, to_csv
@@ -25,7 +25,7 @@ def _mode(path: Path) -> int:
 )
 def test_modes(umask: str | None, file: int, folder: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWVIEW_UMASK", umask) if umask else monkeypatch.delenv("FEWVIEW_UMASK", raising=False)
-    with whole_folder(tmp_path / "out", "mark") as part:
+    with atomic_directory(tmp_path / "out", "mark") as part:
         write_bytes(part / "mark", b"")
     assert (_mode(tmp_path / "out"), _mode(tmp_path / "out" / "mark")) == (folder, file)
     write_bytes(tmp_path / "new" / "x", b"")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +12,13 @@ import torch
 from monai.utils import optional_import
 
 from custom.core import checkpoints
-from custom.core.checkpoints import PUBLISHED_CLASSES, build_network, definition, load_checkpoint
+from custom.core.checkpoints import (
+    PUBLISHED_CLASSES,
+    RENAMED_ARGUMENTS,
+    build_network,
+    definition,
+    load_checkpoint,
+)
 from custom.geometry import VolumeGrid
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,6 +67,28 @@ def test_published_weights_load_by_the_names_that_they_hold(path: Path) -> None:
     described = definition(network)
     assert described["_target_"] in NAMED[identity(path)]
     assert set(re.findall(r"custom\.[\w.]+", str(described))) <= set(PUBLISHED_CLASSES)
+
+
+@pytest.mark.parametrize("name", RENAMED_ARGUMENTS)
+def test_renamed_arguments_are_those_of_the_class_today(name: str) -> None:
+    module, _, attribute = PUBLISHED_CLASSES[name].rpartition(".")
+    today = set(inspect.signature(optional_import(module, name=attribute)[0]).parameters)
+    assert set(RENAMED_ARGUMENTS[name].values()) <= today and not today & set(RENAMED_ARGUMENTS[name])
+
+
+@pytest.mark.parametrize("pixels, spacing", [(1, None), (2, 5.0)])
+def test_denoisers_that_counted_pixels_average_as_they_did(pixels: int, spacing: float | None, tmp_path: Path) -> None:
+    content = torch.load(ROOT / "bundles/ldm_recon/models/model.pt", weights_only=True)
+    meta = json.loads(content["meta"])
+    meta["network_def"]["feature_pixels"], meta["pixel_at_isocenter_mm"] = pixels, 2.5
+    torch.save({**content, "meta": json.dumps(meta)}, tmp_path / "model.pt")
+    network = load_checkpoint(tmp_path / "model.pt").network()
+    assert network.feature_spacing_mm == spacing and network.noise_schedule == "ddpm_linear"
+    if pixels > 1:
+        del meta["pixel_at_isocenter_mm"]
+        torch.save({**content, "meta": json.dumps(meta)}, tmp_path / "model.pt")
+        with pytest.raises(ValueError, match=r"model\.pt: averages 2 pixels of None mm"):
+            load_checkpoint(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize("name", PUBLISHED_CLASSES)

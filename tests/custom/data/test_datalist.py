@@ -25,7 +25,7 @@ def test_phantoms_get_their_share_of_the_draws() -> None:
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_is_a_share(share: float) -> None:
-    with pytest.raises(ValueError, match="phantom_share must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="phantom_prob must lie between 0 and 1"):
         mixing_weights(1, 1, share)
 
 

@@ -173,6 +173,19 @@ def test_grid_and_affine() -> None:
     assert VolumeGrid.cube(64, 320.0) == VolumeGrid((64,) * 3, (5.0,) * 3)
 
 
+def test_grids_that_follow_from_a_grid() -> None:
+    grid = VolumeGrid((8, 6, 4), (2.5, 2.5, 5.0), (1.0, 0.0, -2.0))
+    wide = grid.with_margin([5.0, 2.5, 10.0])
+    assert wide == VolumeGrid((12, 8, 8), grid.spacing_mm, grid.center_mm)
+    assert grid.middle_of(wide) == (slice(2, 10), slice(1, 7), slice(2, 6))
+    assert grid.with_margin([0.0, 2.5, 0.0], 5.0) == VolumeGrid((4, 4, 4), (5.0,) * 3, grid.center_mm)
+    assert grid.coarser(2) == VolumeGrid((4, 3, 2), (5.0, 5.0, 10.0), grid.center_mm)
+    with pytest.raises(ValueError, match="choose another margin"):
+        grid.with_margin([1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="must divide the grid's shape"):
+        grid.coarser(4)
+
+
 def test_poses_of_any_length_of_direction() -> None:
     geometry = Geometry.from_poses([[-3.0, 0, 0]], [[-500.0, 0, 0]], [[0, 2.5, 0]], [[0, 0, -2.5]], beam="parallel")
     assert torch.equal(geometry.views[0, :3], torch.tensor([-1.0, 0, 0], dtype=torch.float64))

@@ -19,12 +19,12 @@ from scipy import stats
 
 from custom.metrics import (
     SampleStatistics,
-    decompose_error,
     interval_coverage,
     summarise_case,
     write_maps,
     write_summary,
 )
+from custom.metrics.posterior_calibration import mean_error
 
 SHAPE = (5, 4, 3)
 EVERYWHERE = torch.ones(SHAPE, dtype=torch.bool)
@@ -83,11 +83,12 @@ def test_no_bit_depends_on_how_samples_are_batched(sizes: list[int], seed: int) 
 @given(count=st.integers(2, 9), seed=st.integers(0, 2**31), shift=st.floats(-150, 150))
 def test_squared_error_is_squared_bias_plus_variance(count: int, seed: int, shift: float) -> None:
     samples, truth = draws(count, seed).double(), draws(1, seed + 1)[0, 0].double() + shift
-    parts = decompose_error(collect(samples), truth)
+    statistics = collect(samples)
+    squared_bias, variance = mean_error(statistics, truth).square(), statistics.variance(unbiased=False)
     direct = (samples[:, 0] - truth).square().mean(0)
-    torch.testing.assert_close(parts.squared_error, direct, rtol=1e-12, atol=1e-9)
-    torch.testing.assert_close(parts.squared_bias, (samples[:, 0].mean(0) - truth) ** 2, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(parts.variance, samples[:, 0].var(0, correction=0), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(squared_bias + variance, direct, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(squared_bias, (samples[:, 0].mean(0) - truth) ** 2, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(variance, samples[:, 0].var(0, correction=0), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("done", [0, 1, 2, 5, 8])
@@ -172,18 +173,18 @@ def test_samples_and_truth_are_clipped_to_the_window_and_left_untouched() -> Non
     samples = torch.tensor([900.0, 1500.0]).reshape(2, 1, 1, 1, 1).expand(-1, -1, *SHAPE).clone()
     statistics, truth = collect(samples), torch.full(SHAPE, 3000.0)
     assert statistics.mean()[0, 0, 0] == 950
-    assert decompose_error(statistics, truth).squared_bias[0, 0, 0] == 50**2
+    assert mean_error(statistics, truth)[0, 0, 0] == -50
     assert samples.max() == 1500
     assert truth.max() == 3000
 
 
 def test_truth_and_mask_as_files_and_flips_give_them() -> None:
     statistics, truth = collect(draws(3)), draws(1, seed=9)[0, 0].round()
-    expected = decompose_error(statistics, truth).squared_bias
+    expected = mean_error(statistics, truth)
     array = truth.numpy()
     flipped_twice = np.ascontiguousarray(array[::-1])[::-1]
     for same in (array, array.astype(">i2"), flipped_twice, truth[None, None], MetaTensor(truth)):
-        assert torch.equal(decompose_error(statistics, same).squared_bias, expected)
+        assert torch.equal(mean_error(statistics, same), expected)
     mask = np.zeros(SHAPE, dtype=np.uint8)
     mask[1] = 2
     assert SampleStatistics(body=mask).body()[1].all()
@@ -227,9 +228,9 @@ def test_a_batch_with_a_bad_sample_is_refused_as_a_whole(bad: float) -> None:
 def test_a_truth_that_does_not_fit_is_refused() -> None:
     statistics, truth = collect(draws(3)), torch.zeros(SHAPE)
     with pytest.raises(ValueError, match=r"the truth has shape \(4, 4, 3\), the samples \(5, 4, 3\).*resample"):
-        decompose_error(statistics, truth[1:])
+        mean_error(statistics, truth[1:])
     with pytest.raises(ValueError, match="must be one volume"):
-        decompose_error(statistics, truth[0])
+        mean_error(statistics, truth[0])
     with pytest.raises(ValueError, match="the truth holds 60 voxels of 60 that are NaN"):
         summarise_case(statistics, truth * math.nan)
     for level in (0.0, 1.0, 90.0):

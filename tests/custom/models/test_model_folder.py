@@ -146,7 +146,7 @@ def test_a_denoiser_without_a_mean_network_needs_none(tmp_path: Path) -> None:
 def test_a_denoiser_on_voxels_only_draws_samples(tmp_path: Path) -> None:
     options: dict[str, Any] = {"encoder": FeatureUNet(4, (4, 6), 3), "unet": UNET, "precision": "fp32"}
     network = LatentDenoiser(
-        grid=VolumeGrid.cube(8, 320), latent_channels=VoxelIdentity.embedding_dim, patch=2, **options
+        grid=VolumeGrid.cube(8, 320), latent_channels=VoxelIdentity.embedding_dim, space_to_depth=2, **options
     )
     path = save_checkpoint(tmp_path / "mine.pt", network.eval())
     model = load_model(path, "cpu", steps=1)

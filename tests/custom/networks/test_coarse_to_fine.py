@@ -11,6 +11,7 @@ from torch import nn
 from custom.core.checkpoints import load_checkpoint, save_checkpoint
 from custom.geometry import VolumeGrid
 from custom.networks import CoarseToFineReconstructor, FeatureUNet
+from custom.networks.feature_unet import averaging_factor
 from custom.networks.population_prior import average_pixels
 from custom.training.initial_weights import load_weights
 from tests.custom.networks.test_networks import acquisition, fitted_prior
@@ -133,9 +134,9 @@ def test_pixels_are_averaged_by_their_size_at_the_isocentre() -> None:
     """By what the views say, not by the grid's voxels: pixels of 20 mm become 40 mm, those of 40 mm stay."""
     network = small(fine=False, feature_spacing_mm=40.0)
     image, views = acquisition(2, beam="cone")
-    assert network._factor(40.0, views) == 2
+    assert averaging_factor(40.0, views) == 2
     averaged, wider = average_pixels(image, views, 2)
-    assert network._factor(40.0, wider) == 1
+    assert averaging_factor(40.0, wider) == 1
     with torch.no_grad():
         found, expected = network._encode(averaged, wider), network._encode(image, views)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

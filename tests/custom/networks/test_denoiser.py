@@ -10,6 +10,7 @@ import torch
 from custom.core.checkpoints import load_checkpoint, save_checkpoint
 from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
+from custom.geometry.detector import isocenter_pixel_mm
 from custom.networks import FeatureUNet, LatentDenoiser
 from custom.networks.feature_unet import encode_views
 from tests.custom.networks.tiny_diffusion import UNET, denoiser, radiographs
@@ -57,11 +58,24 @@ def test_padding_of_views_changes_nothing() -> None:
     torch.testing.assert_close(network.condition(*padded, mask), network.condition(image, views))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-@pytest.mark.parametrize("patch", [1, 2])
 @torch.no_grad()
-def test_any_number_of_views_moves_the_answer(count: int, patch: int) -> None:
-    network, (image, views) = denoiser(patch=patch), radiographs(count)
+def test_features_are_averaged_to_the_spacing_that_is_asked_for_by_the_real_views() -> None:
+    network, (image, views) = denoiser(), radiographs(2)
+    pixel_mm = float(isocenter_pixel_mm(views[0]).mean())
+    network.feature_spacing_mm = 2 * pixel_mm
+    features = encode_views(network.encoder, image, 2, network.radiograph_scale)
+    expected = fuse_features(features, views, network.grid, (16, 24), with_count=True)
+    torch.testing.assert_close(network.condition(image, views)[:, :-1], expected)
+    padded = torch.cat([image, image], 1), torch.cat([views, torch.zeros_like(views)], 1)
+    mask = torch.tensor([[True, True, False, False]])
+    torch.testing.assert_close(network.condition(*padded, mask), network.condition(image, views))
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("space_to_depth", [1, 2])
+@torch.no_grad()
+def test_any_number_of_views_moves_the_answer(count: int, space_to_depth: int) -> None:
+    network, (image, views) = denoiser(space_to_depth=space_to_depth), radiographs(count)
     noisy, time = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(2)), torch.tensor([500])
     answer = network(noisy, time, image, views)
     assert answer.shape == noisy.shape and torch.isfinite(answer).all()
@@ -82,15 +96,15 @@ def test_latents_and_residuals_come_back() -> None:
     network.residual_std.fill_(0.25)
     latent, known = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 3, 4, 4, 4)
     torch.testing.assert_close(network.denormalise(network.normalise(latent)), latent)
-    torch.testing.assert_close(network.diffused(known, known), torch.zeros_like(known))
-    torch.testing.assert_close(network.undiffused(network.diffused(latent, known), known), latent)
+    torch.testing.assert_close(network.to_residual(known, known), torch.zeros_like(known))
+    torch.testing.assert_close(network.from_residual(network.to_residual(latent, known), known), latent)
     plain = denoiser()
-    assert plain.diffused(latent, None) is latent and plain.undiffused(latent, None) is latent
+    assert plain.to_residual(latent, None) is latent and plain.from_residual(latent, None) is latent
 
 
 @torch.no_grad()
 def test_a_checkpoint_builds_it_again(tmp_path: Path) -> None:
-    network, (image, views) = denoiser(patch=2), radiographs()
+    network, (image, views) = denoiser(space_to_depth=2), radiographs()
     network.latent_std.fill_(3.0)
     again = load_checkpoint(save_checkpoint(tmp_path / "model.pt", network)).network()
     noisy, time = torch.randn(1, 3, 4, 4, 4), torch.tensor([7])
@@ -102,10 +116,10 @@ def test_a_checkpoint_builds_it_again(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"prediction_type": "score"}, "prediction_type must be"),
-        ({"schedule": "none"}, "none"),
+        ({"noise_schedule": "none"}, "none"),
         ({"encoder": None}, "would see nothing"),
         ({"residual": True}, "residual needs as many known_channels"),
-        ({"patch": 4}, "must be divisible by patch"),
+        ({"space_to_depth": 4}, "must be divisible by space_to_depth"),
     ],
 )
 def test_options_that_contradict_each_other(options: dict, message: str) -> None:

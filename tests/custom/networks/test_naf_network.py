@@ -56,7 +56,9 @@ def case(angles: list[float], beam: str = "parallel") -> tuple[Tensor, Tensor]:
 
 
 def reconstructor(seed: int = 0, field: dict[str, Any] = FIELD, **changes: Any) -> FieldReconstructor:
-    options = {key: changes.pop(key) for key in ("box_margin_mm", "views", "coordinate_half_side_mm") if key in changes}
+    options = {
+        key: changes.pop(key) for key in ("body_margin_mm", "views", "coordinate_half_side_mm") if key in changes
+    }
     return FieldReconstructor(GRID, field, {**FIT, **changes}, seed=seed, **options)
 
 
@@ -160,7 +162,7 @@ def test_tissue_outside_the_cube_has_its_place_in_a_larger_box() -> None:
     image = Projector.from_geometry(geometry)(hu_to_attenuation(hu[None, None]))
     views, inside = geometry.tensor()[None], {}
     for margin in (0.0, 120.0):
-        pred = reconstructor(steps=150, box_margin_mm=[margin, 0, 0])(image, views)
+        pred = reconstructor(steps=150, body_margin_mm=[margin, 0, 0])(image, views)
         inside[margin] = float((pred + 1).mean())
     assert inside[120.0] < 0.5 * inside[0.0]
 
@@ -263,7 +265,7 @@ def test_numbers_that_make_no_fit(options: dict[str, Any], message: str) -> None
 
 
 def test_boxes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="box_margin_mm must be three numbers, not negative"):
-        reconstructor(box_margin_mm=[10, -1, 0])
+    with pytest.raises(ValueError, match="body_margin_mm must be three numbers, not negative"):
+        reconstructor(body_margin_mm=[10, -1, 0])
     with pytest.raises(ValueError, match=r"coordinate_half_side_mm must be at least 170, .* got 165"):
-        reconstructor(box_margin_mm=[10, 0, 0], coordinate_half_side_mm=165)
+        reconstructor(body_margin_mm=[10, 0, 0], coordinate_half_side_mm=165)

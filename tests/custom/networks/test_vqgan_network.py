@@ -152,7 +152,7 @@ def test_the_codebook_is_one_on_all_processes(tmp_path: Path) -> None:
 
 def test_layers_of_the_upstream_code_have_its_number_of_parameters() -> None:
     upstream = network(
-        fold=1,
+        space_to_depth=1,
         encoder_widths=(16, 32, 64),
         encoder_blocks=(0, 1, 1),
         decoder_widths=(32, 64, 64),
@@ -174,8 +174,8 @@ def test_layers_of_the_upstream_code_have_its_number_of_parameters() -> None:
     "changes, compression",
     [
         ({}, 4),
-        ({"fold": 1}, 2),
-        ({"fold": 4}, 8),
+        ({"space_to_depth": 1}, 2),
+        ({"space_to_depth": 4}, 8),
         ({"resample_kernel": 4, "normalisation": "group", "end_norms": True, "padding_mode": "replicate"}, 4),
         (
             {
@@ -287,9 +287,9 @@ def test_it_learns() -> None:
     "changes, message",
     [
         ({"encoder_blocks": (1,)}, "same number of levels"),
-        ({"fold": 0}, "fold must be at least 1"),
+        ({"space_to_depth": 0}, "space_to_depth must be at least 1"),
         ({"resample_kernel": 3}, "resample_kernel 2 or 4"),
-        ({"fold": 5}, "multiple of 10"),
+        ({"space_to_depth": 5}, "multiple of 10"),
         ({"normalisation": "batch"}, "'batch'"),
         ({"padding_mode": "reflect"}, "'reflect'"),
         ({"codes": 1}, "at least 2 codes"),

@@ -356,7 +356,7 @@ def trainer(adversarial_weight: float, steps: int, **changes: Any) -> X2CTTraine
         "network": net,
         "optimizer": torch.optim.Adam(net.parameters(), 0.0005, (0.5, 0.99)),
         "discriminator": judge,
-        "d_optimizer": torch.optim.Adam(judge.parameters(), 0.002, (0.5, 0.99)),
+        "disc_optimizer": torch.optim.Adam(judge.parameters(), 0.002, (0.5, 0.99)),
         "loss_function": X2CTLoss(10, 10, adversarial_weight),
         "prepare_batch": lambda *_, **__: (image, label, (), {"views": views}),
     }

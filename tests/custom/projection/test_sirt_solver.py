@@ -63,18 +63,18 @@ def test_initial_volume_is_kept_where_nothing_is_seen() -> None:
     assert (found[..., :8] == 0.01).all() and (found[..., 11:13] < 0.01).all() and (start == 0.01).all()
 
 
-def test_freedom_says_where_the_radiographs_are_explained() -> None:
-    """Voxels without freedom stay; a constant freedom changes nothing; the radiographs are explained all the same."""
+def test_voxel_std_says_where_the_radiographs_are_explained() -> None:
+    """Voxels of standard deviation 0 stay; one for all changes nothing; the radiographs are explained all the same."""
     geometry = Geometry.from_angles([0.0, 90.0], "parallel", grid=GRID)
     projector = Projector.from_geometry(geometry)
     image = projector(ellipsoid_volume(GRID).float())
     start = torch.zeros(1, 1, *GRID.shape)
-    freedom = torch.ones_like(start)
-    freedom[:, :, :, ::2] = 0.0
-    found = sirt(projector, image[:, 1:], geometry.select([1]).tensor(), 20, initial=start, freedom=freedom)
+    voxel_std = torch.ones_like(start)
+    voxel_std[:, :, :, ::2] = 0.0
+    found = sirt(projector, image[:, 1:], geometry.select([1]).tensor(), 20, initial=start, voxel_std=voxel_std)
     assert (found[:, :, :, ::2] == 0).all()
     assert relative_error(projector(found)[:, 1], image[:, 1]) < 0.02  # frontal rays cross all planes
-    alike = sirt(projector, image, iterations=5, initial=start, freedom=torch.full((1,), 7.0))
+    alike = sirt(projector, image, iterations=5, initial=start, voxel_std=torch.full((1,), 7.0))
     torch.testing.assert_close(alike, sirt(projector, image, iterations=5, initial=start))
 
 
@@ -82,8 +82,8 @@ def test_what_is_refused() -> None:
     projector = Projector.from_geometry(Geometry.from_angles([0.0], grid=GRID))
     with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
         sirt(projector, torch.zeros(1, 1, 24, 36), iterations=0)
-    with pytest.raises(ValueError, match="freedom must not be negative, got -1"):
-        sirt(projector, torch.zeros(1, 1, 24, 36), iterations=1, freedom=torch.tensor(-1.0))
+    with pytest.raises(ValueError, match="voxel_std must not be negative, got -1"):
+        sirt(projector, torch.zeros(1, 1, 24, 36), iterations=1, voxel_std=torch.tensor(-1.0))
     with pytest.raises(ValueError, match="there are 1 views, but image"):
         sirt(projector, torch.zeros(1, 2, 24, 36))
 

@@ -13,7 +13,12 @@ from custom.core.checkpoints import save_checkpoint
 from custom.geometry import VolumeGrid
 from custom.networks import FeatureUNet, SegmentationUNet
 from custom.segmentation import UNKNOWN
-from custom.segmentation.segmentation_losses import GuidedLoss, MaskedDiceCELoss, guidance_record, reconstruction_loss
+from custom.segmentation.segmentation_losses import (
+    GuidedLoss,
+    MaskedDiceCELoss,
+    reconstruction_loss,
+    seg_guidance_record,
+)
 
 
 class Threshold(SegmentationUNet):
@@ -134,12 +139,12 @@ def test_guidance_refuses_points_other_voxels_and_bad_numbers(tmp_path: Path) ->
 
 def test_one_key_switches_guidance_on(tmp_path: Path) -> None:
     assert isinstance(reconstruction_loss(None, 0.1, (5.0,) * 3), nn.MSELoss)
-    assert guidance_record(None, 0.1) is None
+    assert seg_guidance_record(None, 0.1) is None
     network = SegmentationUNet(["heart"], VolumeGrid((16,) * 3, (5.0,) * 3), {"channels": [4, 8]}, precision="fp32")
     path = save_checkpoint(tmp_path / "model.pt", network)
     loss = reconstruction_loss(path, 0.1, (5.0,) * 3)
     assert isinstance(loss, GuidedLoss) and loss.weight == 0.1 and not loss.segmenter.training
-    record = guidance_record(path, 0.1)
+    record = seg_guidance_record(path, 0.1)
     assert record is not None and len(record["segmenter_sha256"]) == 64 and record["weight"] == 0.1
     other = save_checkpoint(tmp_path / "other.pt", FeatureUNet(out_channels=4, widths=[4, 4], kernel_size=3))
     with pytest.raises(ValueError, match=r"a checkpoint of custom\.networks\.FeatureUNet, not of seg_guidance"):

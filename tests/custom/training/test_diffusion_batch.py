@@ -58,11 +58,11 @@ def test_min_snr_is_the_same_loss_on_the_clean_latent_whatever_is_predicted(pred
 
 def test_conditions_are_dropped_as_often_as_asked() -> None:
     torch.manual_seed(0)
-    kept = torch.cat([step(64, drop_share=0.25)[2]["keep"] for _ in range(4)])
+    kept = torch.cat([step(64, drop_prob=0.25)[2]["keep"] for _ in range(4)])
     assert 0.65 < kept.float().mean() < 0.85
-    assert step(16, drop_share=0.0)[2]["keep"].all()
-    with pytest.raises(ValueError, match="drop_share"):
-        step(drop_share=1.0)
+    assert step(16, drop_prob=0.0)[2]["keep"].all()
+    with pytest.raises(ValueError, match="drop_prob"):
+        step(drop_prob=1.0)
 
 
 def test_noise_is_as_strong_as_the_time_says() -> None:

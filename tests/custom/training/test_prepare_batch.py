@@ -67,7 +67,7 @@ def test_tissue_outside_the_cube_casts_shadows() -> None:
 
 def test_the_papers_project_the_cube_alone() -> None:
     hu = volume()
-    alone, _, _, keywords = prepare(cube_share=1.0)({"source": hu})
+    alone, _, _, keywords = prepare(cube_prob=1.0)({"source": hu})
     cube = hu_to_attenuation(hu[:, :, 2:18, 1:17], 70.0)
     torch.testing.assert_close(alone, Projector(GRID, (16, 24))(cube, keywords["views"]), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(alone, prepare()({"source": hu})[0], atol=0.1)
@@ -120,10 +120,10 @@ def test_values_round_trip() -> None:
 
 
 def test_sampler_draws_the_papers_sets_and_others() -> None:
-    papers = sampler(view_weights={"4": 1.0}, paper_share=1.0, cone_share=0.0)
+    papers = sampler(view_weights={"4": 1.0}, paper_prob=1.0, cone_prob=0.0)
     geometry = Geometry(papers(), (16, 24), GRID)
     assert geometry.angles_deg == pytest.approx(PAPER_ANGLES_DEG[4][0], abs=1e-4)
-    both = sampler(view_weights={str(k): 1.0 for k in range(1, 9)}, cone_share=0.5)
+    both = sampler(view_weights={str(k): 1.0 for k in range(1, 9)}, cone_prob=0.5)
     drawn = [both() for _ in range(200)]
     assert {len(views) for views in drawn} == set(range(1, 9))
     cones = [bool(is_cone(views).all()) for views in drawn]
@@ -180,7 +180,7 @@ def test_truncated_radiographs_are_the_middle_of_whole_ones() -> None:
     torch.manual_seed(0)
     sizes = set()
     for _ in range(40):
-        image, *_ = prepare(truncated_share=1.0, smallest_detector_shape=(8, 8), sampling="grid")({"source": hu})
+        image, *_ = prepare(truncated_prob=1.0, smallest_detector_shape=(8, 8), sampling="grid")({"source": hu})
         sizes.add(tuple(image.shape[2:]))
         torch.testing.assert_close(image, image.flip(3), atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(image, image.flip(2), atol=1e-3, rtol=1e-3)

@@ -299,19 +299,21 @@ def test_schedule_warms_up_and_decays() -> None:
     assert rates[-1] == pytest.approx(0.1)
 
 
+PRIOR_GRID = VolumeGrid((4, 4, 4), (10.0,) * 3)
+
+
+class WithPrior(nn.Module):
+    hu_window = (-1000.0, 1000.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior = PopulationPrior(PRIOR_GRID, components=2)
+
+
 def test_the_prior_is_of_warped_training_patients(tmp_path: Path) -> None:
     """Its mean lies between the patients, by how often they are drawn; a checkpoint that knows one spares the work."""
-    grid = VolumeGrid((4, 4, 4), (10.0,) * 3)
-
-    class WithPrior(nn.Module):
-        hu_window = (-1000.0, 1000.0)
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.prior = PopulationPrior(grid, components=2)
-
     cases = [{"source": torch.full((1, 12, 12, 12), hu)} for hu in (5000.0, -1000.0)]  # the first is clipped
-    still = RandThoraxAugment(grid.shape, 10.0, 5.0, prob=0.0)
+    still = RandThoraxAugment(PRIOR_GRID.shape, 10.0, 5.0, prob=0.0)
     network = WithPrior()
     fit_prior(network, cases, [0.75, 0.25], still, members=400)
     assert network.prior.mean.mean() == pytest.approx(1.5, abs=0.1)
@@ -324,24 +326,15 @@ def test_the_prior_is_of_warped_training_patients(tmp_path: Path) -> None:
 
 
 def test_priors_out_of_fold_are_fitted_or_taken_over(tmp_path: Path) -> None:
-    grid = VolumeGrid((4, 4, 4), (10.0,) * 3)
-
-    class WithPrior(nn.Module):
-        hu_window = (-1000.0, 1000.0)
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.prior = PopulationPrior(grid, components=2)
-
     cases = [{"source": torch.full((1, 12, 12, 12), hu), "fold": n} for n, hu in enumerate((1000.0, -1000.0))]
-    still = RandThoraxAugment(grid.shape, 10.0, 5.0, prob=0.0)
-    network, priors = WithPrior(), OutOfFoldPriors(PopulationPrior(grid, components=2), 2)
+    still = RandThoraxAugment(PRIOR_GRID.shape, 10.0, 5.0, prob=0.0)
+    network, priors = WithPrior(), OutOfFoldPriors(PopulationPrior(PRIOR_GRID, components=2), 2)
     fit_prior(network, cases, [0.5, 0.5], still, 100, priors)
     assert [float(prior.mean.mean()) for prior in priors.priors] == [0.0, 2.0], "each knows the other patient alone"
     assert network.prior.fitted and 0.8 < network.prior.mean.mean() < 1.2
     last = tmp_path / "checkpoint_last.pt"
     torch.save({"out_of_fold": priors.state_dict()}, last)
-    others = OutOfFoldPriors(PopulationPrior(grid, components=2), 2)
+    others = OutOfFoldPriors(PopulationPrior(PRIOR_GRID, components=2), 2)
     fit_prior(network, [], [], still, 100, others, priors_from=last)  # nothing is drawn
     torch.testing.assert_close(others.state_dict(), priors.state_dict())
     with pytest.raises(ValueError, match="no priors of this grid"):

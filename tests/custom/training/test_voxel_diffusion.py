@@ -29,7 +29,7 @@ LOADING = VolumeGrid((28, 24, 20), (20.0,) * 3)
 def denoiser(**options: Any) -> LatentDenoiser:
     torch.manual_seed(0)
     encoder = FeatureUNet(4, (4, 6), 3, initialisation="he")
-    options = {"latent_channels": 1, "patch": 2, "precision": "fp32", **options}
+    options = {"latent_channels": 1, "space_to_depth": 2, "precision": "fp32", **options}
     return LatentDenoiser(encoder, GRID, unet=UNET, **options).eval()
 
 
@@ -56,7 +56,7 @@ def halve(entry: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def dataset(**options: Any) -> VoxelDataset:
     return VoxelDataset(
-        cases(), **{"transform": halve, "grid": GRID, "source_grid": SOURCE, "loading_grid": LOADING} | options
+        cases(), **{"transform": halve, "grid": GRID, "body_grid": SOURCE, "loading_grid": LOADING} | options
     )
 
 
@@ -92,7 +92,7 @@ def test_mean_and_deviation_are_those_of_the_voxels_in_the_grid() -> None:
 
 def test_grids_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="same margin"):
-        dataset(source_grid=VolumeGrid((11, 10, 8), (40.0,) * 3))
+        dataset(body_grid=VolumeGrid((11, 10, 8), (40.0,) * 3))
     with pytest.raises(ValueError, match=r"loading_grid \(28, 24, 21\), got shape \(1, 28, 24, 20\)"):
         dataset(loading_grid=VolumeGrid((28, 24, 21), (20.0,) * 3))
 
@@ -101,7 +101,7 @@ def test_a_step_of_training_adds_noise_to_the_voxels_themselves() -> None:
     network = denoiser(prediction_type="sample")
     fit_normalisation(network, dataset())
     views = SimulatedRadiographs(AcquisitionSampler({"2": 1}), GRID, SOURCE, (16, 24), sampling="grid")
-    prepare = NoisyLatents(network, views, drop_share=0.0, noises_per_case=3)
+    prepare = NoisyLatents(network, views, drop_prob=0.0, noises_per_case=3)
     batch = {key: value[None] for key, value in dataset()[0].items()}
     noisy, wanted, _, keywords = prepare(batch)
     assert noisy.shape == (3, 1, *GRID.shape) and keywords["image"].shape == (1, 2, 16, 24)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from custom.networks.discriminators import Judgement
+from custom.networks.discriminators import DiscriminatorOutput
 from custom.networks.perceptual import VGG16_STAGES, GradientPyramid, VGG16Features, perceptual_network
 from custom.networks.vqgan import CodedVolume
 from custom.training.vqgan_losses import VQGANLoss, axial_slices, feature_distance, hinge_discriminator, hinge_generator
@@ -27,8 +27,8 @@ WEIGHTS = {
 class Judge(nn.Module):
     """Features 2x and logits x + 1, of volumes and of slices."""
 
-    def forward(self, volume: torch.Tensor, slices: torch.Tensor) -> Judgement:
-        return Judgement([2 * volume, volume + 1], [2 * slices, slices + 1])
+    def forward(self, volume: torch.Tensor, slices: torch.Tensor) -> DiscriminatorOutput:
+        return DiscriminatorOutput([2 * volume, volume + 1], [2 * slices, slices + 1])
 
 
 def coded(pred: torch.Tensor) -> CodedVolume:
@@ -110,8 +110,8 @@ def test_discriminators_learn_from_detached_reconstructions() -> None:
 
 def test_one_discriminator_is_enough() -> None:
     class Slices(nn.Module):
-        def forward(self, volume: torch.Tensor, slices: torch.Tensor) -> Judgement:
-            return Judgement([], [slices, slices])
+        def forward(self, volume: torch.Tensor, slices: torch.Tensor) -> DiscriminatorOutput:
+            return DiscriminatorOutput([], [slices, slices])
 
     loss = VQGANLoss(disc_start_step=0, disc_ramp_steps=0)
     assert "adversarial_volume" not in loss.generator(coded(constant(0.5)), constant(0), Slices(), 1)

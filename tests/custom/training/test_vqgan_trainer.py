@@ -45,16 +45,16 @@ class Setting:
         judge = {"channels": 4, "num_layers_d": 2, "norm": ("GROUP", {"num_groups": 2})}
         self.discriminator = VolumeSliceDiscriminator(judge, judge, precision="fp32")
         self.loss = VQGANLoss(disc_start_step=changes.pop("disc_start_step", 3), disc_ramp_steps=4)
-        self.g_optimizer = torch.optim.Adam(self.network.parameters(), changes.pop("learning_rate", 1e-3))
-        self.d_optimizer = torch.optim.Adam(self.discriminator.parameters(), 1e-3)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), changes.pop("learning_rate", 1e-3))
+        self.disc_optimizer = torch.optim.Adam(self.discriminator.parameters(), 1e-3)
         self.average = WeightAverage(self.network, 0.1)
         self.guard = changes.pop("guard", CollapseGuard())
         self.objects = {
             "network": self.network,
             "discriminator": self.discriminator,
             "ema": self.average.network,
-            "g_optimizer": self.g_optimizer,
-            "d_optimizer": self.d_optimizer,
+            "optimizer": self.optimizer,
+            "disc_optimizer": self.disc_optimizer,
             "guard": self.guard,
         }
         self.checkpoint = GuardedCheckpoint(guard=self.guard, path=folder / "last.pt", objects=self.objects)
@@ -63,9 +63,9 @@ class Setting:
             max_epochs=epochs,
             train_data_loader=DataLoader(Dataset(cases()), batch_size=1),
             network=self.network,
-            optimizer=self.g_optimizer,
+            optimizer=self.optimizer,
             discriminator=self.discriminator,
-            d_optimizer=self.d_optimizer,
+            disc_optimizer=self.disc_optimizer,
             loss_function=self.loss,
             guard=self.guard,
             prepare_batch=changes.pop("prepare_batch", VolumeBatch()),
@@ -108,7 +108,7 @@ def test_discriminators_wait_for_their_step(tmp_path: Path) -> None:
 
 def test_a_resumed_training_is_the_same_as_an_uninterrupted_one(tmp_path: Path) -> None:
     """Weights, codebook, discriminators, both optimizers, the average and the ramp's step."""
-    whole = Setting(tmp_path / "whole", 4, continuous_share=0.5)
+    whole = Setting(tmp_path / "whole", 4, continuous_prob=0.5)
     whole.trainer.run()
     Setting(tmp_path / "parts", 2).trainer.run()
     parts = Setting(tmp_path / "parts", 4)
@@ -135,7 +135,7 @@ def test_the_error_falls(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_continuous_share(tmp_path: Path, share: float) -> None:
-    setting = Setting(tmp_path, 1, continuous_share=share)
+    setting = Setting(tmp_path, 1, continuous_prob=share)
     seen: list[torch.Tensor] = []
     setting.network.register_forward_hook(
         lambda module, args, kwargs, out: seen.append(kwargs["quantise"]), with_kwargs=True
@@ -148,7 +148,7 @@ def test_options_that_it_does_not_have(tmp_path: Path) -> None:
     for changes, message in (
         ({"amp": True}, "neither amp"),
         ({"accumulation_steps": 2}, "accumulation_steps"),
-        ({"continuous_share": 1.5}, "continuous_share"),
+        ({"continuous_prob": 1.5}, "continuous_prob"),
     ):
         with pytest.raises(ValueError, match=message):
             Setting(tmp_path, 1, **changes)

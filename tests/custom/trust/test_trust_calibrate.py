@@ -18,7 +18,7 @@ from custom.geometry import VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 from custom.trust import Thresholds, run_checks
 from custom.trust.calibrate import calibrate, loaded_model
-from custom.trust.trials import Trial, detector_of, load_ct, model_on, reconstructed
+from custom.trust.reference_ct import SimulationSettings, detector_of, load_ct, model_on, reconstructed
 
 GRID = VolumeGrid.cube(16, 320.0)
 SOURCE = VolumeGrid((20, 18, 17), (20.0,) * 3)
@@ -87,7 +87,7 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
     # Another body of the same kind passes, and its mirror image along z does not agree with it.
     network, _ = loaded_model(model, None, "cpu")
     ct = load_ct(load_cases(datalist, "training")[1], 20.0)
-    image, views = ct.radiographs([0.0, 90.0], "parallel", detector_of(network), 20.0, Trial(seed=5))
+    image, views = ct.radiographs([0.0, 90.0], "parallel", detector_of(network), 20.0, SimulationSettings(seed=5))
     results = {r.name: r for r in run_checks(reconstructed(network, image, views), made)}
     assert results["agreement"].verdict == "PASS"
     image[0] = image[0].roll(3, 0)
@@ -132,8 +132,9 @@ def test_what_cannot_be_calibrated_is_said_before_the_work(
     assert not list(tmp_path.glob("*_cases"))
 
 
-def test_the_training_range_comes_from_the_checkpoint(tmp_path: Path) -> None:
-    meta = {"cone_share": 0.0, "source_to_isocenter_mm": [800, 900], "source_to_detector_mm": [1000, 1100]}
+@pytest.mark.parametrize("cone", ["cone_prob", "cone_share"])  # the second in checkpoints of version 0.1.0
+def test_the_training_range_comes_from_the_checkpoint(tmp_path: Path, cone: str) -> None:
+    meta = {cone: 0.0, "source_to_isocenter_mm": [800, 900], "source_to_detector_mm": [1000, 1100]}
     datalist, model = write_cohort(tmp_path, 20), write_model(tmp_path, **meta)
     path = calibrate(datalist, str(tmp_path / "t.json"), model, views=(1,), beams=("parallel",), device="cpu")
     trained = Thresholds.load(path).trained
@@ -143,7 +144,7 @@ def test_the_training_range_comes_from_the_checkpoint(tmp_path: Path) -> None:
 
 def test_cts_are_averaged_and_stay_where_they_are(tmp_path: Path) -> None:
     case = load_cases(write_cohort(tmp_path, 2), "training")[0]
-    exact = replace(Trial(), photons=0.0, intensity_error=0.0)
+    exact = replace(SimulationSettings(), photons=0.0, intensity_error=0.0)
     fine, coarse = load_ct(case, 20.0), load_ct(case, 90.0)
     assert coarse.hu.shape == (10, 9, 8)
     masses = []
@@ -158,12 +159,12 @@ def test_cts_are_averaged_and_stay_where_they_are(tmp_path: Path) -> None:
 def test_what_is_wrong_with_radiographs_depends_on_the_seed_alone(tmp_path: Path) -> None:
     case = load_cases(write_cohort(tmp_path, 2), "training")[0]
 
-    def image(trial: Trial, warp: int = 0) -> torch.Tensor:
-        return load_ct(case, 20.0, warp, trial).radiographs([0.0, 90.0], "cone", (16, 24), 20.0, trial)[0]
+    def image(simulation: SimulationSettings, warp: int = 0) -> torch.Tensor:
+        return load_ct(case, 20.0, warp, simulation).radiographs([0.0, 90.0], "cone", (16, 24), 20.0, simulation)[0]
 
-    exact = Trial(photons=0.0, intensity_error=0.0)
-    torch.testing.assert_close(image(Trial()), image(Trial()), rtol=0, atol=0)
-    assert not torch.equal(image(Trial()), image(Trial(seed=1)))
+    exact = SimulationSettings(photons=0.0, intensity_error=0.0)
+    torch.testing.assert_close(image(SimulationSettings()), image(SimulationSettings()), rtol=0, atol=0)
+    assert not torch.equal(image(SimulationSettings()), image(SimulationSettings(seed=1)))
     assert not torch.equal(image(exact), image(exact, warp=1))
     shift = (image(replace(exact, intensity_error=0.02)) - image(exact)).flatten(1)
     assert float(shift.std(1).max()) < 1e-5
@@ -185,7 +186,7 @@ def test_a_model_on_a_coarser_cube(tmp_path: Path) -> None:
     assert detector_of(model) == (8, 12)
     assert model.pixel_at_isocenter_mm == 40.0
     case = load_cases(write_cohort(tmp_path / "data", 2), "training")[0]
-    image, views = load_ct(case, 40.0).radiographs([90.0], "cone", (8, 12), 40.0, Trial())
+    image, views = load_ct(case, 40.0).radiographs([90.0], "cone", (8, 12), 40.0, SimulationSettings())
     evidence = reconstructed(model, image, views)
     assert evidence.hu is not None
     assert tuple(evidence.hu.shape) == (8, 8, 8)

@@ -1,4 +1,4 @@
-"""Known CTs as radiographs, with what is wrong in every real acquisition: the cases that calibrate and test checks."""
+"""Reference CTs and their simulated radiographs, with errors of real acquisitions, to calibrate and test checks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from custom.metrics import SampleStatistics
 from custom.models import Model, find_model, load_model
 from custom.trust.evidence import Evidence, find_prior
 
-__all__ = ["KnownCT", "Trial", "detector_of", "load_ct", "model_on", "reconstructed"]
+__all__ = ["ReferenceCT", "SimulationSettings", "detector_of", "load_ct", "model_on", "reconstructed"]
 
 
 @dataclass(frozen=True)
-class Trial:
+class SimulationSettings:
     """How known CTs are radiographed.
 
     Args:
@@ -54,7 +54,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class KnownCT:
+class ReferenceCT:
     """A CT to make radiographs from.
 
     Attributes:
@@ -71,7 +71,12 @@ class KnownCT:
     cube_affine: np.ndarray
 
     def radiographs(
-        self, angles_deg: Sequence[float], beam: str, shape: Sequence[int], pixel_mm: float, trial: Trial
+        self,
+        angles_deg: Sequence[float],
+        beam: str,
+        shape: Sequence[int],
+        pixel_mm: float,
+        simulation: SimulationSettings,
     ) -> tuple[Tensor, Tensor]:
         """Line integrals (K, V, U) and views (K, 13).
 
@@ -80,7 +85,7 @@ class KnownCT:
             beam: "parallel" or "cone".
             shape: rows and columns.
             pixel_mm: at the isocentre.
-            trial: what is wrong with them.
+            simulation: what is wrong with them.
         """
         acquisition = Acquisition(angles_deg=tuple(angles_deg), beam=beam)
         magnification = (
@@ -90,26 +95,28 @@ class KnownCT:
             acquisition,
             detector_shape=(int(shape[0]), int(shape[1])),
             pixel_mm=pixel_mm * magnification,
-            energy_kev=trial.energy_kev,
-            photons=trial.photons,
-            scatter_to_primary=trial.scatter_to_primary,
-            seed=trial.seed,
+            energy_kev=simulation.energy_kev,
+            photons=simulation.photons,
+            scatter_to_primary=simulation.scatter_to_primary,
+            seed=simulation.seed,
         )
         cube = np.broadcast_to(np.int16(0), self.cube_shape)
         image, geometry = simulate_case(cube, self.cube_affine, acquisition, self.hu, self.affine, self.name)
-        draw = trial.generator(self.name, beam, *map(float, angles_deg))
-        error = draw.uniform(-trial.intensity_error, trial.intensity_error, size=(len(image), 1, 1))
+        draw = simulation.generator(self.name, beam, *map(float, angles_deg))
+        error = draw.uniform(-simulation.intensity_error, simulation.intensity_error, size=(len(image), 1, 1))
         return image + torch.as_tensor(np.log1p(error)).float(), geometry.tensor()
 
 
-def load_ct(case: Mapping[str, Any], pixel_mm: float, warp: int = 0, trial: Trial | None = None) -> KnownCT:
+def load_ct(
+    case: Mapping[str, Any], pixel_mm: float, warp: int = 0, simulation: SimulationSettings | None = None
+) -> ReferenceCT:
     """A case of a datalist, averaged to voxels of at most half a pixel, and deformed.
 
     Args:
         case: with "case", "label" and "source" (see `custom.data.datalist.load_cases`).
         pixel_mm: of the radiographs that are wanted, at the isocentre.
         warp: number of the deformation; 0: as it is.
-        trial: amplitudes and seed of the deformation.
+        simulation: amplitudes and seed of the deformation.
 
     Raises:
         ValueError: for a case without a source.
@@ -126,15 +133,20 @@ def load_ct(case: Mapping[str, Any], pixel_mm: float, warp: int = 0, trial: Tria
         affine[axis, 3] += affine[axis, axis] * (block - 1) / 2
         affine[axis, axis] *= block
     if warp:
-        trial = trial or Trial()
+        simulation = simulation or SimulationSettings()
         spacing = affine[:3, :3].diagonal().tolist()
         augment = RandThoraxAugment(
-            tuple(volume.shape[1:]), spacing, spacing, scale=trial.scale, shift_mm=trial.shift_mm, warp_mm=trial.warp_mm
+            tuple(volume.shape[1:]),
+            spacing,
+            spacing,
+            scale=simulation.scale,
+            shift_mm=simulation.shift_mm,
+            warp_mm=simulation.warp_mm,
         )
-        augment.R = trial.generator(case["case"], warp)
+        augment.R = simulation.generator(case["case"], warp)
         volume = augment(volume)
     name = f"{case['case']} warped {warp}" if warp else str(case["case"])
-    return KnownCT(
+    return ReferenceCT(
         name,
         volume[0].numpy(),
         affine,
