@@ -14,7 +14,7 @@ import numpy as np
 
 from custom import __version__
 from custom.cli.exit_codes import ExitCode
-from custom.core.atomic_directory import check_free, whole_folder
+from custom.core.atomic_directory import check_free, atomic_directory
 from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
 from custom.models import SEGMENTER, find_model
 from custom.networks.segmentation_unet import load_segmenter
@@ -114,7 +114,7 @@ def command(
     if patient.case is not None and found.samples:
         logger.info("the same plan on %d samples", len(found.samples))
         samples = sample_doses(patient.case, _read_samples(found.samples, ct), network, engine)
-    with whole_folder(output, PLAN, overwrite, OUTPUTS) as folder:
+    with atomic_directory(output, PLAN, overwrite, OUTPUTS) as folder:
         _write(folder, found, template, engine.name, patient, truth, modes, samples, start)
     if patient.case is None:
         logger.warning("%s: no plan is possible: %s", output, patient.reason)
