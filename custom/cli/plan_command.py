@@ -14,7 +14,7 @@ import numpy as np
 
 from custom import __version__
 from custom.cli.exit_codes import ExitCode
-from custom.core.atomic_directory import check_free, atomic_directory
+from custom.core.atomic_directory import atomic_directory, check_free
 from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
 from custom.models import SEGMENTER, find_model
 from custom.networks.segmentation_unet import load_segmenter
