@@ -70,6 +70,9 @@ VERBS = {
             "--checkpoint": "it is --model, which takes a weights file, a folder or a name",
         },
     ),
+    "plan": Verb(
+        "custom.cli.plan_command", "command", "Plan radiotherapy on a reconstruction, and say how wrong it is"
+    ),
     "export": Verb("custom.models.model_folder", "export", "Pack a model with its parents into one folder"),
     "calibrate": Verb("custom.trust.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs"),
     "send": Verb("custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS"),
