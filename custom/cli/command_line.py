@@ -59,6 +59,12 @@ VERBS = {
         },
         RECONSTRUCT,
     ),
+    "plan": Verb(
+        "custom.cli.plan_command",
+        "command",
+        "Plan radiotherapy on a reconstruction, and say how wrong it is",
+        group=RECONSTRUCT,
+    ),
     "demo": Verb(
         "custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs", group=RECONSTRUCT
     ),

@@ -15,4 +15,5 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 2
     REJECTED = 3  # reconstruct --strict: the verdict is REJECT
     TO_REVIEW = 4  # reconstruct --strict: the verdict is REVIEW
+    NOT_POSSIBLE = 5  # plan: no plan of this kind is possible
     INTERRUPTED = 130

@@ -17,7 +17,7 @@ from typing import Any
 from custom.core.bundle_folders import published_bundles
 from custom.core.files import read_json_object, sha256_file
 
-__all__ = ["MODEL_NAMES", "ModelFiles", "find_model", "user_models"]
+__all__ = ["MODEL_NAMES", "SEGMENTER", "ModelFiles", "find_model", "user_models"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ DESCRIPTION = "model.json"
 
 #: Models that `load_model` finds by their name, and whether they draw samples.
 MODEL_NAMES: dict[str, bool] = {"inr_recon": False, "ldm_recon": True, "x2ct": False, "voxel_diffusion": True}
+
+#: The model that contours CTs; it is found by its name too, but reconstructs nothing.
+SEGMENTER = "seg_guidance"
 
 #: Environment variable: folders (separated as in PATH) that hold exported models, each in a folder of its name.
 FOLDERS_VARIABLE = "FEWVIEW_MODELS"
@@ -84,7 +87,7 @@ def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     Raises:
         FileNotFoundError, ValueError: as `load_model`.
     """
-    if isinstance(model, str) and model in MODEL_NAMES:
+    if isinstance(model, str) and (model in MODEL_NAMES or model == SEGMENTER):
         return _find_name(model)
     path = Path(model)
     if path.is_dir():

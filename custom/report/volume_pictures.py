@@ -34,6 +34,7 @@ __all__ = [
     "TISSUES",
     "histogram_picture",
     "planes_picture",
+    "rendered",
     "samples_picture",
     "tissue_shares",
 ]
@@ -87,7 +88,7 @@ def planes_picture(hu: Volume, spacing_mm: Sequence[float], std_hu: Volume | Non
     if std_hu is not None:
         box = (MARGIN + 1.1 * half, bars, 0.8 * half)
         colour_bar(page, box, (0.0, SPREAD_LIMIT_HU), SPREAD_COLOURS, "standard deviation of the samples in HU")
-    return _rendered(page.figure, 115)
+    return rendered(page.figure, 115)
 
 
 def samples_picture(samples: Sequence[Volume], grid: VolumeGrid) -> Image.Image:
@@ -107,7 +108,7 @@ def samples_picture(samples: Sequence[Volume], grid: VolumeGrid) -> Image.Image:
         axes = page.panel(left, 0.35, width, page.height - 0.5)
         _show(axes, volume, "coronal", "gray", HU_DISPLAY)
         page.text(left + width / 2, 0.12, f"sample {index + 1}", ha="center", fontsize=10)
-    return _rendered(page.figure, 115)
+    return rendered(page.figure, 115)
 
 
 def _show(axes: Axes, volume: Volume, name: str, colours: str, limits: tuple[float, float]) -> None:
@@ -136,7 +137,7 @@ def histogram_picture(hu_in_body: npt.NDArray[Any], samples_in_body: Sequence[np
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    return _rendered(figure, 120)
+    return rendered(figure, 120)
 
 
 def _per_cent(values: npt.NDArray[Any], edges: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -152,7 +153,8 @@ def tissue_shares(hu_in_body: npt.NDArray[Any]) -> dict[str, float]:
     }
 
 
-def _rendered(figure: Figure, dpi: int) -> Image.Image:
+def rendered(figure: Figure, dpi: int) -> Image.Image:
+    """A figure's pixels."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi, facecolor=figure.get_facecolor())
     return Image.open(stream).convert("RGB")

@@ -1,0 +1,270 @@
+"""The verb `fewview-ct plan`: a plan and its dose on a CT or on a reconstruction, and how wrong it may be."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from custom import __version__
+from custom.cli.exit_codes import ExitCode
+from custom.core.atomic_directory import atomic_directory, check_free
+from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
+from custom.models import SEGMENTER, find_model
+from custom.networks.segmentation_unet import load_segmenter
+from custom.radiotherapy import (
+    INTERVAL_PERCENT,
+    ModeResult,
+    Patient,
+    PencilBeamEngine,
+    PlanningCT,
+    SampleDoses,
+    compare_modes,
+    dose_numbers,
+    find_template,
+    plan_patient,
+    read_planning_ct,
+    sample_doses,
+)
+from custom.radiotherapy.dose_metrics import require_gamma
+from custom.reconstruct.outputs import RESULT
+from custom.reconstruct.result import FORMAT as RESULT_FORMAT
+from custom.report.plan_page import LIMITS, PlanContent, write_plan_page
+from custom.trust import Verdict
+
+__all__ = ["command"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT, PLAN = "fewview-ct plan 1", "plan.json"
+OUTPUTS = ("dose.nii.gz", "dose_on_reference.nii.gz", "plan.html", PLAN)
+#: Dice coefficient of the two bodies below which two CTs do not lie in one frame.
+_SAME_PLACE = 0.5
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A CT to plan on: its file, and of a reconstruction the verdict and the samples."""
+
+    ct: Path
+    facts: dict[str, str]
+    verdict: str | None = None
+    samples: list[Path] = field(default_factory=list)
+
+
+def command(
+    source: str,
+    *,
+    output: str,
+    template: str = "ap_pa",
+    reference: str | None = None,
+    segmenter: str = SEGMENTER,
+    allow_reject: bool = False,
+    overwrite: bool = False,
+) -> ExitCode:
+    """Make a radiotherapy plan on a reconstruction or a CT, and say how wrong its dose may be. Research, not clinical.
+
+    The output folder appears whole or not at all. It holds dose.nii.gz (Gy of all fractions), plan.json (fields,
+    numbers, intervals, errors), plan.html (isodoses, fields seen from the beam, histograms, tables, limits) and, with a
+    reference, dose_on_reference.nii.gz. Where no plan is possible plan.json and plan.html say why.
+
+    Args:
+        source: folder that 'fewview-ct reconstruct' made, or a CT: a NIfTI or MetaImage file, or a folder with one
+            DICOM series. Where the reconstruction has samples, every number gets its interval over them.
+        output: folder to make.
+        template: ap_pa, pa, breast_left, breast_right, chest_wall_left or chest_wall_right.
+        reference: the true CT in the same frame, if it is known: the errors are then written in three modes.
+        segmenter: weights that contour lungs, heart and spine; seg_guidance by default.
+        allow_reject: plan on a reconstruction whose verdict is REJECT.
+        overwrite: replace an output folder that is there.
+
+    Returns:
+        0; 5 where no plan is possible.
+
+    Raises:
+        FileNotFoundError: a missing file.
+        FileExistsError: the output exists.
+        ValueError: a CT that cannot be used, a rejected reconstruction, a reference in another frame.
+        ModuleNotFoundError: the extra radiotherapy is not installed.
+    """
+    start = time.perf_counter()
+    find_template(template)
+    check_free(output, PLAN, overwrite, OUTPUTS)
+    found = _find_source(Path(source), allow_reject)
+    network = load_segmenter(find_model(segmenter).model)
+    engine = PencilBeamEngine()
+    if reference is not None:
+        require_gamma()
+    ct = read_planning_ct(found.ct)
+    true_ct = None if reference is None else read_planning_ct(Path(reference), ct.grid)
+    logger.info("planning %s on %s", template, found.ct)
+    patient = plan_patient(ct, template, network, engine)
+    modes, truth = {}, None
+    if true_ct is not None:
+        truth = plan_patient(true_ct, template, network, engine)
+        _require_same_place(patient, truth, str(reference))
+        modes = compare_modes(patient, truth, engine)
+    samples = None
+    if patient.case is not None and found.samples:
+        logger.info("the same plan on %d samples", len(found.samples))
+        samples = sample_doses(patient.case, _read_samples(found.samples, ct), network, engine)
+    with atomic_directory(output, PLAN, overwrite, OUTPUTS) as folder:
+        _write(folder, found, template, engine.name, patient, truth, modes, samples, start)
+    if patient.case is None:
+        logger.warning("%s: no plan is possible: %s", output, patient.reason)
+        return ExitCode.NOT_POSSIBLE
+    logger.info("%s: %.1f s", output, time.perf_counter() - start)
+    return ExitCode.DONE
+
+
+def _find_source(path: Path, allow_reject: bool) -> _Source:
+    """What is to be planned on.
+
+    Raises:
+        FileNotFoundError, ValueError: it is not there, was changed, or is a reconstruction that was rejected.
+    """
+    if not (path / RESULT).is_file():
+        return _Source(path, {"CT": path.name})
+    content = read_json_object(path / RESULT)
+    if content.get("format") != RESULT_FORMAT:
+        raise ValueError(f"{path / RESULT}: format {content.get('format')!r}, expected {RESULT_FORMAT!r}")
+    verdict = content.get("verdict")
+    if verdict not in {one.value for one in Verdict}:
+        raise ValueError(f"{path / RESULT}: verdict {verdict!r} is none of {', '.join(one.value for one in Verdict)}")
+    if verdict == Verdict.REJECT.value and not allow_reject:
+        raise ValueError(
+            f"{path}: the verdict of this reconstruction is REJECT, see its report.html; nothing is planned on it "
+            "unless --allow_reject is given"
+        )
+    hashes, ct = content.get("files"), path / "ct.nii.gz"
+    files = [ct, *sorted((path / "samples").glob("*.nii.gz"))]
+    for one in files:
+        name = one.relative_to(path).as_posix()
+        if not one.is_file():
+            raise FileNotFoundError(f"{one}: no such file")
+        if not isinstance(hashes, dict) or hashes.get(name) != sha256_file(one):
+            raise ValueError(f"{one}: is not the file that {RESULT} lists: it was changed; reconstruct again")
+    model = content.get("model")
+    name = model.get("name", "not named") if isinstance(model, dict) else "not named"
+    facts = {
+        "Reconstruction": path.resolve().name,
+        "Model": str(name),
+        "Reconstructed": str(content.get("created", "")),
+    }
+    return _Source(ct, facts, str(verdict), files[1:])
+
+
+def _read_samples(paths: list[Path], ct: PlanningCT) -> Iterator[PlanningCT]:
+    for path in paths:
+        yield read_planning_ct(path, ct.grid)
+
+
+def _require_same_place(patient: Patient, truth: Patient, reference: str) -> None:
+    """Refuse a reference that lies elsewhere, or is no chest.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not truth.contours.structures:
+        raise ValueError(f"{reference}: the reference cannot be used: {truth.reason}")
+    if not patient.contours.structures:
+        return
+    one, other = patient.contours.mask("External"), truth.contours.mask("External")
+    dice = 2 * float((one & other).sum()) / float(one.sum() + other.sum())
+    if dice < _SAME_PLACE:
+        raise ValueError(
+            f"{reference}: its body and that of the planned CT have a Dice coefficient of {dice:.2f}, less than "
+            f"{_SAME_PLACE:g}: another frame or another patient; the reference must lie where the CT does"
+        )
+
+
+def _write(
+    folder: Path,
+    source: _Source,
+    template: str,
+    engine: str,
+    patient: Patient,
+    truth: Patient | None,
+    modes: dict[Any, ModeResult],
+    samples: SampleDoses | None,
+    start: float,
+) -> None:
+    case, delivered = patient.case, modes.get("delivered")
+    doses = {"dose.nii.gz": None if case is None else case.dose_gy}
+    doses["dose_on_reference.nii.gz"] = None if delivered is None else delivered.true_dose_gy
+    files = {}
+    for name, dose in doses.items():
+        if dose is not None:
+            note = f"fewview-ct {__version__}, Gy, research, not for treatment"
+            write_nifti(folder / name, dose.astype(np.float32), patient.ct.grid.affine(), note)
+            files[name] = sha256_file(folder / name)
+    numbers = {} if case is None else dose_numbers(patient.ct, patient.contours, case.plan, case.dose_gy)
+    warnings = list(case.plan.notes) if case is not None else []
+    if samples is not None and samples.refused:
+        warnings.append(f"{len(samples.refused)} samples could not be contoured: {samples.refused[0]}")
+    content = PlanContent(
+        patient, template, {**source.facts, "Software": f"fewview-ct {__version__}"}, engine, numbers, warnings,
+        source.verdict, samples, modes, None if truth is None else truth.contours, files,
+    )  # fmt: skip
+    files["plan.html"] = sha256_file(write_plan_page(folder / "plan.html", content))
+    record = {
+        "format": FORMAT,
+        "software": f"fewview-ct {__version__}",
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "limits": list(LIMITS),
+        "source": source.facts,
+        "ct_sha256": sha256_file(source.ct) if source.ct.is_file() else None,
+        "verdict": source.verdict,
+        "template": template,
+        "engine": engine,
+        "possible": case is not None,
+        "reason": patient.reason,
+        "plan": None if case is None else case.plan.record(),
+        "contours": _contours(patient),
+        "numbers": numbers,
+        "samples": _samples(samples, delivered),
+        "modes": {mode: _mode(one) for mode, one in modes.items()},
+        "grid": {"shape": list(patient.ct.grid.shape), "affine": patient.ct.grid.affine().tolist()},
+        "files": files,
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    write_json(folder / PLAN, record)
+
+
+def _contours(patient: Patient) -> dict[str, Any]:
+    voxel_cm3 = float(np.prod(patient.ct.grid.spacing_mm)) / 1000
+    found = {
+        name: {"kind": one.kind, "cm3": round(float(one.mask.sum()) * voxel_cm3, 1), "origin": one.origin}
+        for name, one in patient.contours.structures.items()
+    }
+    return {"found": found, "missing": dict(patient.contours.missing)}
+
+
+def _samples(samples: SampleDoses | None, delivered: ModeResult | None) -> dict[str, Any] | None:
+    if samples is None:
+        return None
+    return {
+        "percentiles": list(INTERVAL_PERCENT),
+        "intervals": {
+            name: {"low": one.low, "median": one.median, "high": one.high, "samples": one.count}
+            for name, one in samples.intervals.items()
+        },
+        "refused": list(samples.refused),
+        "true_numbers_inside": None if delivered is None else samples.coverage(delivered.true),
+    }
+
+
+def _mode(one: ModeResult) -> dict[str, Any]:
+    return {
+        "possible": one.possible,
+        "reason": one.reason,
+        "true": dict(one.true),
+        "estimated": dict(one.estimated),
+        "errors": dict(one.errors),
+    }

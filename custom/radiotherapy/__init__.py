@@ -1,0 +1,39 @@
+"""Radiotherapy on a CT from radiographs: contours, plans, doses, and how wrong they are. Research, not clinical."""
+
+from custom.radiotherapy.comparison_modes import MODES, Mode, ModeResult, Patient, compare_modes, plan_patient
+from custom.radiotherapy.contours import Contours, NotPossible, Structure
+from custom.radiotherapy.dose_engine import DoseEngine, PencilBeamEngine
+from custom.radiotherapy.planning import PlannedCase, contour, dose_numbers, plan_case
+from custom.radiotherapy.planning_ct import PlanningCT, planning_ct, read_planning_ct
+from custom.radiotherapy.planning_numbers import NUMBERS, find_template
+from custom.radiotherapy.sample_intervals import INTERVAL_PERCENT, Interval, SampleDoses, sample_doses
+from custom.radiotherapy.treatment_plan import Field, Plan
+
+__all__ = [
+    "INTERVAL_PERCENT",
+    "MODES",
+    "NUMBERS",
+    "Contours",
+    "DoseEngine",
+    "Field",
+    "Interval",
+    "Mode",
+    "ModeResult",
+    "NotPossible",
+    "Patient",
+    "PencilBeamEngine",
+    "Plan",
+    "PlannedCase",
+    "PlanningCT",
+    "SampleDoses",
+    "Structure",
+    "compare_modes",
+    "contour",
+    "dose_numbers",
+    "find_template",
+    "plan_case",
+    "plan_patient",
+    "planning_ct",
+    "read_planning_ct",
+    "sample_doses",
+]

@@ -1,0 +1,131 @@
+"""`fewview-ct plan` from files to files: what it writes, and what it refuses before long work starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from custom.cli import main
+from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
+from custom.data.sample import sample_ct
+from custom.reconstruct.result import FORMAT
+
+SEGMENTER = str(Path(__file__).resolve().parents[3] / "bundles" / "seg_guidance" / "models" / "model.pt")
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("pydosert") is None or importlib.util.find_spec("pymedphys") is None,
+    reason="pydosert or pymedphys is not installed: pip install 'fewview-ct[radiotherapy]' (Python 3.11 or 3.12)",
+)
+
+
+def run(*words: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", *map(str, words), "--segmenter", SEGMENTER])
+    return int(end.value.code or 0)
+
+
+def result_folder(folder: Path, verdict: str = "PASS", samples: int = 0) -> Path:
+    """What `fewview-ct reconstruct` would have written, with the sample patient's own CT as its volume."""
+    image = nib.load(sample_ct())
+    hu = np.asarray(image.dataobj)
+    files = {"ct.nii.gz": hu}
+    for index in range(samples):
+        body = np.where(hu > -300, hu + 30 * (2 * index - 1), hu)
+        files[f"samples/sample_{index:03d}.nii.gz"] = body
+    for name, values in files.items():
+        write_nifti(folder / name, values.astype(np.int16), image.affine)
+    hashes = {name: sha256_file(folder / name) for name in files}
+    content = {"format": FORMAT, "verdict": verdict, "files": hashes, "model": {"name": "inr_recon"}, "created": "now"}
+    write_json(folder / "result.json", content)
+    return folder
+
+
+def test_plan_on_a_reconstruction_with_samples_and_the_true_ct(tmp_path: Path) -> None:
+    source = result_folder(tmp_path / "result", samples=2)
+    assert run(source, "--output", tmp_path / "plan", "--reference", sample_ct()) == 0
+    names = {path.name for path in (tmp_path / "plan").iterdir()}
+    assert names == {"dose.nii.gz", "dose_on_reference.nii.gz", "plan.html", "plan.json"}
+    found = read_json_object(tmp_path / "plan" / "plan.json")
+    assert found["possible"] and found["verdict"] == "PASS"
+    assert [one["gantry_deg"] for one in found["plan"]["fields"]] == [0.0, 180.0]
+    dose = nib.load(tmp_path / "plan" / "dose.nii.gz")
+    voxel = np.round(np.linalg.inv(dose.affine) @ [*found["plan"]["isocenter_mm"], 1])[:3].astype(int)
+    assert float(dose.get_fdata()[tuple(voxel)]) == pytest.approx(2.0, rel=0.01)
+    assert found["numbers"]["isocenter_gy"] == pytest.approx(2.0, rel=1e-4)
+    # The reconstruction is the true CT here: no error in any mode, and two samples around it.
+    assert set(found["modes"]) == {"delivered", "same_mu", "papers"}
+    errors = found["modes"]["delivered"]["errors"]
+    assert errors["isocenter_error_percent"] == pytest.approx(0, abs=1e-3) and errors["gamma_2_2_percent"] == 100
+    interval = found["samples"]["intervals"]["isocenter_gy"]
+    assert interval["low"] < 2.0 < interval["high"] and interval["samples"] == 2
+    assert found["samples"]["true_numbers_inside"] > 0.3
+    page = (tmp_path / "plan" / "plan.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in page and "<script" not in page and "http://" not in page
+    for words in ("NOT FOR TREATMENT", "Dose-volume histogram", "Fields seen from the beam", "delivered", "Research"):
+        assert words in page
+    assert page.count("data:image/") == 3
+    for name, digest in found["files"].items():
+        assert sha256_file(tmp_path / "plan" / name) == digest
+
+
+def test_what_is_no_chest_is_a_result_with_its_reason(tmp_path: Path) -> None:
+    ball = np.full((48, 48, 48), -1000, np.int16)
+    ball[np.linalg.norm(np.indices(ball.shape) - 23.5, axis=0) < 18] = 30
+    write_nifti(tmp_path / "ball.nii.gz", ball, np.diag([5.0, 5.0, 5.0, 1.0]))
+    assert run(tmp_path / "ball.nii.gz", "--output", tmp_path / "plan", "--template", "pa") == 5
+    found = read_json_object(tmp_path / "plan" / "plan.json")
+    assert not found["possible"] and "not a CT of a chest" in found["reason"]
+    assert {path.name for path in (tmp_path / "plan").iterdir()} == {"plan.html", "plan.json"}
+    assert "No plan is possible" in (tmp_path / "plan" / "plan.html").read_text(encoding="utf-8")
+
+
+def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
+    rejected = result_folder(folder / "rejected", "REJECT")
+    changed = result_folder(folder / "changed")
+    write_nifti(changed / "ct.nii.gz", np.zeros((4, 4, 4), np.int16), np.eye(4))
+    other = folder / "other"
+    write_json(other / "result.json", {"format": "something else"})
+    write_nifti(folder / "zeros.nii.gz", np.zeros((8, 8, 8), np.int16), np.eye(4))
+    (folder / "empty").mkdir()
+    return {
+        "verdict": ([rejected], "verdict of this reconstruction is REJECT"),
+        "changed": ([changed], "it was changed"),
+        "format": ([other], "expected 'fewview-ct reconstruction 1'"),
+        "missing": ([folder / "nothing.nii.gz"], "no such file"),
+        "no_hu": ([folder / "zeros.nii.gz"], "not a CT in HU"),
+        "no_ct": ([folder / "empty"], "no CT was found"),
+        "template": ([sample_ct(), "--template", "prostate"], "'prostate' is not known"),
+        "reference": ([sample_ct(), "--reference", folder / "none.nii"], "no such file"),
+    }
+
+
+@pytest.mark.parametrize("case", ["verdict", "changed", "format", "missing", "no_hu", "no_ct", "template", "reference"])
+def test_bad_input_is_said_in_a_line_and_nothing_is_written(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, message = _bad(tmp_path)[case]
+    assert run(*words, "--output", tmp_path / "plan") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+    assert not (tmp_path / "plan").exists()
+
+
+def test_reference_elsewhere_is_refused_and_a_rejected_result_can_be_forced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = result_folder(tmp_path / "result", "REJECT")
+    image = nib.load(sample_ct())
+    affine = image.affine.copy()
+    affine[0, 3] += 150
+    write_nifti(tmp_path / "moved.nii.gz", np.asarray(image.dataobj), affine)
+    words = [source, "--output", tmp_path / "plan", "--reference", tmp_path / "moved.nii.gz"]
+    assert run(*words, "--allow_reject") == 2
+    said = capsys.readouterr().err
+    assert "cannot be used" in said or "another frame or another patient" in said
+    assert json.loads((source / "result.json").read_text())["verdict"] == "REJECT"
