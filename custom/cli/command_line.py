@@ -70,6 +70,7 @@ VERBS = {
             "--checkpoint": "it is --model, which takes a weights file, a folder or a name",
         },
     ),
+    "next-view": Verb("custom.cli.next_view_command", "command", "Say which further radiograph would tell most"),
     "plan": Verb(
         "custom.cli.plan_command", "command", "Plan radiotherapy on a reconstruction, and say how wrong it is"
     ),
