@@ -59,6 +59,12 @@ VERBS = {
         },
         RECONSTRUCT,
     ),
+    "next-view": Verb(
+        "custom.cli.next_view_command",
+        "command",
+        "Say which further radiograph would tell most",
+        group=RECONSTRUCT,
+    ),
     "plan": Verb(
         "custom.cli.plan_command",
         "command",
