@@ -57,6 +57,10 @@ ACCEPT: dict[str, str] = {
         "pictures that look like one exposure given twice are two exposures, whose views are right; a view that is "
         "counted twice adds nothing to a reconstruction"
     ),
+    "study-dates-apart": (
+        "radiographs whose Study Dates (0008,0020) are more than a week apart show the same body: it has not changed "
+        "between them, or a date is wrong"
+    ),
     "several-patients": "radiographs that name different patients belong to one; no CT series, give --nodicom",
 }
 

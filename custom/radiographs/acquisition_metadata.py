@@ -263,6 +263,7 @@ class AcquisitionMetadata:
     unattenuated: MetadataValue[float] | None = None
     exposed_field: MetadataValue[str] | None = None
     patient: MetadataValue[str] | None = None
+    study_date: MetadataValue[str] | None = None
     exposure: MetadataValue[str] | None = None
     questions: tuple[MissingField | Contradiction, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()

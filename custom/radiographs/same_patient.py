@@ -1,7 +1,8 @@
-"""Comparison of the patients in radiographs' headers."""
+"""Comparison of the patients in radiographs' headers, and of the days of their studies."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,13 +13,17 @@ from custom.radiographs.radiograph import Radiograph
 
 __all__ = ["check_patient"]
 
-_OPTION = "several-patients"
+_OPTION, _DATES_OPTION = "several-patients", "study-dates-apart"
+#: Studies that are further apart are asked about: in a week a body changes little.
+_MOST_DAYS = 7
 
 
 def check_patient(
     radiographs: Sequence[Radiograph], accept: frozenset[str]
 ) -> tuple[list[Radiograph], tuple[MissingField, ...]]:
-    """Different patients are a question; different study dates, and files that do not say whose they are, a warning.
+    """Different patients, and studies more than a week apart, are questions.
+
+    Studies of different days of a week, and files that do not say whose they are, are warnings.
 
     Returns:
         The radiographs with those warnings and what an option allowed, and the questions.
@@ -37,14 +42,54 @@ def check_patient(
         known = replace(radiographs[index].metadata, patient=allowed)
         warning = f"{radiographs[index].name}: another patient than in {name}: {_said(one, name)}"
         checked[index] = replace(checked[index], metadata=known).with_warnings(warning)
-    dates = [(k, day) for k, header in zip(dicom, headers, strict=True) if (day := text(header, "StudyDate"))]
-    for index, day in dates:
-        if day != dates[0][1]:
-            said = f"taken on another day than {radiographs[dates[0][0]].name} by StudyDate {tag('StudyDate')}"
-            checked[index] = checked[index].with_warnings(f"{radiographs[index].name}: {said}")
+    checked, apart = _check_dates(checked, dicom, accept)
     for index, sentence in _unidentified(radiographs).items():
         checked[index] = checked[index].with_warnings(sentence)
-    return checked, tuple(questions)
+    return checked, (*questions, *apart)
+
+
+def _check_dates(
+    radiographs: Sequence[Radiograph], dicom: Sequence[int], accept: frozenset[str]
+) -> tuple[list[Radiograph], list[MissingField]]:
+    """The same for the days of the studies, each against the first that has one; `dicom` has a header."""
+    checked, questions = list(radiographs), []
+    dates = [(k, day) for k in dicom if (header := checked[k].header) and (day := text(header, "StudyDate"))]
+    for index, day in dates:
+        (other, first), name = dates[0], checked[index].name
+        if day == first:
+            continue
+        both = f"{_readable(day)}, and {checked[other].name} on {_readable(first)}, by StudyDate {tag('StudyDate')}"
+        if (days := _days_apart(day, first)) is None or days <= _MOST_DAYS:
+            checked[index] = checked[index].with_warnings(f"{name}: taken on another day: on {both}")
+            continue
+        problem = f"whether the body is still the same: it was taken on {both}, {days} days apart"
+        if _DATES_OPTION not in accept:
+            advice = f"give radiographs of one day, or --accept {_DATES_OPTION} if nothing changed or a date is wrong"
+            questions.append(MissingField(problem, advice=advice, file=name))
+            continue
+        allowed = MetadataValue("study_date", f"{days} days from {checked[other].name}", Origin.OPTION, _DATES_OPTION)
+        known = replace(checked[index].metadata, study_date=allowed)
+        checked[index] = replace(checked[index], metadata=known).with_warnings(
+            f"{name}: taken on {both}, {days} days apart"
+        )
+    return checked, questions
+
+
+def _date(day: str) -> datetime.date | None:
+    """A DICOM date (PS3.5 6.2): YYYYMMDD, in old files with dots between."""
+    try:
+        return datetime.datetime.strptime(day.replace(".", ""), "%Y%m%d").date()
+    except ValueError:
+        return None
+
+
+def _readable(day: str) -> str:
+    return str(_date(day) or repr(day[:20]))
+
+
+def _days_apart(day: str, other: str) -> int | None:
+    one, two = _date(day), _date(other)
+    return None if one is None or two is None else abs((one - two).days)
 
 
 def _said(one: Difference, name: str) -> str:

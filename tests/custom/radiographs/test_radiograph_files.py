@@ -352,8 +352,6 @@ def test_different_patients(tmp_path: Path) -> None:
         read_radiographs(paths)
     assert "P2" not in str(caught.value)
     assert "another patient" in read_radiographs(paths, accept="several-patients")[1].warnings[-1]
-    save(tmp_path / "b.dcm", dx("A\\F", "LL", StudyDate="20250101"))
-    assert "another day" in read_radiographs(paths)[1].warnings[0]
 
 
 def test_accept_is_checked() -> None:

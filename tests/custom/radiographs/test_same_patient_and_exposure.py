@@ -52,6 +52,25 @@ def test_one_check_of_one_strength(tmp_path: Path, first: dict, second: dict, sa
     assert accepted.metadata.patient.provenance == "option --accept several-patients"
 
 
+@pytest.mark.parametrize(
+    ("date", "days"), [("20260103", 0), ("2026.01.09", 0), ("20260110", 8), ("20250102", 365), ("1.1.26", 0), ("", 0)]
+)
+def test_studies_apart_are_asked_about(tmp_path: Path, date: str, days: int) -> None:
+    """2026-01-02 against another day: within a week, or where it cannot be read, a warning."""
+    paths = [save(tmp_path / "a.dcm", dx()), save(tmp_path / "b.dcm", dx("A\\F", "LL", StudyDate=date))]
+    if not days:
+        (warnings,) = [one.warnings for one in read_radiographs(paths)[1:]]
+        assert [one.startswith("b.dcm: taken on another day: on ") for one in warnings] == [True] * bool(date)
+        return
+    readable = f"{date[:4]}-{date[4:6]}-{date[6:]}"
+    said = f"it was taken on {readable}, and a.dcm on 2026-01-02, .*{days} days apart.*--accept study-dates-apart"
+    with pytest.raises(MissingMetadata, match=said):
+        read_radiographs(paths)
+    accepted = read_radiographs(paths, accept="study-dates-apart")[1]
+    assert accepted.metadata.study_date.provenance == "option --accept study-dates-apart"
+    assert f"{days} days apart" in accepted.warnings[-1]
+
+
 def test_name_and_id_are_joined_by_a_third() -> None:
     nobody = dict.fromkeys(PATIENT_ATTRIBUTES, "")
     name, number = {**nobody, "PatientName": "A^B"}, {**nobody, "PatientID": "1"}
