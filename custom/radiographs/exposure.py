@@ -26,6 +26,8 @@ _AIR_SHARE = 0.01
 _AIR_EXCESS = 3.0
 #: Air that decides which end of the values is the beam: a spine at the side of a narrow field nearly reaches it.
 _CLEAR_EXCESS = 6.0
+#: Noise is compared between so large parts of the picture at both ends of its values, and tells from this ratio on.
+_END, _NOISE_RATIO = 0.1, 2.0
 #: Range of q that is given to a picture of unknown meaning.
 _RANGE = 5.0
 
@@ -176,6 +178,7 @@ def seen_sign(values: Array, field_mask: Mask, linear: bool) -> int:
     Returns:
         1: high values are air; -1: low ones are; 0: neither is seen, or both, as in a picture with collimator blades.
     """
+    noise = _noise_sign(values, field_mask, linear)
     side = max(1, math.ceil(max(values.shape) / _SIDE))
     rows, columns = (n // side for n in values.shape)
     values, field_mask = values[: rows * side, : columns * side], field_mask[: rows * side, : columns * side]
@@ -190,8 +193,31 @@ def seen_sign(values: Array, field_mask: Mask, linear: bool) -> int:
     rising = -np.log(np.maximum(share, math.exp(-_RANGE))) if linear else _RANGE * (1 - share)
     ways = {1: rising.astype(np.float32), -1: (_RANGE * share).astype(np.float32)}
     inside = {sign: dark_borders(q, field_mask) for sign, q in ways.items()}
-    seen = [sign for sign, q in ways.items() if all(_air_is_at_the_rim(q, mask) for mask in inside.values())]
+    seen = []
+    for sign, q in ways.items():
+        # A straight end of the air is a blade's in the other reading; noise tells them apart.
+        masks = inside.values() if noise == 0 else [inside[sign]]
+        if noise != -sign and all(_air_is_at_the_rim(q, mask) for mask in masks):
+            seen.append(sign)
     return seen[0] if len(seen) == 1 else 0
+
+
+def _noise_sign(values: Array, field_mask: Mask, linear: bool) -> int:
+    """Sign of the intensity by the noise of photons; 0 where there is none, or where it does not tell.
+
+    It grows with the square root of the intensity, so it falls with it in a logarithm. Values that are cut off have no
+    noise and tell nothing.
+    """
+    rough = np.abs(values[:, 1:-1] - 0.5 * (values[:, :-2] + values[:, 2:]))
+    inside = field_mask[:, :-2] & field_mask[:, 1:-1] & field_mask[:, 2:]
+    level, rough = values[:, 1:-1][inside], rough[inside]
+    if level.size < 1000:
+        return 0
+    low, high = (float(np.quantile(level, share)) for share in (_END, 1 - _END))
+    at_low, at_high = float(np.median(rough[level <= low])), float(np.median(rough[level >= high]))
+    if min(at_low, at_high) <= 0 or max(at_low, at_high) < _NOISE_RATIO * min(at_low, at_high):
+        return 0
+    return 1 if (at_high > at_low) is linear else -1
 
 
 def _air_is_at_the_rim(q: Array, field_mask: Mask) -> bool:

@@ -246,3 +246,24 @@ def test_dense_parts_at_the_border_are_no_air(linear: bool) -> None:
     for noise in (0.0, 0.02):
         seen = values * (1 + noise * np.random.default_rng(1).standard_normal(values.shape))
         assert seen_sign(seen.astype(np.float32), np.ones(values.shape, bool), linear) == 0
+
+
+@pytest.mark.parametrize(("linear", "sign"), [(True, 1), (False, 1), (False, -1)])
+def test_noise_tells_a_straight_silhouette_from_blades(linear: bool, sign: int) -> None:
+    """A box in air, and the same places behind blades: without noise each is the other one's negative."""
+    from custom.radiographs.exposure import seen_sign
+
+    box = np.zeros((160, 120))
+    box[:, 25:95] = 2.0 + 0.3 * np.cos(np.linspace(0, 9, 70))
+    field = np.ones_like(box)
+    field[:, :25] = field[:, 95:] = 0.01
+    body = np.exp(-2.0 - 0.3 * np.cos(np.linspace(0, 9, 120))) * field + 0.001
+
+    def seen(intensity: np.ndarray, photons: float) -> int:
+        counted = np.random.default_rng(1).poisson(photons * intensity) / photons if photons else intensity
+        values = 4000 * counted if linear else 500 * np.log(np.maximum(counted, 1e-4))
+        return seen_sign((sign * values).astype(np.float32), np.ones(box.shape, bool), linear)
+
+    assert seen(np.exp(-box), 0) == 0
+    assert seen(np.exp(-box), 5000) == sign
+    assert seen(body, 5000) != -sign
