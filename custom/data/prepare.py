@@ -52,7 +52,7 @@ def prepare(
         input_dir: folder tree, or one file.
         output_dir: where ct/, source/, labels/, cases/, datalist.json, manifest.json, rejected.csv go.
         split: split file (JSON); default ``input_dir/split.json`` where that exists and neither fractions nor counts
-            are given. Scans that it does not name are left out.
+            are given, which the first line says; "none": not that one. Scans that it does not name are left out.
         fractions: shares of training, validation and test scans, drawn by patient; default 0.8,0.1,0.1.
         counts: numbers of scans instead, such as 868,50,100.
         seed: of the draw.
@@ -63,7 +63,8 @@ def prepare(
         max_slice_mm: scans with a larger slice spacing are left out.
         min_coverage_mm: scans shorter than this from head to feet are left out.
         remove_couch: set everything outside the body to -1000 HU.
-        labels: folder of NIfTI label maps named as the cases; default ``input_dir/labels`` where that exists.
+        labels: folder of NIfTI label maps named as the cases; default ``input_dir/labels`` where that exists, which
+            the first line says; "none": not that one.
         provenance: JSON list of facts by case name (name, patient_id, series_instance_uid, licence, doi, ...). It names
             cases and patients, so that one which lies in the input is not read unless it is named here.
         licence: of the scans for which the provenance gives none.
@@ -89,8 +90,16 @@ def prepare(
     if split is not None and seeded:
         raise ValueError("give a split file, or fractions, or counts: one of them")
     split_path = None if seeded else _beside(root, split, "split.json")
-    spec = read_split(split_path) if split_path else None
     label_folder = _beside(root, labels, "labels")
+    found = [
+        (one, option)
+        for one, given, option in ((split_path, split, "split"), (label_folder, labels, "labels"))
+        if one is not None and given is None
+    ]
+    if found:
+        taken = ", ".join(f"{path} (--{option} none leaves it out)" for path, option in found)
+        logger.info("found in the input and used: %s", taken)
+    spec = read_split(split_path) if split_path else None
     facts = _read_provenance(provenance, root)
     shares, numbers = _triple(fractions, float), _triple(counts, int)
 
@@ -104,8 +113,8 @@ def prepare(
             rejected += unnamed
             # Hours of work must not end in a split that cannot be.
             check_leaks(wanted, {c.case: c.group for c in candidates})
-        found, strays = label_files(label_folder, [c.case for c in candidates]) if label_folder else ({}, [])
-        records = _run(pool, candidates, output, options, found, rejected)
+        maps, strays = label_files(label_folder, [c.case for c in candidates]) if label_folder else ({}, [])
+        records = _run(pool, candidates, output, options, maps, rejected)
 
     groups = {c.case: c.group for c in candidates}
     usable = {str(r["case"]): groups[str(r["case"])] for r in records}
@@ -151,10 +160,7 @@ def _beside(root: Path, given: str | None, default: str) -> Path | None:
             raise FileNotFoundError(f"{given} does not exist")
         return Path(given)
     path = root / default
-    if path.exists():
-        logger.info("using %s", path)
-        return path
-    return None
+    return path if path.exists() else None
 
 
 def _triple(value: Any, kind: type) -> tuple[Any, ...] | None:

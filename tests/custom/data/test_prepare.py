@@ -245,3 +245,25 @@ def test_killed_and_started_again_it_ends_with_the_same_hashes(prepared: Path, t
     (tmp_path / "ct" / ".x.nii.gz.99.part").write_bytes(b"half a file")
     prepare(str(tree), str(tmp_path), provenance=str(tree / "provenance.json"), **SMALL)
     assert _hashes(tmp_path) == _hashes(prepared)
+
+
+def test_first_line_says_what_was_found_in_the_input(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A split and labels that nobody named decide what is learnt: they are said, and can be left out."""
+    root, labels = tmp_path / "tree", np.zeros(chest().shape, dtype=np.uint8)
+    labels[30:40, 30:40, 20:30] = 2
+    for k, case in enumerate("abc"):
+        write_nifti(root / "ct" / f"{case}.nii.gz", chest(seed=k))
+    write_nifti(root / "labels" / "a.nii.gz", labels)
+    (root / "split.json").write_text(json.dumps({"training": ["a"], "validation": [], "test": ["b"]}))
+    with caplog.at_level("INFO"):
+        first = json.loads(Path(prepare(str(root), str(tmp_path / "one"), **SMALL)).read_text())
+    line = caplog.messages[0]
+    assert f"{root / 'split.json'} (--split none leaves" in line and f"{root / 'labels'} (--labels none leaves" in line
+    assert "segmentation" in first["training"][0] and len(first["test"]) == 1
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        target = prepare(str(root), str(tmp_path / "two"), split="none", labels="none", **SMALL)
+    second = json.loads(Path(target).read_text())
+    entries = [entry for part in ("training", "validation", "test") for entry in second[part]]
+    assert len(entries) == 3 and not any("segmentation" in entry for entry in entries)
+    assert not any("found in the input" in said for said in caplog.messages)
