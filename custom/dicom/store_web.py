@@ -40,7 +40,7 @@ def store_web(files: Sequence[Path], url: str, timeout_s: float, access: Access)
         for path in kinds_of(files, report):
             with web_errors(url, timeout_s, "store", lambda: f"{len(report.sent)} of {len(files)} files were stored"):
                 try:
-                    dataset = open_dicom(path)
+                    dataset = _as_file(open_dicom(path))
                     _read_answer(path, str(dataset.SOPInstanceUID), client.store_instances([dataset]), report)
                 except requests.exceptions.HTTPError as error:
                     if error.response.status_code in (401, 403, 404, 405):
@@ -51,6 +51,16 @@ def store_web(files: Sequence[Path], url: str, timeout_s: float, access: Access)
                 except (ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, RecursionError) as error:
                     report.failed[path] = " ".join(str(error).split())[:200]
     return report
+
+
+def _as_file(dataset: pydicom.FileDataset) -> pydicom.FileDataset:
+    """What a data set lacks that came without the head of a file (PS3.10 7.1), which STOW-RS sends."""
+    if not dataset.preamble:
+        dataset.preamble, meta = bytes(128), dataset.file_meta
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
+        meta.FileMetaInformationGroupLength = 0  # is counted when it is written
+        pydicom.dataset.validate_file_meta(meta, enforce_standard=True)
+    return dataset
 
 
 def _read_answer(path: Path, uid: str, answer: pydicom.Dataset, report: SendReport) -> None:

@@ -18,7 +18,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from custom.dicom.header import reason
+from custom.dicom.opener import looks_like_dicom, reason
 
 __all__ = ["dicom_files", "encode", "is_uid", "new_uid", "set_value", "strict_validation", "tag_text"]
 
@@ -127,7 +127,7 @@ def encode(dataset: Dataset) -> bytes:
 
 
 def dicom_files(source: Path) -> list[Path]:
-    """The DICOM files at a path: the file itself, or every file below a folder that has DICOM's preamble.
+    """The DICOM files at a path: the file itself, or every file below a folder that `looks_like_dicom`.
 
     Hidden files and folders (what a killed run left) are passed over, sorted by path.
 
@@ -142,11 +142,7 @@ def dicom_files(source: Path) -> list[Path]:
     else:
         below = (p for p in source.rglob("*") if p.is_file())
         candidates = sorted(p for p in below if not any(x.startswith(".") for x in p.relative_to(source).parts))
-    found = []
-    for path in candidates:
-        with open(path, "rb") as stream:
-            if stream.read(132)[128:] == b"DICM":
-                found.append(path)
+    found = [path for path in candidates if looks_like_dicom(path)]
     if not found:
-        raise ValueError(f"{source} holds no DICOM file (none of its files has DICOM's preamble)")
+        raise ValueError(f"{source} holds no DICOM file (none of its files begins as one)")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import socket
 import threading
@@ -47,6 +48,24 @@ def test_single_file_and_hidden_files(pair: Path, tmp_path: Path) -> None:
     with store() as pacs:
         assert len(send(pair, to=pacs.to, timeout_s=TIMEOUT_S).sent) == 2
         assert send(hidden, to=pacs.to, timeout_s=TIMEOUT_S).sent == [hidden]
+
+
+def test_files_without_preamble(pair: Path, tmp_path: Path, web: Any) -> None:
+    """What reconstruct and prepare read is sent, too, and arrives as a file."""
+    bare = tmp_path / "bare" / "IM0001"
+    bare.parent.mkdir()
+    sent = pydicom.dcmread(pair / "view1.dcm")
+    pydicom.dcmwrite(bare, pydicom.Dataset(sent), implicit_vr=True, little_endian=True)
+    assert bare.read_bytes()[:2] == b"\x08\x00"
+    (bare.parent / "notes.txt").write_text("no DICOM")
+    with store() as pacs:
+        assert send(bare.parent, to=pacs.to, timeout_s=TIMEOUT_S).sent == [bare]
+    assert pacs.received[0].PixelData == sent.PixelData
+    assert send(bare, to=web.url, timeout_s=TIMEOUT_S).sent == [bare]
+    body = web.got[0][2]
+    arrived = pydicom.dcmread(io.BytesIO(body[body.index(b"DICM") - 128 :]), stop_before_pixels=True)
+    assert arrived.file_meta.MediaStorageSOPInstanceUID == arrived.SOPInstanceUID == sent.SOPInstanceUID
+    assert arrived.file_meta.FileMetaInformationGroupLength > 0
 
 
 def test_provider_of_implicit_vr_only(pair: Path) -> None:
