@@ -25,7 +25,7 @@ from torch import Tensor
 
 from custom.core.hu_window import unit_to_hu
 from custom.data.datalist import load_cases
-from custom.data.transforms import LoadRadiographsd, SampleOnGridd
+from custom.data.transforms import LoadNiftid, LoadRadiographsd, SampleOnGridd
 from custom.geometry import views_from_angles
 from custom.metrics import evaluate_volume
 from custom.metrics.tables import write_csv
@@ -97,9 +97,7 @@ def cost(
 
 
 def _cases(datalist: str, part: str, sampler: PosteriorSampler, angles: list[float]) -> Iterator[tuple[dict, Tensor]]:
-    from monai.transforms import LoadImaged
-
-    load = LoadImaged(["label"], ensure_channel_first=True)
+    load = LoadNiftid(["label"])
     grid = SampleOnGridd(["label"], "label", sampler.grid)
     radiographs = LoadRadiographsd(angles_deg=angles, pixel_at_isocenter_mm=sampler.grid.spacing_mm[0])
     for case in load_cases(datalist, part):

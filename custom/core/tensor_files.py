@@ -27,8 +27,12 @@ _STORAGE = "Storage"
 _ZIP = b"PK\x03\x04"
 
 
-def load_tensors(path: Path) -> Any:
+def load_tensors(path: Path, mmap: bool = False) -> Any:
     """What `write_tensors` wrote, on the CPU, without running code of the file's choice.
+
+    Args:
+        path: the file.
+        mmap: leave tensors in the file until they are used.
 
     Raises:
         ValueError: naming the file: no file of torch.save, or one that would take more memory than it has bytes.
@@ -56,7 +60,7 @@ def load_tensors(path: Path) -> Any:
             argument in _CALLED or (str(argument).startswith("torch ") and str(argument).endswith(_STORAGE))
         ):
             raise ValueError(f"{path}: calls {argument}, which no file of tensors does")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     spread = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
     # Some share their memory, such as averaged weights; a step of zero makes gigabytes of one number.
     check_count(path, "bytes of tensors", spread, 8 * path.stat().st_size)

@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.transforms import Compose, LoadImaged
+from monai.transforms import Compose
 from torch import Tensor
 from tqdm import tqdm
 
 from custom.core.files import sha256_files, write_tensors
 from custom.core.tensor_files import load_tensors
 from custom.data.datalist import load_cases
-from custom.data.transforms import SampleOnGridd
+from custom.data.transforms import LoadNiftid, SampleOnGridd
 from custom.geometry import VolumeGrid
 from custom.metrics.tables import write_csv
 
@@ -283,7 +283,7 @@ def register_cohort(
 def _on_grid(case: Mapping[str, Any], grid: VolumeGrid) -> Tensor:
     load = Compose(
         [
-            LoadImaged(keys=["source", "label"], ensure_channel_first=True),
+            LoadNiftid(keys=["source", "label"]),
             SampleOnGridd(keys=["source"], reference_key="label", grid=grid, dtype=torch.float32),
         ]
     )

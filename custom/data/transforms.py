@@ -11,17 +11,39 @@ import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import MapTransform, Randomizable, RandomizableTransform, Transform
+from monai.transforms import LoadImaged, MapTransform, Randomizable, RandomizableTransform, Transform
 
 from custom.core.angles import angle_difference_deg
 from custom.core.hu_window import unit_to_hu
+from custom.core.nifti_files import open_nifti
 from custom.geometry import VolumeGrid
 from custom.geometry.detector import match_detector
 from custom.projection.radiograph_stack import load_stack
 
-__all__ = ["LoadRadiographsd", "PlaceVolumed", "RepeatRandom", "SampleOnGridd"]
+__all__ = ["LoadNiftid", "LoadRadiographsd", "PlaceVolumed", "RepeatRandom", "SampleOnGridd"]
 
 AIR_HU = -1000.0
+
+
+class LoadNiftid(LoadImaged):
+    """MONAI's LoadImaged for NIfTI files, whose headers are held to the files' sizes before memory is taken.
+
+    Args:
+        keys: names of files; MetaTensors (1, X, Y, Z) afterwards.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, ensure_channel_first=True, allow_missing_keys=allow_missing_keys)
+
+    def __call__(self, data: Any, reader: Any = None) -> dict[Hashable, Any]:
+        """The data with volumes instead of names.
+
+        Raises:
+            FileNotFoundError, ValueError: of `custom.core.nifti_files.open_nifti`, naming the file.
+        """
+        for key in self.key_iterator(data):
+            open_nifti(Path(data[key]))
+        return super().__call__(data, reader)
 
 
 class SampleOnGridd(MapTransform):

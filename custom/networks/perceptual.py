@@ -6,10 +6,13 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from custom.core.tensor_files import load_tensors
 
 __all__ = ["GradientPyramid", "VGG16Features", "perceptual_network"]
 
@@ -57,7 +60,7 @@ class VGG16Features(nn.Module):
     without its learnt weights of the channels. torchvision is not needed, only its file of weights.
 
     Args:
-        weights_file: torchvision's `vgg16-397923af.pth`, or a file with the same names.
+        weights_file: torchvision's weights, saved by a torch from 1.6 on (`custom.core.tensor_files.load_tensors`).
 
     Raises:
         FileNotFoundError, ValueError: saying which file is needed.
@@ -103,15 +106,15 @@ class VGG16Features(nn.Module):
 
 def _read_vgg16(weights_file: str | os.PathLike[str] | None) -> dict[str, Tensor]:
     how = (
-        f"perceptual_network 'vgg16' needs the file {VGG16_FILE}: on a computer with internet access, "
-        "'pip install torchvision' and torchvision.models.vgg16(weights='IMAGENET1K_V1') put it into "
-        "~/.cache/torch/hub/checkpoints; pass its path as perceptual_weights_file, or choose perceptual_network "
-        "'pyramid', which needs no file"
+        f"perceptual_network 'vgg16' needs the weights of {VGG16_FILE}, which is of torch's old format, in its zip "
+        "format: on a computer with internet access, 'pip install torchvision' and "
+        "torch.save(torchvision.models.vgg16(weights='IMAGENET1K_V1').state_dict(), 'vgg16.pt'); pass its path as "
+        "perceptual_weights_file, or choose perceptual_network 'pyramid', which needs no file"
     )
     if weights_file is None or not Path(weights_file).is_file():
         raise FileNotFoundError(f"{weights_file}: no such file of weights; {how}")
     try:
-        return torch.load(weights_file, map_location="cpu", weights_only=True)
+        return cast(dict[str, Tensor], load_tensors(Path(weights_file)))
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise ValueError(f"{weights_file}: not a file of weights: {error}; {how}") from error
 

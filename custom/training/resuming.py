@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 
@@ -222,7 +221,7 @@ def training_seed(seed: int, checkpoint: str | os.PathLike[str], resume: bool = 
     if not resume or not path.is_file():
         return seed
     try:
-        iteration = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["trainer"]["iteration"]
+        iteration = load_tensors(path, mmap=True)["trainer"]["iteration"]
     except (KeyError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{path}: not a checkpoint to go on from: {error}; remove it or pass --resume False"

@@ -84,6 +84,17 @@ def test_nifti_is_held_to_the_size_of_the_file(tmp_path: Path) -> None:
         open_nifti(cut)
 
 
+def test_a_network_is_given_no_bomb(tmp_path: Path) -> None:
+    """The transform with which every bundle loads volumes; none of their configs has another."""
+    from custom.data.transforms import LoadNiftid
+
+    bomb = nifti(tmp_path / "bomb.nii.gz", 700)
+    with pytest.raises(ValueError, match=r"bomb.nii.gz: a file of .* unpacks to"):
+        LoadNiftid(["image", "label"], allow_missing_keys=True)({"image": str(bomb)})
+    configs = list(Path("bundles").rglob("configs/**/*.json"))
+    assert len(configs) > 10 and not [path for path in configs if '"LoadImage' in path.read_text()]
+
+
 def test_json_is_held_to_a_depth(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000 + "]" * 100_000)

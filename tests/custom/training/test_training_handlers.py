@@ -374,9 +374,10 @@ def test_a_resumed_training_draws_something_new(tmp_path: Path) -> None:
     assert training_seed(5, last) == 5
     torch.save({"trainer": {"iteration": 40}}, last)
     assert training_seed(5, last) not in (5, 6) and training_seed(5, last, resume=False) == 5
-    last.write_text("damaged")
-    with pytest.raises(ValueError, match=r"checkpoint_last\.pt: not a checkpoint to go on from"):
-        training_seed(5, last)
+    for content in ({"weight": torch.zeros(1).expand(10**10)}, None):
+        last.write_text("damaged") if content is None else torch.save(content, last)
+        with pytest.raises(ValueError, match=r"checkpoint_last\.pt: not a checkpoint to go on from"):
+            training_seed(5, last)
 
 
 def test_the_last_epoch_is_always_validated() -> None:

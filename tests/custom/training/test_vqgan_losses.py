@@ -182,6 +182,14 @@ def test_vgg16_reads_torchvisions_names(vgg_file: Path) -> None:
     assert not any(p.requires_grad for p in network.parameters())
 
 
+def test_vgg16_in_the_old_format_is_refused(vgg_file: Path, tmp_path: Path) -> None:
+    """Its pickle may reserve what it likes; torchvision's own file is of it, and the error says what to do."""
+    old = tmp_path / "vgg16-397923af.pth"
+    torch.save(torch.load(vgg_file, weights_only=True), old, _use_new_zipfile_serialization=False)
+    with pytest.raises(ValueError, match=r"397923af.pth: .*zip format.*torch.save\(torchvision.models.vgg16"):
+        VGG16Features(old)
+
+
 def test_vgg16_compares_slices(vgg_file: Path) -> None:
     network = VGG16Features(vgg_file)
     truth = torch.rand(1, 1, 16, 16) * 2 - 1
