@@ -291,11 +291,26 @@ def load_rtstruct(
     return _smallest(labels), {n: name for n, name, _ in masks}, used
 
 
+def _numbers(value: Any) -> npt.NDArray[np.float64]:
+    """Numbers of a decimal string as it stands in the file: pydicom takes 160 bytes for each of them.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    if not isinstance(value, bytes):
+        return np.asarray([float(v) for v in value or ()])
+    text = value.decode("ascii").strip(" \0")
+    numbers = np.asarray(text.split("\\"), dtype=np.float64) if text else np.zeros(0)
+    if not np.isfinite(numbers).all():
+        raise ValueError("Contour Data (3006,0050) that are no numbers")
+    return numbers
+
+
 def _closed(roi: pydicom.Dataset) -> list[npt.NDArray[np.float64]]:
     """Closed contours (3006,0040) of one ROI as (N, 3) points in RAS+ mm."""
     flip = np.array([-1.0, -1.0, 1.0])
     return [
-        np.asarray([float(v) for v in item.ContourData]).reshape(-1, 3) * flip
+        _numbers(item.get_item("ContourData").value).reshape(-1, 3) * flip
         for item in roi.get("ContourSequence") or []
         if str(item.get("ContourGeometricType", "")) in _CLOSED
     ]

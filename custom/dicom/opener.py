@@ -28,14 +28,21 @@ __all__ = ["decoded_pixels", "looks_like_dicom", "one_line", "open_dicom", "quie
 LARGEST_FILE = 4 * 2**30
 #: Bytes that a deflated file, or compressed pixels, may become whatever the file's size.
 SMALL_BYTES = 64 * 2**20
-#: Items of sequences, and elements beside pixels, of one file; bytes of one element of text (DS, IS, UI, ...).
-MOST_ITEMS, MOST_ELEMENTS, LONGEST_TEXT = 100_000, 20_000, 2**20
+#: Items of sequences, and elements beside pixels, of one file.
+MOST_ITEMS, MOST_ELEMENTS = 100_000, 20_000
+#: Bytes of one element's values (DS, UI, ..., not of long texts), of all numbers of a file (DS, IS, US, ...), each of
+#: which pydicom makes 160 of, and of all its texts.
+LONGEST_VALUES, MOST_NUMBERS, MOST_TEXT = 2**20, 2 * 2**20, 16 * 2**20
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 _ITEM = b"\xfe\xff\x00\xe0"
 _ITEM_BIG_ENDIAN = b"\xff\xfe\xe0\x00"
 _CHUNK = 2**20
-_BINARY = frozenset({"OB", "OW", "OF", "OD", "OL", "OV", "UN", "SQ", "UT", "UC", "UR", "LT", "ST"})
+_BINARY = frozenset({"OB", "OW", "OF", "OD", "OL", "OV", "UN", "SQ"})
+_LONG_TEXT = frozenset({"UT", "UR", "LT", "ST"})
+_NUMBERS = frozenset({"DS", "IS", "AT", "FL", "FD", "SL", "SS", "SV", "UL", "US", "UV"})
+#: Contour Data (3006,0050), megabytes of numbers, which is never taken apart (`custom.data.label_maps`).
+_UNTOUCHED = 0x30060050
 
 
 @contextlib.contextmanager
@@ -153,11 +160,43 @@ def _content(path: Path, stream: _Bounded) -> Iterator[bytes]:
 
 
 def _check_elements(path: Path, dataset: pydicom.Dataset) -> None:
+    """Hold elements and what becomes of their values to the limits, in sequences too."""
     check_count(path, "elements", len(dataset), MOST_ELEMENTS)
-    for element in dataset._dict.values():
-        kind, value = element.VR, getattr(element, "value", None)
-        if isinstance(value, bytes) and len(value) > LONGEST_TEXT and kind is not None and kind not in _BINARY:
-            check_count(path, f"bytes of {element.tag}", len(value), LONGEST_TEXT)
+    numbers = text = 0
+    for tag, kind, size in _undecoded(dataset):
+        if kind not in _LONG_TEXT:
+            check_count(path, f"bytes of {tag}", size, LONGEST_VALUES)
+        if kind in _NUMBERS:
+            numbers += size
+            check_count(path, "bytes of numbers", numbers, MOST_NUMBERS)
+        else:
+            text += size
+            check_count(path, "bytes of text", text, MOST_TEXT)
+
+
+def _undecoded(dataset: pydicom.Dataset) -> Iterator[tuple[pydicom.tag.BaseTag, str, int]]:
+    """Tag, VR and bytes of all elements that are text or numbers, those of sequences too, none of them decoded."""
+    for tag, element in list(dataset._dict.items()):
+        kind = _kind(element)
+        if kind == "SQ":
+            try:
+                items = list(dataset[tag].value)
+            except (ValueError, TypeError, LookupError, AttributeError, EOFError, OSError, NotImplementedError):
+                continue  # damaged: said where it is read
+            for item in items:
+                yield from _undecoded(item)
+        elif kind not in _BINARY and tag != _UNTOUCHED and isinstance(element.value, bytes):
+            yield element.tag, kind, len(element.value)
+
+
+def _kind(element: pydicom.DataElement | pydicom.dataelem.RawDataElement) -> str:
+    """The VR as pydicom will take it: the dictionary's where the file has none, or UN."""
+    if element.VR not in (None, "UN"):
+        return element.VR
+    try:
+        return pydicom.datadict.dictionary_VR(element.tag).split(" or ")[-1]  # "US or OW": the binary one is last
+    except KeyError:
+        return "UN"
 
 
 #: Begin of a JPEG 2000 code stream, and the markers of JPEG and JPEG-LS that announce a frame's size.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,52 @@ def test_items_and_text_without_end(tmp_path: Path) -> None:
     path.write_bytes(dicom_file(header() + deep))
     with pytest.raises(ValueError, match=r"x.dcm: "):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "inside"),
+    [
+        (b"1.2.840.10008.1.2", True), (b"1.2.840.10008.1.2.1", False), (b"1.2.840.10008.1.2.1", True),
+        (b"1.2.840.10008.1.2.1.99", False), (b"1.2.840.10008.1.2.1.99", True),
+    ],
+)  # fmt: skip
+def test_numbers_of_all_elements_together(syntax: bytes, inside: bool, tmp_path: Path) -> None:
+    """A number of two bytes takes 160 in memory: 3 MB of them, in elements that are each allowed, in a sequence too."""
+    implicit, numbers = syntax == b"1.2.840.10008.1.2", b"\\".join([b"1"] * 25_000) + b" "
+
+    def one(group: int, number: int, kind: bytes, value: bytes) -> bytes:
+        if implicit:
+            return struct.pack("<HHI", group, number, len(value)) + value
+        if kind == b"SQ":
+            return struct.pack("<HH2sHI", group, number, kind, 0, len(value)) + value
+        return element(group, number, kind, value)
+
+    def file(count: int) -> Path:
+        own = b"".join(one(0x18, 0x9000 + k, b"DS", numbers) for k in range(count))
+        if implicit:  # the dictionary gives the VR: one element that it knows in every item
+            item = one(0x18, 0x1164, b"DS", numbers)
+            own = b"".join(b"\xfe\xff\x00\xe0" + struct.pack("<I", len(item)) + item for _ in range(count))
+            own = one(0x08, 0x2112, b"SQ", own)
+        elif inside:
+            own = one(0x08, 0x2112, b"SQ", b"\xfe\xff\x00\xe0" + struct.pack("<I", len(own)) + own)
+        body = one(8, 0x16, b"UI", DX + b"\0" * (len(DX) % 2)) + own
+        if syntax.endswith(b".99"):
+            packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+            body = packer.compress(body) + packer.flush()
+        path = tmp_path / "x.dcm"
+        path.write_bytes(dicom_file(body, syntax))
+        return path
+
+    open_dicom(file(20))
+    with pytest.raises(ValueError, match=r"x.dcm: .* bytes of numbers are more than the 2097152"):
+        open_dicom(file(60))
+
+
+def test_texts_of_a_file(tmp_path: Path) -> None:
+    text = struct.pack("<HH2sHI", 0x40, 0xA160, b"UT", 0, 17 * 2**20) + b"a" * (17 * 2**20)
+    (tmp_path / "x.dcm").write_bytes(dicom_file(header() + text))
+    with pytest.raises(ValueError, match=r"x.dcm: .* bytes of text are more than the 16777216"):
+        open_dicom(tmp_path / "x.dcm")
 
 
 def test_compressed_pixels_are_held_to_the_size_of_the_file(tmp_path: Path) -> None:
