@@ -171,7 +171,7 @@ def _require_same_place(patient: Patient, truth: Patient, reference: str) -> Non
     Raises:
         ValueError: as said.
     """
-    if not truth.contours.structures:
+    if not truth.has_chest:
         raise ValueError(f"{reference}: the reference cannot be used: {truth.reason}")
     if not patient.contours.structures:
         return

@@ -25,7 +25,7 @@ from custom.radiotherapy.relative_density import relative_density
 from custom.radiotherapy.target_rules import breast, chest_wall
 from custom.radiotherapy.treatment_plan import ISOCENTER, Plan
 
-__all__ = ["PlannedCase", "contour", "dose_numbers", "plan_case"]
+__all__ = ["PlannedCase", "contour", "dose_numbers", "external_alone", "plan_case"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -49,6 +49,16 @@ class PlannedCase:
     dose_gy: FloatArray
 
 
+def external_alone(ct: PlanningCT) -> Contours:
+    """The external: all that a dose needs.
+
+    Raises:
+        NotPossible: no body.
+    """
+    origin = "above -500 HU, opened, largest piece, holes filled"
+    return Contours({"External": Structure("External", "EXTERNAL", external_contour(ct), origin)})
+
+
 def contour(ct: PlanningCT, segmenter: SegmentationUNet, target: str | None = None) -> Contours:
     """External, lungs, heart and spine, and a target.
 
@@ -60,10 +70,11 @@ def contour(ct: PlanningCT, segmenter: SegmentationUNet, target: str | None = No
     Raises:
         NotPossible: no body, or no two lungs where they belong.
     """
-    external = external_contour(ct)
+    outline = external_alone(ct).structures["External"]
+    external = outline.mask
     organs = {name: mask & external for name, mask in organ_masks(ct, segmenter).items()}
     require_chest(ct, organs)
-    found = [Structure("External", "EXTERNAL", external, "above -500 HU, opened, largest piece, holes filled")]
+    found = [outline]
     missing = {}
     for name, mask in organs.items():
         if mask.any():
