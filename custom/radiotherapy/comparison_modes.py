@@ -92,13 +92,14 @@ class ModeResult:
         return not self.reason
 
 
-def plan_patient(ct: PlanningCT, template: str, segmenter: SegmentationUNet, engine: DoseEngine) -> Patient:
-    """Contour a CT and make a template's plan on it, if one is possible.
+def plan_patient(ct: PlanningCT, template: str | Plan, segmenter: SegmentationUNet, engine: DoseEngine) -> Patient:
+    """Contour a CT and make a template's plan on it, or compute one that is given, if it is possible.
 
     Raises:
         ValueError: an unknown template.
     """
-    target, contours = find_template(template).target, Contours({})
+    target = template.target if isinstance(template, Plan) else find_template(template).target
+    contours = Contours({})
     try:
         contours = external_alone(ct)
         contours = contour(ct, segmenter, target)
