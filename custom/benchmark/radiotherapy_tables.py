@@ -96,8 +96,16 @@ def _table(rows: Sequence[Mapping[str, Any]], template: str, mode: Mode) -> Tabl
     return Table(
         f"{template}, {MODE_WORDS[mode][0]} ({MODE_WORDS[mode][1]}), mean of absolute values (SD)",
         ["method", "views", *columns.values(), *pairs.values(), "no plan possible"],
-        texts,
+        _merged(texts, 1),
     )
+
+
+def _merged(rows: Sequence[list[str]], views: int) -> list[list[str]]:
+    """One row for those that differ in their view set (column `views`) alone: null rows look at no radiograph."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        found.setdefault((*row[:views], *row[views + 1 :]), []).append(row[views])
+    return [[*key[:views], ", ".join(named), *key[views:]] for key, named in found.items()]
 
 
 def _mean_sd(values: Iterable[tuple[str, float]]) -> str:
@@ -131,4 +139,4 @@ def _patients(rows: Sequence[Mapping[str, Any]], template: str) -> Table:
                 value = row.get(f"{key}.{name}", math.nan)
                 cells.append(f"{value:.1f}" if math.isfinite(value) else "no plan")
         texts.append(cells)
-    return Table(f"{template}, every case", head, texts)
+    return Table(f"{template}, every case", head, _merged(texts, 2))

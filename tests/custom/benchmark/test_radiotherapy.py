@@ -130,4 +130,7 @@ def test_tables_show_absolute_means_and_count_what_is_not_possible() -> None:
     assert cells["no plan possible"] == "1 of 3"
     assert every.rows[0][:6] == ["a", "m", "2", "97.0", "95.0", "90.0"]
     assert every.rows[2][3:6] == ["97.0", "no plan", "no plan"]
+    # What does not depend on the radiographs has one row for all view sets.
+    both = radiotherapy_tables([*rows, *({**one, "views": "4"} for one in rows)])[0]
+    assert [one[:2] for one in both.rows] == [["m", "2, 4"]]
     assert radiotherapy_tables([{"case": "a", "status": "done"}]) == []
