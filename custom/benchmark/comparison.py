@@ -133,7 +133,7 @@ def _plan(
     segmenters: Sequence[str],
     device: torch.device,
     volumes: bool,
-    templates: Sequence[str] | None,
+    templates: Sequence[str] | None = None,
 ) -> Plan:
     """Everything read and checked."""
     unknown = [name for name in metrics if name not in METRIC_NAMES]
