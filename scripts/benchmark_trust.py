@@ -13,22 +13,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import fire
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from custom import __version__
 from custom.core.files import write_bytes, write_json
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
-from custom.trust import Evidence, Thresholds, find_prior
+from custom.trust import Evidence, Thresholds, Verdict, find_prior
 from custom.trust.calibrate import loaded_model, measured
 from custom.trust.check_statistics import STATISTICS
-from custom.trust.reference_ct import SimulationSettings, detector_of, load_ct, reconstructed
+from custom.trust.reference_ct import (
+    SimulatedRadiographs,
+    SimulationSettings,
+    detector_of,
+    error_hu,
+    load_ct,
+    reconstructed,
+)
 
 LATERAL, FRONTAL = 0.0, 90.0
 VIEW_SETS = {1: (FRONTAL,), 2: (LATERAL, FRONTAL), 4: (LATERAL, 45.0, FRONTAL, 135.0)}
@@ -54,26 +62,40 @@ def invert_logarithmic(image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Shots:
-    """Radiographs of a case and what mistakes need: of the next case, and at another angle."""
+    """Radiographs of a case and what mistakes need: the lateral of the next case, and all with the lateral turned."""
 
-    image: Tensor
-    other: Tensor
-    off: Tensor
-
-
-def _replace(image: Tensor, index: int, view: Tensor) -> Tensor:
-    return torch.stack([view if k == index else old for k, old in enumerate(image)])
+    right: SimulatedRadiographs
+    other: SimulatedRadiographs
+    turned: SimulatedRadiographs
 
 
-MISTAKES: dict[str, tuple[tuple[int, ...], Callable[[Shots, int], Tensor]]] = {
-    "none": ((1, 2, 4), lambda s, n: s.image),
-    "frontal view mirrored": ((1, 2, 4), lambda s, n: _replace(s.image, n // 2, s.image[n // 2].flip(-1))),
-    "lateral view mirrored": ((2,), lambda s, n: _replace(s.image, 0, s.image[0].flip(-1))),
-    "another patient's lateral": ((2, 4), lambda s, n: _replace(s.image, 0, s.other)),
-    "lateral wrong by 5 degrees": ((2, 4), lambda s, n: _replace(s.image, 0, s.off)),
-    "not inverted, linear values": ((1, 2), lambda s, n: invert_linear(s.image)),
-    "not inverted, logarithmic values": ((1, 2), lambda s, n: invert_logarithmic(s.image)),
-}
+def _changed(shots: SimulatedRadiographs, index: int, view: Tensor, seen: Tensor | None = None) -> SimulatedRadiographs:
+    def put(stack: Tensor, one: Tensor) -> Tensor:
+        return torch.stack([one if k == index else old for k, old in enumerate(stack)])
+
+    seen = shots.field_mask[index] if seen is None else seen
+    return replace(shots, image=put(shots.image, view * seen), field_mask=put(shots.field_mask, seen))
+
+
+def _mirrored(shots: SimulatedRadiographs, index: int) -> SimulatedRadiographs:
+    return _changed(shots, index, shots.image[index].flip(-1), shots.field_mask[index].flip(-1))
+
+
+def _inverted(shots: SimulatedRadiographs, invert: Callable[[Tensor], Tensor]) -> SimulatedRadiographs:
+    return replace(shots, image=torch.where(shots.field_mask, invert(shots.image), 0.0))
+
+
+MISTAKES: dict[str, tuple[tuple[int, ...], Callable[[Shots, int], SimulatedRadiographs]]] = {
+    "none": ((1, 2, 4), lambda s, n: s.right),
+    "frontal view mirrored": ((1, 2, 4), lambda s, n: _mirrored(s.right, n // 2)),
+    "lateral view mirrored": ((2,), lambda s, n: _mirrored(s.right, 0)),
+    "another patient's lateral": (
+        (2, 4), lambda s, n: _changed(s.right, 0, s.other.image[0], s.other.field_mask[0]),
+    ),
+    "lateral wrong by 5 degrees": ((2, 4), lambda s, n: s.turned),
+    "not inverted, linear values": ((1, 2), lambda s, n: _inverted(s.right, invert_linear)),
+    "not inverted, logarithmic values": ((1, 2), lambda s, n: _inverted(s.right, invert_logarithmic)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,8 +114,8 @@ class _Job:
 @torch.no_grad()
 def _run(job: _Job) -> bool:
     torch.set_num_threads(1)
-    model, meter = loaded_model(job.model, job.size, "cpu")
-    simulation = SimulationSettings(**{**asdict(job.simulation), "energy_kev": model.energy_kev})
+    model, meter, _ = loaded_model(job.model, job.size, "cpu")
+    simulation = replace(job.simulation, energy_kev=model.energy_kev)
     settings = json.loads(json.dumps({
         "case": job.case["case"], "next": job.next_case["case"], "kind": job.kind, "model": model.sha256,
         "size": job.size, "samples": job.samples, "reconstruct_all": job.reconstruct_all,
@@ -101,25 +123,29 @@ def _run(job: _Job) -> bool:
     }))  # fmt: skip
     if job.file.is_file() and json.loads(job.file.read_text())["settings"] == settings:
         return False
-    shape, pixel = detector_of(model), model.pixel_at_isocenter_mm
-    ct, following = (load_ct(case, pixel) for case in (job.case, job.next_case))
+    detector = detector_of(model), model.pixel_at_isocenter_mm, simulation
+    ct, following = (load_ct(case, model.pixel_at_isocenter_mm) for case in (job.case, job.next_case))
     found: dict[str, Any] = {}
     for beam in ("parallel", "cone"):
-        other = following.radiographs([LATERAL], beam, shape, pixel, simulation)[0][0]
-        off = ct.radiographs([LATERAL + 5.0], beam, shape, pixel, simulation)[0][0]
+        other = following.radiographs([LATERAL], beam, *detector)
         for count, angles in VIEW_SETS.items():
-            image, views = ct.radiographs(angles, beam, shape, pixel, simulation)
+            right = ct.radiographs(angles, beam, *detector)
+            turned = ct.radiographs(angles, beam, *detector, turned_deg=[5.0] + [0.0] * (count - 1))
             for name, (counts, spoil) in MISTAKES.items():
                 if count not in counts:
                     continue
-                shown = spoil(Shots(image, other, off), count)
+                shown = spoil(Shots(right, other, turned), count)
+                key = f"{beam} {count}, {name}"
                 if name == "none" or (job.reconstruct_all and count == 2):
-                    evidence = reconstructed(model, shown, views, samples=job.samples, seed=job.simulation.seed)
+                    evidence = reconstructed(model, shown, samples=job.samples, seed=job.simulation.seed)
+                    assert evidence.hu is not None
+                    found[key] = {**measured(evidence, meter), "error_hu": error_hu(model, evidence.hu, ct)}
                 else:
-                    field_mask = torch.ones_like(shown, dtype=torch.bool)
                     prior = find_prior(model.network)
-                    evidence = Evidence(shown, views, field_mask, None, model.grid, training=model.meta, prior=prior)
-                found[f"{beam} {count}, {name}"] = measured(evidence, meter)
+                    evidence = Evidence(
+                        shown.image, shown.views, shown.field_mask, None, model.grid, training=model.meta, prior=prior
+                    )
+                    found[key] = measured(evidence, meter)
     write_json(job.file, {"settings": settings, "found": found})
     return True
 
@@ -128,27 +154,31 @@ class _NeverRaised(Exception):
     """Every error stops the run."""
 
 
-def _alarms(record: Mapping[str, Any], thresholds: Thresholds, beam: str, count: int) -> dict[str, bool | None]:
-    """Which checks are above `review_above`; None where one was not made."""
+def _verdicts(record: Mapping[str, Any], thresholds: Thresholds, beam: str, count: int) -> dict[str, Verdict | None]:
+    """What each check says; None where one was not made."""
     group = thresholds.of(beam, count)
     if group is None:
         raise ValueError(f"the thresholds hold none for {count} views of {beam} beam")
-    values = dict(record["statistics"])
-    quantiles = thresholds.quantiles[beam]
+    values, quantiles = dict(record["statistics"]), thresholds.quantiles[beam]
     values["intensities"] = max(quantiles.distance(torch.tensor(picture)) for picture in record["quantiles"])
+    if group[1] in thresholds.expected_error:
+        values["expected_error"] = thresholds.expected_error[group[1]].of(values)[0]
     return {
-        name: None
-        if (value := values.get(name)) is None or name not in group[0]
-        else value > group[0][name].review_above
+        name: None if (value := values.get(name)) is None or name not in group[0] else group[0][name].verdict(value)
         for name in STATISTICS
     }
 
 
-def _share(alarms: Sequence[bool | None]) -> str:
-    made = [alarm for alarm in alarms if alarm is not None]
+def _share(verdicts: Sequence[Verdict | None]) -> str:
+    made = [verdict for verdict in verdicts if verdict is not None]
+    alarms = sum(verdict is not Verdict.PASS for verdict in made)
     return (
-        f"{100 * sum(made) / len(made):.0f}%" + (f" of {len(made)}" if len(made) < len(alarms) else "") if made else ""
+        f"{100 * alarms / len(made):.0f}%" + (f" of {len(made)}" if len(made) < len(verdicts) else "") if made else ""
     )
+
+
+def _worst(verdicts: Mapping[str, Verdict | None]) -> Verdict:
+    return max((v for v in verdicts.values() if v is not None), key=list(Verdict).index, default=Verdict.PASS)
 
 
 def _tables(records: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> list[str]:
@@ -162,20 +192,44 @@ def _tables(records: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> lis
             for name, (counts, _) in MISTAKES.items():
                 if count not in counts:
                     continue
-                key = f"{beam} {count}, {name}"
-                kinds = {"": records}
-                if name == "none":
-                    kinds = {
-                        f", {kind}": [r for r in records if r["settings"]["kind"] == kind]
-                        for kind in ("patients", "phantoms")
-                    }
-                for kind, some in kinds.items():
-                    if not some:
-                        continue
-                    alarms = [_alarms(record["found"][key], thresholds, beam, count) for record in some]
-                    anything = _share([any(alarm for alarm in case.values()) for case in alarms])
-                    each = " | ".join(_share([case[check] for case in alarms]) for check in checks)
+                for kind, some in _kinds(records, split=name == "none"):
+                    found = [_verdicts(r["found"][f"{beam} {count}, {name}"], thresholds, beam, count) for r in some]
+                    anything = _share([_worst(case) for case in found])
+                    each = " | ".join(_share([case[check] for case in found]) for check in checks)
                     lines.append(f"| {name}{kind} ({len(some)}) | {anything} | {each} |")
+    return lines
+
+
+def _kinds(records: Sequence[Mapping[str, Any]], split: bool) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    if not split:
+        return [("", list(records))]
+    kinds = [(f", {kind}", [r for r in records if r["settings"]["kind"] == kind]) for kind in ("patients", "phantoms")]
+    return [(kind, some) for kind, some in kinds if some]
+
+
+def _errors(records: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> list[str]:
+    """Verdicts of right radiographs against the error of what was made of them."""
+    lines = ["", "| views | PASS | REVIEW | REJECT | rank correlation of expected and true error | below the bound |"]
+    lines.append("|---|---|---|---|---|---|")
+    for beam in ("parallel", "cone"):
+        for count in VIEW_SETS:
+            found = [record["found"][f"{beam} {count}, none"] for record in records]
+            by: dict[Verdict, list[float]] = {verdict: [] for verdict in Verdict}
+            expected = []
+            group = thresholds.of(beam, count)
+            assert group is not None
+            for one in found:
+                by[_worst(_verdicts(one, thresholds, beam, count))].append(one["error_hu"])
+                values, quantiles = dict(one["statistics"]), thresholds.quantiles[beam]
+                values["intensities"] = max(quantiles.distance(torch.tensor(picture)) for picture in one["quantiles"])
+                expected.append(thresholds.expected_error[group[1]].of(values))
+            errors = [one["error_hu"] for one in found]
+            rank = float(spearmanr([e for e, _ in expected], errors)[0])
+            inside = sum(error <= bound for error, (_, bound) in zip(errors, expected, strict=True))
+            cells = [f"{len(v)}: {sum(v) / len(v):.0f} HU" if v else "0" for v in by.values()]
+            lines.append(
+                f"| {count}, {beam} | " + " | ".join(cells) + f" | {rank:.2f} | {100 * inside / len(errors):.0f}% |"
+            )
     return lines
 
 
@@ -221,7 +275,8 @@ def main(
     with Workers(workers) as pool:
         pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="cases")
     records = [json.loads(job.file.read_text()) for job in jobs]
-    lines = _tables(records, Thresholds.load(thresholds))
+    limits = Thresholds.load(thresholds)
+    lines = _tables(records, limits) + _errors(records, limits)
     write_bytes(folder / "trust.md", ("\n".join(lines).strip() + "\n").encode())
     print((folder / "trust.md").read_text())
 

@@ -7,7 +7,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from fire import docstrings
+from docstring_parser import DocstringStyle, parse
 
 from custom.cli import VERBS
 
@@ -15,7 +15,9 @@ TARGET = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
 HEAD = """# Command line
 
 `fewview-ct COMMAND [ARGUMENTS]`. Options are written `--name value` or `--name=value`; a sequence as `0,45,90`; a
-switch as `--name` or `--noname`. `--debug` shows the traceback of an error.
+switch as `--name` or `--noname`. With every command `--quiet` says warnings and errors alone, `--verbose` more than
+usual, `--debug` that and the traceback of an error. `fewview-ct COMMAND --help` shows the options, and
+`fewview-ct completion bash` (or `zsh`, `fish`) prints what makes a shell complete them.
 
 Exit codes: 0 done, 2 the input was at fault, 1 anything else, 130 stopped by Ctrl-C; with `reconstruct --strict` 3 for
 the verdict REJECT, 4 for REVIEW; with `plan` 5 where no plan is possible.
@@ -45,18 +47,25 @@ def verb_section(name: str) -> str:
     """The Markdown of one verb."""
     verb = VERBS[name]
     function = getattr(importlib.import_module(verb.module), verb.function)
-    described = docstrings.parse(inspect.getdoc(function) or "")
+    described = parse(inspect.getdoc(function) or "", DocstringStyle.GOOGLE)
     texts = {
-        argument.name: " ".join((argument.description or "").split()).replace("|", "\\|")
-        for argument in described.args or []
+        argument.arg_name: " ".join((argument.description or "").split()).replace("|", "\\|")
+        for argument in described.params
     }
     required, optional = [], []
     for parameter in inspect.signature(function).parameters.values():
         (required if parameter.default is parameter.empty else optional).append(parameter)
-    usage = " ".join(["fewview-ct", name, *map(usage_of, required)])
-    lines = [f"## {name}", described.summary or verb.summary, "", f"`{usage}{' [OPTIONS]' if optional else ''}`", ""]
-    if described.description:
-        lines += [described.description.strip(), ""]
+    keys = ["[--key value ...]"] if verb.bundle_function and name != "evaluate" else []
+    usage = " ".join(["fewview-ct", name, *map(usage_of, required), *keys])
+    lines = [
+        f"## {name}",
+        " ".join((described.short_description or verb.summary).split()),
+        "",
+        f"`{usage}{' [OPTIONS]' if optional else ''}`",
+        "",
+    ]
+    if described.long_description:
+        lines += [described.long_description.strip(), ""]
     if required or optional:
         lines += ["| argument | default | meaning |", "|---|---|---|"]
         lines += [f"| `{usage_of(parameter)}` | | {texts.get(parameter.name, '')} |" for parameter in required]

@@ -46,25 +46,33 @@ make_venv() {
     "$VENV/bin/python" -m pip --version >/dev/null 2>&1 || fail "$VENV has no pip; remove the folder and start again"
 }
 
-# The default torch of Linux carries gigabytes of CUDA libraries. Without a GPU the CPU build is taken, unless pip is
-# set up with a package source of its own, which is respected.
+# The default torch of Linux carries gigabytes of CUDA libraries, which a machine without a GPU never gets: the CPU build
+# is taken, or, where pip is set up with a package source of its own, what that has, if it comes without CUDA.
 install_torch() {
-    local index="${FEWVIEW_TORCH_INDEX:-}" pin settings
+    local index="${FEWVIEW_TORCH_INDEX:-}" pin settings pip=("$VENV/bin/python" -m pip)
+    local remedy="name an index that has the CPU build: FEWVIEW_TORCH_INDEX=$TORCH_CPU_INDEX bash $0"
     pin="$(grep '^torch==' "$ROOT/constraints.txt")"
     if "$VENV/bin/python" -c "import torch, sys; sys.exit('$pin' != 'torch==' + torch.__version__.split('+')[0])" \
         >/dev/null 2>&1; then
         return
     fi
     if [ -n "$index" ]; then
-        "$VENV/bin/python" -m pip install --quiet --index-url "$index" "$pin"
+        "${pip[@]}" install --quiet --index-url "$index" "$pin"
         return
     fi
-    settings="$("$VENV/bin/python" -m pip config list)"
-    if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 &&
-        ! grep -Eq '(index-url|find-links|no-index)' <<<"$settings"; then
-        "$VENV/bin/python" -m pip install --quiet --retries 1 --timeout 15 --index-url "$TORCH_CPU_INDEX" "$pin" ||
-            echo "The CPU build of torch could not be fetched; taking the default build (a large download)."
+    if [ "$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null 2>&1; then
+        return
     fi
+    settings="$("${pip[@]}" config list)"
+    if ! grep -Eq '(index-url|find-links|no-index)' <<<"$settings"; then
+        "${pip[@]}" install --quiet --retries 1 --timeout 15 --index-url "$TORCH_CPU_INDEX" "$pin" ||
+            fail "the CPU build of torch could not be fetched from $TORCH_CPU_INDEX; $remedy"
+        return
+    fi
+    if "${pip[@]}" install --dry-run --report - --quiet "$pin" | grep -Eq '"name": "(nvidia|cuda)-'; then
+        fail "there is no GPU, and the torch of pip's package source comes with CUDA packages; $remedy"
+    fi
+    "${pip[@]}" install --quiet "$pin"
 }
 
 # install_package SPEC: SPEC is '.' with extras. A stamp makes the next start quick; it changes with the package's files.

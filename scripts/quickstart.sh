@@ -7,4 +7,4 @@ cd "$ROOT"
 
 make_venv
 install_package '.[dicom]'
-exec "$VENV/bin/fewview-ct" demo bundles/inr_recon/models/model.pt "$@"
+exec "$VENV/bin/fewview-ct" demo "$@"

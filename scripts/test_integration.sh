@@ -7,6 +7,7 @@
 #   report  the report in headless Chromium, and printed
 #   pacs    radiographs into Orthanc, reconstructed, and back, by C-STORE and by STOW-RS
 #   fuzz    10,000 mutated DICOM files through reading, 200 through the whole command
+#   install sdist and wheel, and the wheel used outside of the repository
 #   deploy  the MONAI Deploy application against the command line, in .venv-deploy
 #   dose    PyDoseRT against pyRadPlan on a real CT, in .venv-pyradplan
 #   label   the MONAI Label application over REST against the command line, in .venv-label
@@ -18,7 +19,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
-STEPS=(core report pacs fuzz deploy dose label)
+STEPS=(core install report pacs fuzz deploy dose label)
 OUT="${FEWVIEW_INTEGRATION:-$ROOT/outputs/integration}"
 
 programs() {
@@ -40,6 +41,11 @@ marked() {
 }
 
 step_core() { marked tests --ignore=tests/integration; }
+step_install() {
+    make_venv
+    install_package '.[dev]'
+    bash scripts/check_install.sh
+}
 step_report() {
     programs chromium poppler-utils
     marked tests/integration/test_report_browser.py

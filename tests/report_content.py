@@ -80,7 +80,7 @@ def content(**changes: Any) -> ReportContent:
         "checks": [
             CheckResult("reprojection", Verdict.PASS, 6.1234, 9.3, 14.8, "As usual."),
             CheckResult("geometry", Verdict.REVIEW, 1.0, 0.0, None, "The distance is unusual."),
-            CheckResult("samples", Verdict.PASS, None, None, None, "Not checked: one view."),
+            CheckResult("samples", Verdict.NOT_CHECKED, None, None, None, "Not checked: one view."),
         ],
         "verdict": Verdict.REVIEW,
         "model": {"name": "tiny", "sha256": "d" * 64},

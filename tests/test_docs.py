@@ -6,12 +6,18 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from monai.bundle import ConfigParser
 
 from custom import __version__
 from custom.cli import VERBS
+from custom.cli.arguments import parsed
+from custom.cli.command_line import command_app
+from custom.core.bundle_folders import find_bundle
+from custom.core.config_keys import check_keys
 from custom.core.files import sha256_file
 from tests.bundles.documented import assert_overrides_exist, commands
 
@@ -48,16 +54,53 @@ def test_scripts_that_are_named_exist(page: Path) -> None:
 def test_commands_and_their_options_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     wrong = []
-    for name, rest in re.findall(r'(?<!")fewview-ct ([a-z][\w-]*)([^\n`]*)', text):
+    for name, rest in re.findall(r'(?<!")fewview-ct ([a-z][\w-]*)([^\n`)]*)', text):
         if name not in VERBS:
             wrong.append(name)
             continue
         options = re.findall(r"\s--([A-Za-z][\w-]*)", rest)
         verb = VERBS[name]
+        if verb.bundle_function and re.match(r" (?:BUNDLE|[a-z_]+)(?:$| --)", rest):
+            continue  # keys of a config: test_overrides_of_documented_bundle_commands_exist
         known = set(inspect.signature(getattr(importlib.import_module(verb.module), verb.function)).parameters)
-        known |= {f"no{option}" for option in known} | {"help", "debug"}
+        known |= {f"no{option}" for option in known} | {"help", "debug", "quiet", "verbose"}
         wrong += [f"{name} --{option}" for option in options if option.replace("-", "_") not in known]
     assert not wrong
+
+
+def documented_commands() -> list[tuple[str, str]]:
+    """Page and words of every command in the shell blocks of the documentation, those with an ellipsis left out."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                command = re.match(r"(?:\S*/)?fewview-ct ([a-z].*?)(?: #.*| > .*| \|\|? .*)?$", line.strip())
+                if command and "..." not in command[1]:
+                    found.append((str(page.relative_to(ROOT)), command[1]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), documented_commands())
+def test_documented_commands_are_understood(page: str, command: str) -> None:
+    """Read as typed, with names and types of all options; nothing is run."""
+    name, *words = shlex.split(command)
+    if VERBS[name].bundle_function and (name != "evaluate" or len(words) == 1 or words[1].startswith("--")):
+        check_bundle_words(name, words)
+    else:
+        parsed(command_app(name), name, words)
+
+
+def check_bundle_words(name: str, words: list[str]) -> None:
+    """The keys of a `train`, `infer` or `evaluate BUNDLE` command exist."""
+    options = {} if words[1:] == ["--help"] else dict(zip([word[2:] for word in words[1::2]], words[2::2], strict=True))
+    base = {"infer": "inference.json"}.get(name, "train.json")
+    overlays = [f"{part}.json" for part in options.pop("with", "").split(",") if part]
+    files = [base, *overlays, *(["evaluate.json"] if name == "evaluate" else [])]
+    parser = ConfigParser()
+    parser.read_config([find_bundle(words[0]) / "configs" / file for file in files])
+    parser.update(options)
+    parser.parse(True)
+    check_keys(parser, given=list(options))
 
 
 def test_command_line_reference_is_current() -> None:

@@ -1,38 +1,29 @@
 """The console command ``fewview-ct``: one verb a function of the package, options as the function's arguments.
 
-A verb's module is imported only when the verb is called, so that help comes at once. Fire reads the arguments; the
-function runs only after all of them were understood, since a job must not run for an hour before it turns out that
-an option was mistyped. Errors are one line; `ExitCode` says what the codes mean.
+A verb's module is imported only when the verb is called, so that help comes at once. The function runs only after all
+arguments were understood, since a job must not run for an hour before it turns out that an option was mistyped. Errors
+are one line; `ExitCode` says what the codes mean.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import difflib
 import importlib
-import inspect
-import io
 import logging
 import os
-import re
 import sys
 import types
-import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import fire
-from fire import decorators, helptext
-from fire.core import FireExit
-from fire.parser import DefaultParseValue
-from fire.trace import FireTrace
-
+from custom import __version__
+from custom.cli.arguments import UsageError, add_command, new_app, parsed
 from custom.cli.exit_codes import ExitCode
 from custom.core.file_modes import new_mode
 
-__all__ = ["VERBS", "Verb", "main"]
+__all__ = ["VERBS", "Verb", "command_app", "main"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +31,7 @@ PROGRAM = "fewview-ct"
 BAD_INPUT_ERRORS = (
     ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
 )  # fmt: skip
+LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG, "--debug": logging.DEBUG}
 
 
 class Verb(NamedTuple):
@@ -49,18 +41,14 @@ class Verb(NamedTuple):
     function: str
     summary: str
     replaced: Mapping[str, str] = types.MappingProxyType({})  # options that are gone, and what is there instead
+    group: str = "Other"  # heading that it stands under in the list
+    bundle_function: str = ""  # of custom.cli.bundle_commands, for the same word with a bundle after it
 
+
+#: Headings of the list of commands.
+RECONSTRUCT, DATA, NETWORKS, HERE = "Reconstruct", "Data", "Networks", "This installation"
 
 VERBS = {
-    "prepare": Verb("custom.data.prepare", "prepare", "Turn CTs (DICOM, NIfTI, MetaImage) into a cohort with a split"),
-    "simulate": Verb("custom.data.simulate", "simulate", "Compute and store radiographs of a prepared cohort"),
-    "phantom": Verb("custom.data.phantom", "write_phantoms", "Make a cohort of procedural thoraces with labels"),
-    "shapes": Verb(
-        "custom.data.shapes", "register_cohort", "Register a cohort's chests, so that training can mix shapes"
-    ),
-    "lidc-labels": Verb(
-        "custom.segmentation.lidc_labels", "write_lidc_labels", "Write label maps of LIDC-IDRI's nodules"
-    ),
     "reconstruct": Verb(
         "custom.cli.reconstruct_command",
         "command",
@@ -69,24 +57,93 @@ VERBS = {
             "--radiographs": "name the radiographs without an option",
             "--checkpoint": "it is --model, which takes a weights file, a folder or a name",
         },
+        RECONSTRUCT,
+    ),
+    "next-view": Verb(
+        "custom.cli.next_view_command",
+        "command",
+        "Say which further radiograph would tell most",
+        group=RECONSTRUCT,
     ),
     "plan": Verb(
-        "custom.cli.plan_command", "command", "Plan radiotherapy on a reconstruction, and say how wrong it is"
+        "custom.cli.plan_command",
+        "command",
+        "Plan radiotherapy on a reconstruction, and say how wrong it is",
+        group=RECONSTRUCT,
     ),
-    "export": Verb("custom.models.model_folder", "export", "Pack a model with its parents into one folder"),
-    "calibrate": Verb("custom.trust.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs"),
-    "send": Verb("custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS"),
-    "fetch": Verb("custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb"),
-    "evaluate": Verb("custom.evaluation.evaluate", "evaluate", "Compare reconstructions with the true volumes"),
-    "benchmark": Verb("custom.benchmark.comparison", "compare", "Compare methods on the same radiographs, on one page"),
-    "demo": Verb("custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs"),
-    "doctor": Verb("custom.cli.doctor", "doctor", "Tell what is installed and what is missing"),
-    "version": Verb("custom.cli.doctor", "version", "Print the version"),
+    "demo": Verb(
+        "custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs", group=RECONSTRUCT
+    ),
+    "fetch": Verb(
+        "custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb", group=RECONSTRUCT
+    ),
+    "send": Verb(
+        "custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS", group=RECONSTRUCT
+    ),
+    "prepare": Verb(
+        "custom.data.prepare", "prepare", "Turn CTs (DICOM, NIfTI, MetaImage) into a cohort with a split", group=DATA
+    ),
+    "simulate": Verb(
+        "custom.data.simulate", "simulate", "Compute and store radiographs of a prepared cohort", group=DATA
+    ),
+    "phantom": Verb(
+        "custom.data.phantom", "write_phantoms", "Make a cohort of procedural thoraces with labels", group=DATA
+    ),
+    "shapes": Verb(
+        "custom.data.shapes",
+        "register_cohort",
+        "Register a cohort's chests, so that training can mix shapes",
+        group=DATA,
+    ),
+    "lidc-labels": Verb(
+        "custom.segmentation.lidc_labels", "write_lidc_labels", "Write label maps of LIDC-IDRI's nodules", group=DATA
+    ),
+    "train": Verb(
+        "custom.cli.bundle_commands",
+        "train_help",
+        "Train a bundle: fewview-ct train BUNDLE [--key value ...]",
+        group=NETWORKS,
+        bundle_function="train",
+    ),
+    "infer": Verb(
+        "custom.cli.bundle_commands",
+        "infer_help",
+        "Run a bundle's inference: fewview-ct infer BUNDLE [--key value ...]",
+        group=NETWORKS,
+        bundle_function="infer",
+    ),
+    "evaluate": Verb(
+        "custom.evaluation.evaluate",
+        "evaluate",
+        "Compare reconstructions with the true volumes; or evaluate BUNDLE [--key value ...]",
+        group=NETWORKS,
+        bundle_function="evaluate",
+    ),
+    "benchmark": Verb(
+        "custom.benchmark.comparison",
+        "compare",
+        "Compare methods on the same radiographs, on one page",
+        group=NETWORKS,
+    ),
+    "calibrate": Verb(
+        "custom.trust.calibrate",
+        "calibrate",
+        "Make the thresholds of the trust checks from known CTs",
+        group=NETWORKS,
+    ),
+    "export": Verb(
+        "custom.models.model_folder", "export", "Pack a model with its parents into one folder", group=NETWORKS
+    ),
+    "weights": Verb(
+        "custom.models.weights", "fetch_weights", "Fetch a model by https or from a folder, by its hash", group=NETWORKS
+    ),
+    "bundles": Verb("custom.cli.bundles", "bundles", "Tell which MONAI bundles there are, and where", group=HERE),
+    "completion": Verb(
+        "custom.cli.completion", "completion", "Print what makes a shell complete commands and options", group=HERE
+    ),
+    "doctor": Verb("custom.cli.doctor", "doctor", "Tell what is installed and what is missing", group=HERE),
+    "version": Verb("custom.cli.doctor", "version", "Print the version", group=HERE),
 }
-
-
-class UsageError(ValueError):
-    """Arguments that do not fit the verb."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,25 +162,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def command_app(*names: str) -> Any:
+    """The commands as an app: those named with their options, which imports them, the others as words in the list."""
+    app = new_app(PROGRAM, "A 3D CT volume from one to eight planar radiographs.", f"{PROGRAM} {__version__}")
+    groups = list(dict.fromkeys(verb.group for verb in VERBS.values()))
+    for name, verb in VERBS.items():
+        function: Callable[..., Any] | str = _function(name) if name in names else verb.summary
+        add_command(app, name, function, verb.group, groups.index(verb.group))
+    return app
+
+
+def _function(name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(VERBS[name].module), VERBS[name].function)
+
+
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_overview())
-        return 0
-    if arguments[0] in ("-V", "--version"):
-        arguments[0] = "version"
-    debug = "--debug" in arguments
-    arguments = [word for word in arguments if word != "--debug"]
+    said = [word for word in arguments if word in LEVELS]
+    debug = "--debug" in said
+    words = [word for word in arguments if word not in LEVELS]
     try:
-        _set_up_logging(debug)
-        name, words = arguments[0], arguments[1:]
+        _set_up_logging(said)
+        if not words or words[0] in ("-h", "--help", "help"):
+            command_app().help_print([])
+            return ExitCode.DONE
+        name, words = ("version" if words[0] in ("-V", "--version") else words[0]), words[1:]
         if name not in VERBS:
-            raise UsageError(f"unknown command {name!r}; there are {', '.join(VERBS)}")
-        function = getattr(importlib.import_module(VERBS[name].module), VERBS[name].function)
-        if "--help" in words or "-h" in words:
-            sys.stdout.write(_help(name, function))
-            return 0
-        positional, keywords = _parse(name, function, words)
-        result = function(*positional, **keywords)
+            close = difflib.get_close_matches(name, VERBS, 1)
+            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(VERBS)}"
+            raise UsageError(f"unknown command {name!r}; {hint}")
+        result = _call(name, words)
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
@@ -141,10 +208,36 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, ExitCode) else ExitCode.DONE
 
 
-def _set_up_logging(debug: bool) -> None:
+def _call(name: str, words: list[str]) -> Any:
+    """Runs a command; returns what its function returns."""
+    verb = VERBS[name]
+    for word in words:
+        if word.split("=")[0] in verb.replaced:
+            option = word.split("=")[0]
+            raise UsageError(f"{option} is no longer an option of {name}: {verb.replaced[option]}")
+    if verb.bundle_function and _names_bundle(name, words):
+        return getattr(importlib.import_module("custom.cli.bundle_commands"), verb.bundle_function)(words)
+    app = command_app(name)
+    if "--help" in words or "-h" in words:
+        app.help_print([name])
+        return ExitCode.DONE
+    bound = parsed(app, name, words)
+    return _function(name)(*bound.args, **bound.kwargs)
+
+
+def _names_bundle(name: str, words: list[str]) -> bool:
+    """Whether a bundle and keys of its config follow: `evaluate BUNDLE --key value`, not `evaluate PRED TRUTH`."""
+    if not words or words[0].startswith("-"):
+        return False
+    return name != "evaluate" or ((len(words) == 1 or words[1].startswith("--")) and "--truth" not in " ".join(words))
+
+
+def _set_up_logging(said: Sequence[str]) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    logging.getLogger("custom").setLevel(logging.DEBUG if debug else logging.INFO)
-    if not debug:
+    logging.getLogger("custom").setLevel(max((LEVELS[word] for word in said), default=logging.INFO))
+    if "--quiet" in said:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which is later
+    if not said or "--quiet" in said:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
@@ -156,130 +249,3 @@ def _one_line(error: BaseException) -> str:
         return text
     hint = "" if isinstance(error, ImportError) else " (--debug shows where)"
     return f"{type(error).__name__}: {text}{hint}" if text else f"{type(error).__name__}{hint}"
-
-
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [
-            "A 3D CT volume from one to eight planar radiographs.",
-            "",
-            f"usage: {PROGRAM} COMMAND [ARGUMENTS] [--debug]",
-            "",
-            *lines,
-            "",
-            f"{PROGRAM} COMMAND --help shows the options of a command; --debug shows the traceback of an error.",
-            "",
-        ]
-    )
-
-
-def _help(name: str, function: Callable[..., Any]) -> str:
-    command = f"{PROGRAM} {name}"
-    text = helptext.HelpText(function, trace=FireTrace(function, name=command))
-    # Fire quotes what holds a space, and annotations that are still text.
-    return re.sub(r"Type: '([^'\n]+)'", r"Type: \1", text.replace(f"'{command}'", command)) + "\n"
-
-
-def _parse(name: str, function: Callable[..., Any], words: list[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Lets Fire read the words for the function's signature, without calling the function.
-
-    Raises:
-        UsageError: an unknown or missing option, a value of the wrong type.
-    """
-    taken: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    @functools.wraps(function)
-    def record(*positional: Any, **keywords: Any) -> None:
-        taken.append((positional, keywords))
-
-    for word in words:
-        option = word.split("=")[0]
-        if option in VERBS[name].replaced:
-            raise UsageError(f"{option} is no longer an option of {name}: {VERBS[name].replaced[option]}")
-    hints = typing.get_type_hints(function)
-    parameters = inspect.signature(function).parameters
-    # Fire would read the case name 0001 as the number 1.
-    texts: dict[str, Callable[[str], Any]] = {key: str for key, hint in hints.items() if _wants_text(hint)}
-    texts |= {key: _words for key, hint in hints.items() if any(_holds_text(kind) for kind in _options(hint))}
-    rest = [key for key, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL]
-    if rest and rest[0] in texts:
-        # The words of *files have no name that Fire knows; its default reading goes to each of the others instead.
-        others = {key: DefaultParseValue for key in parameters if key not in texts}
-        decorators.SetParseFns(**texts, **others)(decorators.SetParseFn(str)(record))
-    else:
-        decorators.SetParseFns(**texts)(record)
-    complaints = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaints):
-            fire.Fire(record, command=words, name=f"{PROGRAM} {name}")
-    except FireExit as end:
-        reason = end.trace.elements[-1].ErrorAsStr() if end.trace.HasError() else "these arguments make no sense"
-        raise UsageError(f"{reason}; {PROGRAM} {name} --help shows the options") from end
-    positional, keywords = taken[0]
-    bound = inspect.signature(function).bind(*positional, **keywords)
-    for key, value in bound.arguments.items():
-        if key in rest:
-            bound.arguments[key] = tuple(_fit(key, item, hints[key]) for item in value)
-        elif key in hints:
-            bound.arguments[key] = _fit(key, value, hints[key])
-    return bound.args, bound.kwargs
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the hint alone."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _wants_text(hint: Any) -> bool:
-    kinds = _options(hint)
-    return any(kind in (str, Path) or typing.get_origin(kind) is os.PathLike for kind in kinds) and not any(
-        kind in (int, float, bool) or typing.get_origin(kind) not in (None, os.PathLike) for kind in kinds
-    )
-
-
-def _holds_text(hint: Any) -> bool:
-    """Whether it is a sequence of text, such as Sequence[str]."""
-    origin = typing.get_origin(hint)
-    return inspect.isclass(origin) and issubclass(origin, Sequence) and set(typing.get_args(hint)) <= {str, ...}
-
-
-def _words(text: str) -> list[str]:
-    """Words between commas, which Fire would read as numbers, or leave together where one holds a hyphen."""
-    return [word.strip() for word in text.strip("[]()").split(",") if word.strip()]
-
-
-def _fit(name: str, value: Any, hint: Any) -> Any:
-    """Checks a value that Fire guessed from a word against the function's type hint.
-
-    Raises:
-        UsageError: it is of another type.
-    """
-    kinds = _options(hint)
-    if types.NoneType in kinds and value in (None, "None", "none"):
-        return None
-    for kind in kinds:
-        origin = typing.get_origin(kind)
-        if kind is Any or origin is typing.Literal or (isinstance(kind, type) and kind is type(value)):
-            return value
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if kind in (str, Path) or origin is os.PathLike:
-            return Path(value) if kind is Path else str(value)
-        if inspect.isclass(origin) and issubclass(origin, Sequence):
-            # One value given alone (--angles_deg 90) is a sequence of one.
-            items = list(value) if isinstance(value, list | tuple) else [value]
-            members = [member for member in typing.get_args(kind) if member is not ...]
-            kept = (
-                [_fit(name, item, members[min(i, len(members) - 1)]) for i, item in enumerate(items)]
-                if members
-                else items
-            )
-            if origin is tuple and ... not in typing.get_args(kind) and len(kept) != len(members):
-                raise UsageError(f"--{name} takes {len(members)} values; got {value!r}")
-            return kept if origin is list else tuple(kept)
-        if inspect.isclass(origin) and isinstance(value, origin):
-            return value
-    wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds if kind is not types.NoneType)
-    raise UsageError(f"--{name} takes {wanted}; got {value!r}")

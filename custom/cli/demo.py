@@ -21,7 +21,7 @@ from custom.evaluation.evaluate import load_hu, resample_to
 from custom.geometry import Geometry
 from custom.metrics import HU_WINDOW, evaluate_volume
 from custom.metrics.tables import cohort_table, write_metrics
-from custom.models import save_volume
+from custom.models import find_model, save_volume
 from custom.projection import Projector, sirt
 from custom.reconstruct import reconstruct
 from custom.report.figures import reconstruction_figure
@@ -41,10 +41,11 @@ def sirt_volume(radiographs: torch.Tensor, geometry: Geometry, energy_kev: float
 
 
 def run(
-    checkpoint: str,
+    checkpoint: str = "inr_recon",
     output: str = "outputs/quickstart",
     angles_deg: Sequence[float] = (0.0, 90.0),
     beam: str = "parallel",
+    device: str | None = None,
 ) -> None:
     """Reconstructs the sample patient, whom no network of this project has seen in training.
 
@@ -53,17 +54,17 @@ def run(
     come from the 128^3 cube itself (the setting "paper"), since only that is embedded: easier than a real radiograph.
 
     Args:
-        checkpoint: weights, such as bundles/inr_recon/models/model.pt.
+        checkpoint: a model's name, folder or weights; by default the published inr_recon.
         output: folder for radiographs, reconstruction, picture and metrics.
         angles_deg: of the views; 0 lateral, 90 frontal.
         beam: "parallel" or "cone".
+        device: torch device, such as cuda:0; a GPU where there is one, else the CPU.
 
     Raises:
         FileNotFoundError: no such checkpoint.
         ValueError: a checkpoint that is none, a geometry that makes no sense.
     """
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
+    model = find_model(checkpoint).model
     start = time.perf_counter()
     folder = Path(output)
     truth, affine = load_hu(sample_ct())
@@ -75,8 +76,8 @@ def run(
     write_nifti(image, radiographs.permute(2, 1, 0).contiguous().numpy(), np.diag([pixel_u, pixel_v, 1.0, 1.0]))
     geometry.save(description)
 
-    logger.info("reconstructing with %s", checkpoint)
-    found = reconstruct([image], geometry=description, model=Path(checkpoint))
+    logger.info("reconstructing with %s", model)
+    found = reconstruct([image], geometry=description, model=model, device=device)
     volume = save_volume(folder / "reconstruction.nii.gz", found.hu, found.grid, found.isocenter_mm)
     pred, pred_affine = load_hu(volume)
     if pred.shape != truth.shape or not np.allclose(pred_affine, affine, atol=1e-3):
@@ -89,7 +90,7 @@ def run(
         {"case": name, "patient": "LIDC-IDRI-0001", **evaluate_volume(result, truth)}
         for name, result in (("fewview-ct", pred), ("SIRT (clipped)", classical))
     ]
-    write_metrics(rows[:1], folder, checkpoint=checkpoint, angles_deg=list(acquisition.angles_deg), sirt=rows[1])
+    write_metrics(rows[:1], folder, checkpoint=str(model), angles_deg=list(acquisition.angles_deg), sirt=rows[1])
     caption = f"PSNR {rows[0]['psnr_range']:.2f} dB  ·  SSIM {rows[0]['ssim']:.3f}  ·  MAE {rows[0]['mae_hu']:.1f} HU"
     picture = reconstruction_figure(
         radiographs.numpy(),

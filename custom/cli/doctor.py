@@ -102,7 +102,7 @@ def doctor(checkpoint: str | None = None) -> None:
     table.add_row("fewview-ct", Text(f"{__version__} in {Path(__file__).parents[1]}"))
     table.add_row("Python", Text(f"{platform.python_version()} on {platform.platform()}, {sys.executable}"))
     for package in CORE:
-        table.add_row(package, Text(_installed(package) or "MISSING: pip install -c constraints.txt -e ."))
+        table.add_row(package, Text(_installed(package) or f"MISSING: pip install {package}"))
     for name, line in _devices().items():
         table.add_row(name, Text(line))
     for extra, packages in extras().items():

@@ -85,6 +85,7 @@ def describes_itself(cls: type[T]) -> type[T]:
         original(self, *args, **kwargs)
         self.arguments = dict(list(bound.arguments.items())[1:])
 
+    remember.__signature__ = signature  # type: ignore[attr-defined]  # without `**`, so that it can be checked
     cls.__init__ = remember  # type: ignore[method-assign]
     return cls
 

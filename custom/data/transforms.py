@@ -52,30 +52,47 @@ class SampleOnGridd(MapTransform):
         middle = torch.tensor([(n - 1) / 2 for n in reference.shape[1:]] + [1.0], dtype=torch.float64)
         isocenter = (torch.as_tensor(reference.affine).double() @ middle)[:3]
         for key in self.key_iterator(out):
-            out[key] = self._sample(out[key], isocenter)
+            volume = out[key]
+            try:
+                sampled = sample_on_grid(
+                    np.asarray(volume)[0], np.asarray(volume.affine), isocenter.tolist(), self.grid
+                )
+            except ValueError as error:
+                raise ValueError(f"{volume.meta.get('filename_or_obj', 'volume')}: {error}") from error
+            out[key] = (sampled if self.dtype.is_floating_point else sampled.round())[None].to(self.dtype)
         return out
 
-    def _sample(self, volume: Any, isocenter: torch.Tensor) -> torch.Tensor:
-        affine = torch.as_tensor(volume.affine).double()
-        spacing = affine[:3, :3].diagonal()
-        if (affine[:3, :3] - torch.diag(spacing)).abs().max() > 1e-4 or (spacing <= 0).any():
-            name = volume.meta.get("filename_or_obj", "volume")
-            raise ValueError(f"{name}: the affine must be axis-aligned RAS+ (fewview-ct prepare writes such files)")
-        values = torch.as_tensor(np.asarray(volume), dtype=torch.float32)[None]
-        widths = [max(1, round(g / float(s))) for g, s in zip(self.grid.spacing_mm, spacing, strict=True)]
-        first = affine[:3, 3].clone()
-        if max(widths) > 1:
-            for width, axis in zip(widths, range(3), strict=True):  # one axis after the other is several times faster
-                values = F.avg_pool3d(values, [width if i == axis else 1 for i in range(3)], stride=1)
-            first = first + spacing * (torch.tensor(widths, dtype=torch.float64) - 1) / 2
-        positions = []
-        for axis in range(3):
-            n = values.shape[2 + axis]
-            index = (self.grid.axis_mm(axis, dtype=torch.float64) + isocenter[axis] - first[axis]) / spacing[axis]
-            positions.append(((index + 0.5) / n * 2 - 1).float())
-        grid = torch.stack(torch.meshgrid(*positions, indexing="ij")[::-1], -1)[None]
-        sampled = F.grid_sample(values - AIR_HU, grid, padding_mode="zeros", align_corners=False)[0] + AIR_HU
-        return sampled.round().to(self.dtype) if not self.dtype.is_floating_point else sampled.to(self.dtype)
+
+def sample_on_grid(hu: np.ndarray, affine: np.ndarray, isocenter_mm: Sequence[float], grid: VolumeGrid) -> torch.Tensor:
+    """HU at the voxels of a grid around the isocentre, (X, Y, Z) float32, averaged where the grid is coarser.
+
+    Args:
+        hu: (X', Y', Z'); what lies outside is air.
+        affine: (4, 4), axis-aligned RAS+.
+        isocenter_mm: in the CT's world.
+        grid: voxels around the isocentre.
+
+    Raises:
+        ValueError: for another affine.
+    """
+    matrix = torch.as_tensor(np.array(affine)).double()
+    spacing = matrix[:3, :3].diagonal()
+    if (matrix[:3, :3] - torch.diag(spacing)).abs().max() > 1e-4 or (spacing <= 0).any():
+        raise ValueError("the affine must be axis-aligned RAS+ (fewview-ct prepare writes such files)")
+    values = torch.as_tensor(hu, dtype=torch.float32)[None, None]
+    widths = [max(1, round(g / float(s))) for g, s in zip(grid.spacing_mm, spacing, strict=True)]
+    first = matrix[:3, 3].clone()
+    if max(widths) > 1:
+        for width, axis in zip(widths, range(3), strict=True):  # one axis after the other is several times faster
+            values = F.avg_pool3d(values, [width if i == axis else 1 for i in range(3)], stride=1)
+        first = first + spacing * (torch.tensor(widths, dtype=torch.float64) - 1) / 2
+    positions = []
+    for axis in range(3):
+        n = values.shape[2 + axis]
+        index = (grid.axis_mm(axis, dtype=torch.float64) + isocenter_mm[axis] - first[axis]) / spacing[axis]
+        positions.append(((index + 0.5) / n * 2 - 1).float())
+    points = torch.stack(torch.meshgrid(*positions, indexing="ij")[::-1], -1)[None]
+    return F.grid_sample(values - AIR_HU, points, padding_mode="zeros", align_corners=False)[0, 0] + AIR_HU
 
 
 class RepeatRandom(RandomizableTransform):

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import custom
+from custom.core.bundle_folders import published_bundles
 from custom.core.files import read_json_object, sha256_file
 
-__all__ = ["MODEL_NAMES", "SEGMENTER", "ModelFiles", "find_model"]
+__all__ = ["MODEL_NAMES", "SEGMENTER", "ModelFiles", "find_model", "user_models"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,9 @@ class ModelFiles:
 def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     """The files of a model, those of an exported folder with their hashes checked; nothing is loaded.
 
-    A name is looked for in the folders of the environment variable FEWVIEW_MODELS, then as `NAME/model.json` and
-    `bundles/NAME` in the working directory, then in the repository that the package is installed from.
+    A name is looked for in the folders of the environment variable FEWVIEW_MODELS, then as `NAME/model.json` in the
+    working directory, in the folder that `fewview-ct weights` fills (`user_models`), as `bundles/NAME` in the working
+    directory, then among the bundles that come with the package.
 
     Args:
         model: as in `load_model`.
@@ -98,11 +99,18 @@ def find_model(model: str | os.PathLike[str]) -> ModelFiles:
     )
 
 
+def user_models() -> Path:
+    """The folder of models that this user has fetched: XDG_DATA_HOME/fewview-ct/models."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fewview-ct" / "models"
+
+
 def _find_name(name: str) -> ModelFiles:
     folders = [Path(entry) / name for entry in os.environ.get(FOLDERS_VARIABLE, "").split(os.pathsep) if entry]
     if Path(name, DESCRIPTION).is_file():
         folders.append(Path(name))
-    bundles = [Path("bundles", name), Path(custom.__file__).resolve().parents[1] / "bundles" / name]
+    if (user_models() / name / DESCRIPTION).is_file():
+        folders.append(user_models() / name)
+    bundles = [Path("bundles", name), published_bundles() / name]
     for folder in folders:
         if (folder / DESCRIPTION).is_file():
             _say_if_local(folder, bundles[1])
@@ -111,10 +119,10 @@ def _find_name(name: str) -> ModelFiles:
         if (folder / "models" / WEIGHTS).is_file():
             _say_if_local(folder, bundles[1])
             return _bundle(folder)
-    train = f"python -m monai.bundle run training --config_file bundles/{name}/configs/train.json"
+    train = f"fewview-ct train {name}"
     raise FileNotFoundError(
-        f"the model {name} is not here: start in the repository, or set {FOLDERS_VARIABLE} to the folder that holds "
-        f"the exported {name}, or train it ('{train}')"
+        f"the model {name} has no published weights here: get them ('fewview-ct weights'), set {FOLDERS_VARIABLE} to "
+        f"the folder that holds the exported {name}, or train it ('{train}')"
     )
 
 
@@ -210,7 +218,7 @@ def _bundle(folder: Path) -> ModelFiles:
         if value is None:
             return None
         # Configs name parents from the folder that bundles/ lies in.
-        found = [p for p in (folder.resolve().parents[1] / value, Path(value)) if p.is_file()]
+        found = [p for p in (folder.resolve().parents[1] / value, folder / value, Path(value)) if p.is_file()]
         if not found:
             raise FileNotFoundError(f"{value}: missing; {folder.name} needs it as its {key} (configs/inference.json)")
         return found[0]

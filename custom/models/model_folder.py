@@ -23,6 +23,7 @@ from custom.core.files import sha256_file, write_json
 from custom.core.hu_window import require_finite, unit_to_hu
 from custom.core.precision import check_precision
 from custom.geometry import VolumeGrid
+from custom.models.bundle_archive import write_bundle_archive
 from custom.models.model_files import (
     AUTOENCODER,
     CARD,
@@ -215,36 +216,43 @@ def _with_parents_used(files: ModelFiles, checkpoint: Checkpoint) -> ModelFiles:
 
 
 def export(
-    bundle: str,
+    model: str,
     output: str,
     thresholds: str | None = None,
     autoencoder_checkpoint: str | None = None,
     mean_checkpoint: str | None = None,
     overwrite: bool = False,
+    bundle: bool = False,
 ) -> Path:
-    """Pack a model with all that it needs into one folder.
+    """Pack a model with all that it needs into one folder, or a bundle into one archive.
 
     The folder holds model.pt, autoencoder.pt and mean.pt (where the model has such parents), thresholds.json of the
     trust checks, the card (README.md), LICENSE, and model.json with the SHA-256 of each. `fewview-ct reconstruct`, the
     Deploy application and the Label task load it. It appears whole or not at all.
 
     Args:
-        bundle: folder of a bundle, such as bundles/ldm_recon, a published name, or a model.pt.
-        output: folder to make.
+        model: folder of a bundle, such as bundles/ldm_recon, a published name, or a model.pt.
+        output: folder to make; with bundle the .zip file.
         thresholds: file that `fewview-ct calibrate` made; by default that of the bundle, if it has one.
         autoencoder_checkpoint: of the model, where it is not the one that the bundle names.
         mean_checkpoint: of the model, where it is not the one that the bundle names.
-        overwrite: replace an exported folder that is there.
+        overwrite: replace an exported folder, or the archive, that is there.
+        bundle: write the MONAI bundle instead, with weights of its parents, thresholds, licences and hashes, and the
+            code that it needs, as one .zip file that runs where MONAI is and this package is not.
 
     Returns:
-        The folder.
+        The folder, or the archive.
 
     Raises:
         FileNotFoundError: for a missing bundle, or missing weights.
         FileExistsError: the output exists.
         ValueError: the model cannot be loaded, such as one whose parents are others.
     """
-    found = find_model(bundle)
+    if bundle:
+        if autoencoder_checkpoint or mean_checkpoint or thresholds:
+            raise ValueError("an archive of a bundle holds the bundle's own files: give no others with --bundle")
+        return write_bundle_archive(model, output, overwrite)
+    found = find_model(model)
     replaced = {"autoencoder": autoencoder_checkpoint, "mean": mean_checkpoint, "thresholds": thresholds}
     for role, path in replaced.items():
         if path is not None and not Path(path).is_file():

@@ -7,6 +7,7 @@ from custom.projection.degradation import (
     Scatter,
     blur_on_detector,
     focal_spot_blur_mm,
+    without_scatter,
 )
 from custom.projection.filtered_backprojection import fdk
 from custom.projection.operators import JosephOperator, LinearOperator, ParallelOperator, joseph, make_operator
@@ -37,4 +38,5 @@ __all__ = [
     "sirt",
     "total_variation",
     "tv",
+    "without_scatter",
 ]

@@ -17,11 +17,21 @@ from torch import Tensor
 
 from custom.geometry import is_cone
 
-__all__ = ["DetectorBlur", "QuantumNoise", "RandRadiograph", "Scatter", "blur_on_detector", "focal_spot_blur_mm"]
+__all__ = [
+    "DetectorBlur",
+    "QuantumNoise",
+    "RandRadiograph",
+    "Scatter",
+    "blur_on_detector",
+    "focal_spot_blur_mm",
+    "without_scatter",
+]
 
 _FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 # Pixels with a line integral above this belong to the patient's shadow.
 _SHADOW = 0.05
+# After so many a chest's line integrals under scatter of 0.4 times the primary are right to 1% of the largest.
+_SUBSTITUTIONS = 6
 
 
 class QuantumNoise(Randomizable, Transform):
@@ -96,13 +106,35 @@ class Scatter(Transform):
 
     def __call__(self, image: Tensor, views: Tensor) -> Tensor:  # type: ignore[override]
         """`views` (K, 13) or (B, K, 13) tell the size of a pixel."""
-        integrals = image.double()
-        primary = (-integrals).exp()
-        scatter = blur_on_detector(integrals.clamp(min=0) * primary, views, self.sigma_mm)
-        shadow = integrals > _SHADOW
-        total = (scatter * shadow).sum((-2, -1), keepdim=True)
-        scale = (primary * shadow).sum((-2, -1), keepdim=True) / total.clamp(min=1e-12)
-        return -(primary + self.scatter_to_primary * scale * scatter).log().to(image.dtype)
+        primary = (-image.double()).exp()
+        shape = _scatter_shape(primary, views, self.sigma_mm)
+        return -(primary + self.scatter_to_primary * _in_shadow(primary, primary) * shape).log().to(image.dtype)
+
+
+def _scatter_shape(primary: Tensor, views: Tensor, sigma_mm: float) -> Tensor:
+    """Where scatter falls, of one in sum over the patient's shadow, view by view."""
+    scatter = blur_on_detector(-(primary.log() * primary).clamp(max=0), views, sigma_mm)
+    return scatter / _in_shadow(scatter, primary).clamp(min=1e-12)
+
+
+def _in_shadow(values: Tensor, primary: Tensor) -> Tensor:
+    return (values * (-primary.log() > _SHADOW)).sum((-2, -1), keepdim=True)
+
+
+def without_scatter(image: Tensor, views: Tensor, scatter_to_primary: float, sigma_mm: float = 60.0) -> Tensor:
+    """Line integrals of the primary alone: the inverse of `Scatter`, by repeated substitution.
+
+    Args:
+        image, views: as for `Scatter`.
+        scatter_to_primary: that the picture is taken to hold. At most 95% of what a pixel counted is scatter.
+        sigma_mm: as for `Scatter`.
+    """
+    counted = (-image.double()).exp()
+    primary, share = counted, scatter_to_primary / (1 + scatter_to_primary)
+    for _ in range(_SUBSTITUTIONS if scatter_to_primary else 0):
+        scatter = share * _in_shadow(counted, primary) * _scatter_shape(primary, views, sigma_mm)
+        primary = torch.maximum(counted - scatter, 0.05 * counted)
+    return -primary.log().to(image.dtype)
 
 
 class RandRadiograph(Randomizable, Transform):

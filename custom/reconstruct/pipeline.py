@@ -24,10 +24,11 @@ from custom.projection import Projector
 from custom.radiographs import Radiograph, read_radiographs
 from custom.radiographs.accepted_assumptions import check_accept
 from custom.radiographs.acquisition_metadata import value_of
-from custom.reconstruct.model_detector import extrapolate_truncation, resample_for_model
+from custom.radiographs.truncation import extrapolate_truncation
+from custom.reconstruct.model_detector import resample_for_model
 from custom.reconstruct.outputs import OUTPUTS, RESULT, dry_run, write_outputs
 from custom.reconstruct.result import Reconstruction
-from custom.trust import CheckResult, Evidence, Thresholds, Verdict, find_prior, overall, run_checks
+from custom.trust import CheckResult, Evidence, Thresholds, find_prior, overall, run_checks
 
 __all__ = ["reconstruct"]
 
@@ -156,7 +157,7 @@ def _compute(
         field_mask=field_mask,
         reprojections=reprojections,
         checks=checks,
-        verdict=overall(checks) if checks else Verdict.REVIEW,
+        verdict=overall(checks),
         model=model,
         settings=settings,
         seconds={

@@ -110,7 +110,7 @@ class Reconstruction:
 
     def all_warnings(self) -> list[str]:
         """Every warning once: of checks, of the reconstruction, of the radiographs."""
-        found = [f"{c.name}: {c.message}" for c in self.checks if c.verdict is not Verdict.PASS]
+        found = [f"{c.name}: {c.message}" for c in self.checks if c.verdict in (Verdict.REVIEW, Verdict.REJECT)]
         found += self.warnings
         found += [warning for radiograph in self.radiographs for warning in radiograph.warnings]
         return list(dict.fromkeys(found))

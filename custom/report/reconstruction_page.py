@@ -17,9 +17,10 @@ import numpy as np
 from torch import Tensor
 
 from custom import __version__
-from custom.geometry import VolumeGrid
+from custom.geometry import ViewRow, VolumeGrid
 from custom.metrics import BODY_THRESHOLD_HU, body_mask
 from custom.report.document import Document, Markup, hashes, image, render_page, write_page
+from custom.report.radiograph_pictures import grey_limits, grey_picture
 from custom.report.radiograph_section import add_geometry, add_radiographs, patient_facts
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
 from custom.report.volume_pictures import (
@@ -41,7 +42,9 @@ STAMP = "SYNTHETIC CT, NOT FOR DIAGNOSTIC USE"
 #: Bytes of a page, and those kept for the controls of the viewer.
 LARGEST, _CONTROLS = 15_000_000, 10_000
 
-_UNCHECKED = "NOT CHECKED"
+#: Of a verdict, and radiographs beside the CT, that are taken in at a glance.
+REASONS, OVERVIEW_RADIOGRAPHS = 3, 2
+
 _DOUBT = {"REVIEW": "is in doubt", "REJECT": "does not hold"}
 _WRITTEN = "written with this report"
 _FOLDER = f"{_WRITTEN}; hash of what “LC_ALL=C sha256sum *” prints in it"
@@ -151,10 +154,35 @@ def head(content: ReportContent) -> dict[str, Any]:
     facts["Model"] = content.model.get("name", "not named")
     facts["Software"] = f"fewview-ct {content.version}"
     verdict = meaning = content.verdict.value
-    if verdict != "REJECT" and not any(map(_was_made, content.checks)):
-        verdict, meaning = "REVIEW", _UNCHECKED
-    warnings = _warnings(content)
-    return {"stamp": STAMP, "facts": facts, "verdict": verdict, "meaning": meaning, "warnings": warnings}
+    if verdict != "REJECT" and not _made(content.checks):
+        verdict, meaning = "REVIEW", "NOT CHECKED"
+    expected = [check.message for check in _made(content.checks) if check.name == "expected_error"]
+    return {
+        "stamp": STAMP,
+        "facts": facts,
+        "verdict": verdict,
+        "meaning": meaning,
+        "reasons": _reasons(content.checks),
+        "expected": "".join(expected),
+        "overview": _overview(content),
+        "warnings": _warnings(content),
+    }
+
+
+def _reasons(checks: Sequence[CheckResult]) -> list[str]:
+    """What the worst checks say, at most `REASONS` of them; the others stand among the warnings."""
+    found = [check for verdict in ("REJECT", "REVIEW") for check in checks if check.verdict.value == verdict]
+    return [check.message for check in found if check.name != "expected_error"][:REASONS]
+
+
+def _overview(content: ReportContent) -> list[tuple[Markup, str]]:
+    """The radiographs, and beside them the planes of the CT, each with its caption."""
+    found = []
+    for k, view in enumerate(content.views[:OVERVIEW_RADIOGRAPHS]):
+        seen, pixel = content.field_mask[k].bool(), tuple(ViewRow.from_tensor(view).pixel_mm.tolist())
+        picture = grey_picture(content.image[k], seen, grey_limits(content.image[k], seen), pixel)
+        found.append((image(picture, f"Radiograph {k + 1}", photograph=True), f"Radiograph {k + 1}"))
+    return [*found, (_planes(content)[0], "The CT: planes through its middle")]
 
 
 def _warnings(content: ReportContent) -> list[str]:
@@ -177,7 +205,7 @@ def _checks(checks: Sequence[CheckResult]) -> list[tuple[str, str, str, list[str
     return [
         (
             NAMES.get(check.name, check.name),
-            check.verdict.value if _was_made(check) else _UNCHECKED,
+            check.verdict.value,
             check.message,
             [_number(value) for value in (check.statistic, check.review_above, check.reject_above)],
         )
@@ -185,9 +213,8 @@ def _checks(checks: Sequence[CheckResult]) -> list[tuple[str, str, str, list[str
     ]
 
 
-def _was_made(check: CheckResult) -> bool:
-    """False for a check that did not apply: it passes, with a message that begins so (`custom.trust.run_checks`)."""
-    return check.verdict.value != "PASS" or not check.message.startswith("Not checked")
+def _made(checks: Sequence[CheckResult]) -> list[CheckResult]:
+    return [check for check in checks if check.verdict is not Verdict.NOT_CHECKED]
 
 
 def _number(value: float | None) -> str:

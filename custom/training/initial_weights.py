@@ -16,7 +16,7 @@ from custom.core.tensor_files import load_tensors
 from custom.data.augmentation import RandThoraxAugment
 from custom.networks.population_prior import OutOfFoldPriors
 
-__all__ = ["fit_prior", "load_weights"]
+__all__ = ["fit_prior", "load_weights", "take_over_priors"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def fit_prior(
     if prior is None or (known_from is not None and Path(known_from).is_file()):
         return
     if out_of_fold and priors_from is not None:
-        _take_over(out_of_fold, Path(priors_from))
+        take_over_priors(out_of_fold, Path(priors_from))
         out_of_fold = None
     if prior.fitted and not out_of_fold:
         return
@@ -97,7 +97,12 @@ def _folds_that_enter(own: torch.Tensor, folds: int, shapes: bool, generator: to
     return order.argsort(1).argsort(1) < size
 
 
-def _take_over(priors: OutOfFoldPriors, checkpoint: Path) -> None:
+def take_over_priors(priors: OutOfFoldPriors, checkpoint: Path) -> None:
+    """The priors out of fold that a training kept in its checkpoint_last.pt.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, or it holds no priors of this kind.
+    """
     if not checkpoint.is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint to take priors from: pass a checkpoint_last.pt")
     state = load_tensors(checkpoint)

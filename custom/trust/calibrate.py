@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,54 @@ import torch
 from custom import __version__
 from custom.core.files import sha256_file, write_json
 from custom.core.json_models import validated
+from custom.core.tensor_files import load_tensors
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
 from custom.geometry import BEAMS
 from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG
 from custom.models import Model
+from custom.networks.population_prior import OutOfFoldPriors, PopulationPrior
+from custom.training.initial_weights import take_over_priors
 from custom.trust.check_statistics import Meter, Quantiles
-from custom.trust.evidence import Evidence
+from custom.trust.evidence import Evidence, find_prior
+from custom.trust.expected_error import ExpectedError, fit_expected_error
 from custom.trust.picture_statistics import LEVELS, body_quantiles
-from custom.trust.reference_ct import SimulationSettings, detector_of, load_ct, model_on, reconstructed
+from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
 from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, fit_thresholds, group_name
 
 __all__ = ["calibrate", "loaded_model", "measured"]
 
 logger = logging.getLogger(__name__)
+
+
+#: What calibration draws its acquisitions from, unless options say otherwise.
+SIMULATION = SimulationSettings()
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Priors that do not know one part of the training patients each.
+
+    Args:
+        checkpoint: checkpoint_last.pt of the training.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, or it holds none.
+    """
+
+    checkpoint: str
+    folds: int = field(init=False)
+    sha256: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        path = Path(self.checkpoint)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such checkpoint to take priors from: pass a checkpoint_last.pt")
+        found = [name for name in load_tensors(path).get("out_of_fold", {}) if name.endswith(".mean")]
+        if not found:
+            raise ValueError(f"{path} holds no priors out of fold: it must be the checkpoint_last.pt of a training")
+        object.__setattr__(self, "folds", len(found))
+        object.__setattr__(self, "sha256", sha256_file(path))
 
 
 @dataclass(frozen=True)
@@ -41,6 +76,7 @@ class _Job:
     samples: int
     groups: tuple[tuple[str, int], ...]
     simulation: SimulationSettings
+    priors: OutOfFold | None
     device: str | None
     threads: int | None
     file: Path
@@ -56,6 +92,7 @@ class _Job:
             "samples": self.samples,
             "groups": [group_name(*group) for group in self.groups],
             "simulation": asdict(self.simulation),
+            "priors_sha256": self.priors.sha256 if self.priors else None,
             "software": f"fewview-ct {__version__}",
         }
         return json.loads(json.dumps(content))
@@ -80,9 +117,14 @@ def calibrate(
     source_to_detector_mm: Sequence[float] | None = None,
     tilt_deg: float = 5.0,
     reject_beyond: float = 0.5,
-    photons: float = 4e6,
-    intensity_error: float = 0.02,
-    scatter_to_primary: float = 0.0,
+    photons_per_mm2: Sequence[float] = SIMULATION.photons_per_mm2,
+    scatter_to_primary: Sequence[float] = SIMULATION.scatter_to_primary,
+    blur_fwhm_mm: Sequence[float] = SIMULATION.blur_fwhm_mm,
+    intensity_error: float = SIMULATION.intensity_error,
+    pose_error_deg: float = SIMULATION.pose_error_deg,
+    pose_error_distance: float = SIMULATION.pose_error_distance,
+    field_mm: Sequence[float] = SIMULATION.field_mm,
+    priors_from: str | None = None,
     seed: int = 0,
     work: str | None = None,
     workers: int = 1,
@@ -102,7 +144,7 @@ def calibrate(
         parts: of the datalist.
         warps: random deformations of every case of the datalist, in addition to the case itself.
         views: numbers of views, 1, 2, 4 or 8, at the papers' angles.
-        beams: "parallel", "cone" (1000 mm to the isocentre, 1500 mm to the detector).
+        beams: "parallel", "cone" (with distances as X-ray units have them).
         size: voxels along each side, to save time; the model's own grid by default.
         samples: drawn of each case for their spread, by a model that draws; 0 for none.
         false_alarms: share of good cases that may get REVIEW.
@@ -113,9 +155,15 @@ def calibrate(
         source_to_detector_mm: likewise.
         tilt_deg: largest tilt of rays or detector rows out of the axial plane that needs no review.
         reject_beyond: share of a trained range's width by which a geometry may be outside before REJECT.
-        photons: counted by a pixel without a patient; 0 for no noise.
+        photons_per_mm2: least and most on the detector without a patient; every acquisition draws its own.
+        scatter_to_primary: least and most scatter over primary in the patient's shadow.
+        blur_fwhm_mm: least and most blur on the detector.
         intensity_error: the intensity without a patient is wrong by up to this share, each view for itself.
-        scatter_to_primary: scatter over primary in the patient's shadow.
+        pose_error_deg: the angles that are stated are wrong by up to this.
+        pose_error_distance: the distances that are stated are wrong by up to this share.
+        field_mm: least and most width and height of the exposed field, at the isocentre.
+        priors_from: checkpoint_last.pt of the training, whose priors out of fold take the place of the model's own for
+            the CTs that it was trained on: so they are compared with a population that does not know them.
         seed: of deformations, noise and errors.
         work: folder for finished cases; by default OUTPUT without its suffix, followed by _cases.
         workers: processes; each needs up to 2 GB.
@@ -135,14 +183,27 @@ def calibrate(
         raise ValueError(f"{path}: thresholds are a JSON file, the output must end in .json")
     if warps < 0 or samples < 0 or samples == 1:
         raise ValueError(f"warps must not be negative and samples be 0 or at least 2, got {warps} and {samples}")
-    cases = [(case, warp) for part in parts for case in load_cases(datalist, part) for warp in range(warps + 1)]
+    priors = None if priors_from is None else OutOfFold(priors_from)
+    cases = [
+        (case, warp)
+        for part in parts
+        for case in load_cases(datalist, part, folds=priors.folds if priors and part == "training" else 0)
+        for warp in range(warps + 1)
+    ]
     cases += [(case, 0) for case in (load_cases(phantom_list_file, "training") if phantom_list_file else [])]
-    simulation = SimulationSettings(
-        photons=photons, intensity_error=intensity_error, scatter_to_primary=scatter_to_primary, seed=seed
-    )
-    loaded, _ = loaded_model(model, size, device)
+    loaded = loaded_model(model, size, device, priors)[0]
     loaded.require(samples)
-    simulation = _with_energy(simulation, loaded)
+    simulation = SimulationSettings(
+        energy_kev=loaded.energy_kev,
+        photons_per_mm2=_range(photons_per_mm2),
+        scatter_to_primary=_range(scatter_to_primary),
+        blur_fwhm_mm=_range(blur_fwhm_mm),
+        intensity_error=intensity_error,
+        pose_error_deg=pose_error_deg,
+        pose_error_distance=pose_error_distance,
+        field_mm=_range(field_mm),
+        seed=seed,
+    )
     options = (trained_views, trained_beams, source_to_isocenter_mm, source_to_detector_mm)
     trained = _trained(loaded, *options, tilt_deg, reject_beyond)
     if len(cases) < FEWEST_CASES:
@@ -152,7 +213,7 @@ def calibrate(
     folder = Path(work) if work is not None else path.with_name(f"{path.stem}_cases")
     jobs = [
         _Job(
-            case, index, warp, model, size, samples, groups, simulation, device, 1 if workers > 1 else None,
+            case, index, warp, model, size, samples, groups, simulation, priors, device, 1 if workers > 1 else None,
             folder / f"{case['case']}_{warp}.json",
         )
         for index, (case, warp) in enumerate(cases)
@@ -162,7 +223,7 @@ def calibrate(
     with Workers(workers) as pool:
         pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="calibrating")
     records = [json.loads(job.file.read_text())["groups"] for job in jobs]
-    quantiles, fitted = _fitted(records, groups, false_alarms, reject_factor)
+    quantiles, fitted, errors = _fitted(records, groups, false_alarms, reject_factor)
     made_from = {
         "software": f"fewview-ct {__version__}",
         "model": {"name": loaded.name, "sha256": loaded.sha256, "voxels": list(loaded.grid.shape), "samples": samples},
@@ -175,8 +236,9 @@ def calibrate(
         "false_alarms": false_alarms,
         "reject_factor": reject_factor,
         "simulation": asdict(simulation),
+        "priors_sha256": priors.sha256 if priors else None,
     }
-    Thresholds(fitted, quantiles, trained, made_from).save(path)
+    Thresholds(fitted, quantiles, trained, made_from, errors).save(path)
     logger.info("%s: thresholds from %d cases for %s", path, len(cases), ", ".join(fitted))
     return path
 
@@ -194,8 +256,9 @@ def _groups(beams: Sequence[str], views: Sequence[int]) -> tuple[tuple[str, int]
     return tuple((beam, int(count)) for beam in beams for count in views)
 
 
-def _with_energy(simulation: SimulationSettings, model: Model) -> SimulationSettings:
-    return SimulationSettings(**{**asdict(simulation), "energy_kev": model.energy_kev})
+def _range(ends: Sequence[float]) -> tuple[float, float]:
+    low, high = (float(end) for end in ends)
+    return low, high
 
 
 def _trained(
@@ -231,9 +294,40 @@ def _trained(
 
 
 @functools.lru_cache(maxsize=1)
-def loaded_model(model: str, size: int | None, device: str | None) -> tuple[Model, Meter]:
-    """A model and a meter, kept by a process that works on many cases."""
-    return model_on(model, size, device), Meter()
+def loaded_model(
+    model: str, size: int | None, device: str | None, priors: OutOfFold | None = None
+) -> tuple[Model, Meter, OutOfFoldPriors]:
+    """A model, a meter, and priors out of fold (none without `priors`), kept by a process that works on many cases.
+
+    Raises:
+        ValueError: for priors that are not of the model's kind.
+    """
+    loaded = model_on(model, size, device)
+    own = find_prior(loaded.network)
+    if priors is not None and own is None:
+        raise ValueError(f"{model} has no prior, so that priors out of fold have no place in it")
+    others = OutOfFoldPriors(own, priors.folds if priors else 0)
+    if priors is not None:
+        take_over_priors(others, Path(priors.checkpoint))
+    return loaded, Meter(), others
+
+
+@contextmanager
+def _meeting(model: Model, prior: PopulationPrior | None) -> Iterator[None]:
+    """While it lasts the model holds another prior; None: its own."""
+    own = find_prior(model.network)
+    if prior is None or own is None:
+        yield
+        return
+    roots = [model.network, *getattr(getattr(model.network, "mean", None), "networks", ())]
+    holders = [m for root in roots for m in root.modules() if getattr(m, "prior", None) is own]
+    try:
+        for holder in holders:
+            holder.prior = prior
+        yield
+    finally:
+        for holder in holders:
+            holder.prior = own
 
 
 def measured(evidence: Evidence, meter: Meter) -> dict[str, Any]:
@@ -246,7 +340,7 @@ def _run(job: _Job) -> bool:
     """One case as a file; False where it was there already."""
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    model, meter = loaded_model(job.model, job.size, job.device)
+    model, meter, priors = loaded_model(job.model, job.size, job.device, job.priors)
     settings = job.settings(model.sha256)
     if job.file.is_file():
         try:
@@ -256,12 +350,17 @@ def _run(job: _Job) -> bool:
             logger.warning("%s is damaged and is made again", job.file)
     ct = load_ct(job.case, model.pixel_at_isocenter_mm, job.warp, job.simulation)
     found = {}
-    for beam, count in job.groups:
-        sets = PAPER_ANGLES_DEG[count]
-        angles = sets[job.index % len(sets)]
-        image, views = ct.radiographs(angles, beam, detector_of(model), model.pixel_at_isocenter_mm, job.simulation)
-        evidence = reconstructed(model, image, views, samples=job.samples, seed=job.simulation.seed)
-        found[group_name(beam, count)] = measured(evidence, meter)
+    with _meeting(model, priors.priors[job.case["fold"]] if "fold" in job.case else None):
+        for beam, count in job.groups:
+            sets = PAPER_ANGLES_DEG[count]
+            angles = sets[job.index % len(sets)]
+            shape, pixel_mm = detector_of(model), model.pixel_at_isocenter_mm
+            radiographs = ct.radiographs(angles, beam, shape, pixel_mm, job.simulation)
+            evidence = reconstructed(model, radiographs, samples=job.samples, seed=job.simulation.seed)
+            assert evidence.hu is not None
+            found[group_name(beam, count)] = {
+                **measured(evidence, meter), "error_hu": error_hu(model, evidence.hu, ct),
+            }  # fmt: skip
     write_json(job.file, {"settings": settings, "groups": found})
     return True
 
@@ -271,7 +370,7 @@ def _fitted(
     groups: Sequence[tuple[str, int]],
     false_alarms: float,
     reject_factor: float,
-) -> tuple[dict[str, Quantiles], dict[str, Any]]:
+) -> tuple[dict[str, Quantiles], dict[str, Any], dict[str, ExpectedError]]:
     quantiles = {}
     for beam in dict.fromkeys(beam for beam, _ in groups):
         names = [group_name(b, count) for b, count in groups if b == beam]
@@ -279,7 +378,7 @@ def _fitted(
             torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS)) for record in records for name in names
         ]
         quantiles[beam] = Quantiles.of(torch.cat(pictures))
-    fitted = {}
+    fitted, errors = {}, {}
     for beam, count in groups:
         name = group_name(beam, count)
         cases = []
@@ -287,5 +386,7 @@ def _fitted(
             shown = torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS))
             distance = max(quantiles[beam].distance(picture) for picture in shown)
             cases.append({**record[name]["statistics"], "intensities": distance})
-        fitted[name] = fit_thresholds(cases, false_alarms, reject_factor)
-    return quantiles, fitted
+        errors[name] = fit_expected_error(cases, [record[name]["error_hu"] for record in records])
+        expected = [{**case, "expected_error": errors[name].of(case)[0]} for case in cases]
+        fitted[name] = fit_thresholds(expected, false_alarms, reject_factor)
+    return quantiles, fitted, errors

@@ -10,8 +10,12 @@ __all__ = ["CheckResult", "Verdict", "overall"]
 
 
 class Verdict(StrEnum):
-    """PASS: nothing found. REVIEW: unusual, a person should look before use. REJECT: do not use."""
+    """NOT CHECKED: of a check that does not apply.
 
+    PASS: nothing found. REVIEW: unusual, a person should look before use. REJECT: do not use.
+    """
+
+    NOT_CHECKED = "NOT CHECKED"
     PASS = "PASS"
     REVIEW = "REVIEW"
     REJECT = "REJECT"
@@ -23,7 +27,7 @@ class CheckResult:
 
     Attributes:
         name: of the check, a key of `custom.trust.checks.NAMES`.
-        verdict: PASS also where the check does not apply; `statistic` is None then and the message says why.
+        verdict: NOT CHECKED where the check does not apply; `statistic` is None then and the message says why.
         statistic: larger is worse; None where it was not measured.
         review_above: statistics above it are unusual; None where there is no threshold.
         reject_above: statistics above it are far off.
@@ -39,6 +43,6 @@ class CheckResult:
 
 
 def overall(results: Iterable[CheckResult]) -> Verdict:
-    """The worst verdict; PASS for no results."""
-    order = list(Verdict)
-    return max((result.verdict for result in results), key=order.index, default=Verdict.PASS)
+    """The worst verdict; REVIEW where nothing was checked."""
+    made = [result.verdict for result in results if result.verdict is not Verdict.NOT_CHECKED]
+    return max(made, key=list(Verdict).index, default=Verdict.REVIEW)

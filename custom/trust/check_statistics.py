@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from custom.projection import ProjectorCache
+from custom.core.attenuation import water_attenuation_per_mm
+from custom.projection import ProjectorCache, Scatter, without_scatter
 from custom.trust.evidence import Evidence
-from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off
+from custom.trust.expected_error import ExpectedError
+from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off, largest
 from custom.trust.pose_consistency import best_rotation
 from custom.trust.radiograph_likelihood import RadiographLikelihood, ViewTerm
 from custom.trust.view_agreement import disagreement
@@ -28,13 +30,18 @@ STATISTICS = (
     "intensities",
     "truncation",
     "samples",
+    "expected_error",
 )
 
+#: Scatter over primary, as it may be in radiographs that nobody corrected, from none to that of a grid that is bad.
+SCATTER_TO_PRIMARY = tuple(0.05 * step for step in range(11))
 #: Ways a picture may be stored wrongly, and the dimensions (of V, U) that they turn round.
 _FLIPS = {"mirrored left to right": (-1,), "upside down": (-2,), "turned by 180 degrees": (-2, -1)}
 #: Shifts that are tried, in pixels of a prior's voxel.
 _SHIFTS = tuple(range(-4, 5))
 _BODY_HU = -500.0
+#: Of the outline at the side of a chest, half its depth.
+_SIDE_RADIUS_MM = 120.0
 
 
 @dataclass(frozen=True)
@@ -78,10 +85,11 @@ class Meter:
 
     Args:
         quantiles: of the training's line integrals; None: the statistic "intensities" is not measured.
+        errors: the model of errors for this number of views; None: "expected_error" is not measured.
     """
 
-    def __init__(self, quantiles: Quantiles | None = None) -> None:
-        self.quantiles = quantiles
+    def __init__(self, quantiles: Quantiles | None = None, errors: ExpectedError | None = None) -> None:
+        self.quantiles, self.errors = quantiles, errors
         self._projector = ProjectorCache(2)
         self._likelihood: RadiographLikelihood | None = None
 
@@ -89,15 +97,16 @@ class Meter:
     def measure(self, evidence: Evidence) -> dict[str, Statistic]:
         """All of `STATISTICS`."""
         plain = replace(evidence, image=evidence.image.float(), views=evidence.views.float())
-        found = {"reprojection": self._reprojection(plain), "agreement": _agreement(plain), "angles": _angles(plain)}
-        found |= self._population(plain)
+        primary = replace(plain, image=primary_that_agrees(plain.image, plain.views, plain.field_mask))
+        found = {
+            "reprojection": self._reprojection(plain), "agreement": _agreement(primary), "angles": _angles(primary),
+        }  # fmt: skip
+        found |= self._population(primary)
         found["intensities"] = self._intensities(plain)
         share, index = cut_off(plain.image, plain.field_mask)
-        where = f"of {plain.name(index)}"
-        found["truncation"] = Statistic(
-            share, f"at a lateral border {where} the body attenuates by {share:.1%} of the picture's largest value"
-        )
+        found["truncation"] = Statistic(share, _beside(plain, share, index))
         found["samples"] = _samples(plain)
+        found["expected_error"] = self._expected_error({name: one.value for name, one in found.items()})
         return {name: found[name] for name in STATISTICS}
 
     def _reprojection(self, evidence: Evidence) -> Statistic:
@@ -106,12 +115,25 @@ class Meter:
         shape = evidence.image.shape[1:]
         projector = self._projector(evidence.grid, shape)
         projected = projector.of_hu(evidence.hu, evidence.views, evidence.energy_kev)
-        values = relative_residuals(evidence.image, projected, evidence.field_mask)
+        scattered = [Scatter(ratio)(projected, evidence.views) for ratio in SCATTER_TO_PRIMARY]
+        seen = evidence.field_mask
+        fits = [float(torch.where(seen, shown - evidence.image, 0.0).square().sum()) for shown in scattered]
+        values = relative_residuals(evidence.image, scattered[fits.index(min(fits))], seen)
         worst = max(range(len(values)), key=values.__getitem__)
         return Statistic(
             values[worst],
-            f"seen along {evidence.name(worst)}, the reconstruction attenuates by up to {values[worst]:.1%} (root mean "
-            "square) more than the radiograph",
+            f"seen along {evidence.name(worst)}, the CT holds {values[worst]:.1%} more tissue than the radiograph "
+            "(root mean square)",
+        )
+
+    def _expected_error(self, statistics: dict[str, float | None]) -> Statistic:
+        if self.errors is None:
+            return Statistic(None, "these thresholds do not say how large errors are")
+        expected, bound = self.errors.of(statistics)
+        return Statistic(
+            expected,
+            f"expected error {expected:.0f} HU (root mean square), below {bound:.0f} HU in {self.errors.coverage:.0%} "
+            f"of cases like the calibrated ones, where it was {self.errors.lowest:.0f} to {self.errors.highest:.0f} HU",
         )
 
     def _population(self, evidence: Evidence) -> dict[str, Statistic]:
@@ -134,6 +156,34 @@ class Meter:
             f"the distribution of line integrals of {evidence.name(worst)} (median {middle:.2f}) is "
             f"{distances[worst]:.1f} usual deviations from that of the reference",
         )
+
+
+def _beside(evidence: Evidence, share: float, index: int) -> str:
+    """What `cut_off` says in centimetres, of a body that is as round at its side as a chest is."""
+    longest = float(largest(evidence.image, evidence.field_mask)[index])
+    chord = share * longest / water_attenuation_per_mm(evidence.energy_kev)
+    hidden = _SIDE_RADIUS_MM - math.sqrt(max(0.0, _SIDE_RADIUS_MM**2 - (chord / 2) ** 2))
+    if hidden < 1.0:
+        return "the body ends within the pictures"
+    return f"beside {evidence.name(index)} about {max(0.5, hidden / 10):.1f} cm of the body lie outside the picture"
+
+
+def primary_that_agrees(image: Tensor, views: Tensor, field_mask: Tensor) -> Tensor:
+    """The radiographs without the scatter, of `SCATTER_TO_PRIMARY`, after which they agree best.
+
+    Scatter differs from view to view as no body does. Where views cannot be compared, they are given back as they are.
+
+    Args:
+        image: line integrals (K, V, U).
+        views: (K, 13).
+        field_mask: bool (K, V, U).
+    """
+    if len(image) < 2:
+        return image
+    found = [torch.where(field_mask, without_scatter(image, views, s), 0.0) for s in SCATTER_TO_PRIMARY]
+    pairs = [disagreement(primary, views, field_mask) for primary in found]
+    means = [sum(values.values()) / len(values) if values else math.inf for values in pairs]
+    return image if min(means) == math.inf else found[means.index(min(means))]
 
 
 def relative_residuals(image: Tensor, projected: Tensor, field_mask: Tensor) -> list[float]:
@@ -171,13 +221,12 @@ def population_statistics(evidence: Evidence, likelihood: RadiographLikelihood) 
     return {
         "orientation": Statistic(
             gain,
-            f"the radiographs would be {'more' if gain > 0 else 'less'} like the training's if {evidence.name(k)} were "
-            f"{name} (ratio of squared distances {math.exp(gain):.2f})",
+            f"{evidence.name(k)} looks {'more' if gain > 0 else 'less'} like a usual chest if it is {name}",
         ),
         "population": Statistic(
             math.log(max(distance, 1e-9) / pixels),
-            f"the radiographs are {distance / pixels:.2f} from the population that the model knows (mean squared "
-            "distance of a pixel)",
+            "the radiographs differ from everything between the patients that the model knows by "
+            f"{math.sqrt(max(distance, 0.0) / pixels) * likelihood.prior.noise_mm:.0f} mm of water (root mean square)",
         ),
     }
 

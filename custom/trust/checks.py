@@ -27,21 +27,40 @@ NAMES = {
     "intensities": "Line integrals are distributed as usual",
     "truncation": "The body is not cut off at the sides",
     "samples": "Samples agree as much as usual",
+    "expected_error": "The error is expected to be as small as usual",
     "geometry": "The geometry lies in the trained range",
     "views": "The number of views was trained",
     "assumptions": "Nothing unusual had to be assumed",
+}
+
+#: What a reader does about a check that did not pass.
+ADVICE = {
+    "reprojection": "Make sure that all radiographs are of this patient, in the same position and breath, and that "
+    "dark and bright were not exchanged when they were read.",
+    "agreement": "Compare names and times of the radiographs: another patient, another position or another breath look "
+    "like this.",
+    "orientation": "Compare the side markers with the heart, which most people have on the left, and turn the picture "
+    "round if it was stored so.",
+    "angles": "Make sure of the angles that were stated, or take the radiograph again.",
+    "population": "Look at the radiographs: is this a chest, whole, upright and not inverted? Where the patient is "
+    "unlike those of the training, the CT is a guess.",
+    "intensities": "Make sure that these are values for processing, not inverted and not windowed for display.",
+    "truncation": "Skin, arms and fat there are a guess; lungs and spine are hardly affected.",
+    "samples": "Look at the map of uncertainty before any part of the CT is used.",
+    "expected_error": "Rely on nothing that a coarse picture of this patient would not show.",
 }
 
 
 def run_checks(evidence: Evidence, thresholds: Thresholds) -> list[CheckResult]:
     """All checks of one reconstruction, in the order of `NAMES`.
 
-    A check that does not apply (agreement of a single view, samples where none were drawn) passes with a message that
-    begins with "Not checked"; one for which there is no threshold is REVIEW.
+    A check that does not apply (agreement of a single view, samples where none were drawn) is NOT CHECKED; one for
+    which there is no threshold is REVIEW.
     """
     beam = evidence.beam
     found = thresholds.of(beam, len(evidence.image))
-    measured = Meter(thresholds.quantiles.get(beam)).measure(evidence)
+    errors = thresholds.expected_error.get(found[1]) if found else None
+    measured = Meter(thresholds.quantiles.get(beam), errors).measure(evidence)
     results = []
     for name in STATISTICS:
         if found is None:
@@ -60,29 +79,32 @@ def _judge(name: str, statistic: Statistic, threshold: Threshold | None, group_n
     if statistic.value is None or threshold is None:
         return _without_threshold(name, statistic, f"no threshold for it among those of {group_name} views")
     value = statistic.value
-    verdict = Verdict.PASS
-    if not value <= threshold.review_above:
-        verdict = Verdict.REVIEW if value <= threshold.reject_above else Verdict.REJECT
+    verdict = threshold.verdict(value)
     count = int(group_name.split()[1])
-    by = f" (thresholds of {_views(count)})" if count != views else ""
-    said = {
-        Verdict.PASS: "As usual",
-        Verdict.REVIEW: "Unusual",
-        Verdict.REJECT: "Far from anything that was calibrated",
-    }[verdict]
-    return CheckResult(
-        name,
-        verdict,
-        value,
-        threshold.review_above,
-        threshold.reject_above,
-        f"{said}: {statistic.detail}; {value:.3g}, where at most {threshold.review_above:.3g} is usual{by}.",
-    )
+    by = f" (compared with cases of {_views(count)})" if count != views else ""
+    if verdict is Verdict.PASS:
+        message = f"As usual: {statistic.detail}{by}."
+    else:
+        message = f"{_sentence(statistic.detail)}. {_how_unusual(value, threshold)}{by}. {ADVICE[name]}"
+    return CheckResult(name, verdict, value, threshold.review_above, threshold.reject_above, message)
+
+
+def _how_unusual(value: float, threshold: Threshold) -> str:
+    """How many of the good cases of calibration show as much."""
+    if not value <= threshold.largest:
+        return f"None of {threshold.cases} good cases looked like this"
+    if value > threshold.quantile_95:
+        return f"Fewer than 1 in 20 of {threshold.cases} good cases look like this"
+    return f"Fewer than 1 in 10 of {threshold.cases} good cases look like this"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _without_threshold(name: str, statistic: Statistic, why: str) -> CheckResult:
     if statistic.value is None:
-        return CheckResult(name, Verdict.PASS, None, None, None, f"Not checked: {statistic.detail}.")
+        return CheckResult(name, Verdict.NOT_CHECKED, None, None, None, f"Not checked: {statistic.detail}.")
     message = f"Cannot be judged: {why}; measured was that {statistic.detail}."
     return CheckResult(name, Verdict.REVIEW, statistic.value, None, None, message)
 
@@ -157,7 +179,7 @@ def _assumptions(radiographs: Sequence[AcquisitionMetadata]) -> CheckResult:
     """What no file says: what an option allowed asks for a review, usual values (an upright detector) are listed."""
     if not radiographs:
         message = "Not checked: no metadata came with the views."
-        return CheckResult("assumptions", Verdict.PASS, None, None, None, message)
+        return CheckResult("assumptions", Verdict.NOT_CHECKED, None, None, None, message)
     said: dict[Origin, list[str]] = {Origin.OPTION: [], Origin.USUAL_VALUE: []}
     for index, metadata in enumerate(radiographs):
         for name, found in metadata.known().items():

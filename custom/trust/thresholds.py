@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -14,7 +14,9 @@ from pydantic import AfterValidator, ConfigDict
 from custom.core.files import read_json_object, write_json
 from custom.core.json_models import validated
 from custom.geometry import BEAMS
+from custom.trust.check_results import Verdict
 from custom.trust.check_statistics import STATISTICS, Quantiles
+from custom.trust.expected_error import ExpectedError
 
 __all__ = ["FORMAT", "Threshold", "Thresholds", "TrainedRange", "fit_thresholds", "group_name"]
 
@@ -22,6 +24,10 @@ FORMAT = "fewview-ct thresholds 1"
 
 #: Statistics that are positive and span orders of magnitude, and what counts as zero.
 _LOGARITHMIC = {"reprojection": 1e-4, "agreement": 1e-4, "truncation": 1e-3}
+#: What limits a result without breaking it is never refused.
+LIMITING = frozenset({"truncation", "samples", "expected_error"})
+#: Log ratios whose sign a mistake turns round, so that they need no limit but zero for REVIEW.
+_SYMMETRIC = {"orientation"}
 #: Share of the cases that says how long a statistic's upper tail is.
 _TAIL = 0.1
 #: Fewest cases that a threshold is made from.
@@ -50,7 +56,7 @@ class Threshold:
     """Of one statistic, for one beam and number of views.
 
     Attributes:
-        review_above, reject_above: the limits.
+        review_above, reject_above: the limits; no second one where a result is limited and not broken.
         median, quantile_90, quantile_95, largest: of the statistic among the cases of calibration.
         cases: how many had it.
     """
@@ -58,7 +64,7 @@ class Threshold:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
 
     review_above: float
-    reject_above: float
+    reject_above: float | None
     median: float
     quantile_90: float
     quantile_95: float
@@ -66,8 +72,14 @@ class Threshold:
     cases: int
 
     def __post_init__(self) -> None:
-        if self.reject_above < self.review_above:
+        if self.reject_above is not None and self.reject_above < self.review_above:
             raise ValueError(f"reject_above ({self.reject_above}) is below review_above ({self.review_above})")
+
+    def verdict(self, value: float) -> Verdict:
+        """What a statistic means; one that is no number is the worst."""
+        if value <= self.review_above:
+            return Verdict.PASS
+        return Verdict.REVIEW if self.reject_above is None or value <= self.reject_above else Verdict.REJECT
 
 
 @dataclass(frozen=True)
@@ -111,12 +123,14 @@ class Thresholds:
         quantiles: by beam, the usual distribution of line integrals.
         trained: acquisitions that the model was trained for.
         made_from: data lists and model with their SHA-256, simulation, number of cases, false-alarm level, software.
+        expected_error: by `group_name`; files of older versions have none.
     """
 
     groups: Mapping[GroupName, Mapping[StatisticName, Threshold]]
     quantiles: Mapping[str, Quantiles]
     trained: TrainedRange
     made_from: Mapping[str, Any]
+    expected_error: Mapping[GroupName, ExpectedError] = field(default_factory=dict)
 
     def of(self, beam: str, views: int) -> tuple[Mapping[str, Threshold], str] | None:
         """Thresholds for a beam and a number of views, and the name of their group.
@@ -155,6 +169,7 @@ class Thresholds:
             "quantiles": {beam: asdict(q) for beam, q in self.quantiles.items()},
             "trained": asdict(self.trained),
             "made_from": dict(self.made_from),
+            "expected_error": {g: asdict(e) for g, e in self.expected_error.items()},
         }
         write_json(Path(path), content)
         return Path(path)
@@ -191,7 +206,7 @@ def fit_thresholds(
     Every statistic is centred at its median and divided by the distance from there to the mean of its highest tenth,
     after taking the logarithm where it spans orders of magnitude. A case's largest such score is its alarm; one limit
     for all statistics leaves `false_alarms` of the cases above it. `reject_above` lies `reject_factor` times as far
-    out.
+    out. "orientation" is left out of this: it is negative for a picture that looks right as it is.
 
     Args:
         cases: statistics of each, None where it could not be measured.
@@ -218,7 +233,7 @@ def fit_thresholds(
         max(
             (_to_scale(name, v) - middle) / spread
             for name, (middle, spread) in scales.items()
-            if (v := case.get(name)) is not None
+            if name not in _SYMMETRIC and (v := case.get(name)) is not None
         )
         for case in cases
     )
@@ -226,9 +241,12 @@ def fit_thresholds(
     found = {}
     for name, (middle, spread) in scales.items():
         values = sorted(v for case in cases if (v := case.get(name)) is not None)
+        review_above, reject_above = (_from_scale(name, middle + f * limit * spread) for f in (1.0, reject_factor))
+        if name in _SYMMETRIC:
+            review_above, reject_above = 0.0, max(reject_above, 0.0)
         found[name] = Threshold(
-            _from_scale(name, middle + limit * spread),
-            _from_scale(name, middle + reject_factor * limit * spread),
+            review_above,
+            None if name in LIMITING else reject_above,
             _quantile(values, 0.5),
             _quantile(values, 0.9),
             _quantile(values, 0.95),

@@ -31,7 +31,7 @@ def unknown_overrides(command: str, root: Path) -> list[str]:
         command: as in `commands`.
         root: folder that the command's relative paths start from.
     """
-    words = shlex.split(command)
+    words = shlex.split(re.sub(r"\$\(fewview-ct bundles (\w+)\)", r"bundles/\1", command))
     options = {
         w[2:].split("=")[0]: (w.split("=", 1) + words[i + 1 : i + 2])[1] for i, w in enumerate(words) if w[:2] == "--"
     }

@@ -11,9 +11,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from monai.bundle import ConfigParser, verify_net_in_out
+import torch
+from monai.bundle import ConfigParser, load, verify_net_in_out
 
 from custom import __version__
+from custom.core.checkpoints import load_checkpoint
+from custom.core.config_keys import check_keys
 from tests.bundles.workflow import CHECKED_FILES, ROOT, Bundle, keys_in_order_of_inr_recon
 
 BUNDLES = [Bundle(path.parent.parent.name) for path in sorted((ROOT / "bundles").glob("*/configs/metadata.json"))]
@@ -158,6 +161,50 @@ def test_checkpoints_say_what_they_were_trained_for(bundle: Bundle) -> None:
     assert meta["training_views"] == "@view_weights"
     for key in ("cone_prob", "source_to_isocenter_mm", "source_to_detector_mm", "pixel_at_isocenter_mm"):
         assert meta[key] == f"@{key}" and key in train
+
+
+@pytest.mark.parametrize(
+    ("bundle", "names"),
+    [
+        (bundle, names)
+        for bundle in BUNDLES
+        for base in [("train.json",) if bundle in TRAINED else ("inference.json",)]
+        for names in [
+            ("inference.json",),
+            base,
+            *((*base, str(path.relative_to(bundle.configs))) for path in bundle.configs.rglob("*.json")
+              if path.name not in ("metadata.json", "inference.json", *base)),
+        ]
+    ],
+    ids=str,
+)  # fmt: skip
+def test_configs_notice_what_nothing_reads(bundle: Bundle, names: tuple[str, ...]) -> None:
+    parser = bundle.parser(*names)
+    parser.parse(True)
+    check = parser["initialize"][0]
+    assert check["_target_"] == "custom.core.config_keys.no_unknown_keys"
+    check_keys(parser, check.get("unused", ()))
+    with pytest.raises(ValueError, match=r"unknown key hu_windo: .*; did you mean hu_window"):
+        check_keys(bundle_parser(bundle, names, hu_windo=[0, 1]), check.get("unused", ()))
+
+
+def bundle_parser(bundle: Bundle, names: tuple[str, ...], **overrides: Any) -> ConfigParser:
+    parser = bundle.parser(*names)
+    parser.update(overrides)
+    parser.parse(True)
+    return parser
+
+
+@pytest.mark.parametrize("name", ["seg_guidance", "vqgan"])
+@pytest.mark.parametrize("kind", ["inference", "train"])
+def test_monai_loads_a_bundle_from_any_folder(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = load(name, bundle_dir=str(ROOT / "bundles"), workflow_type=kind, key_in_ckpt="model", device="cpu")
+    saved = load_checkpoint(ROOT / "bundles" / name / "models/model.pt").network().state_dict()
+    assert all(torch.equal(value, saved[key].to(value.dtype)) for key, value in network.state_dict().items())
+    assert not list(tmp_path.iterdir()), "nothing is downloaded or written"
 
 
 @pytest.mark.integration

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import logging
+import os
+import re
 import subprocess
 import sys
 import time
@@ -66,7 +71,7 @@ def test_values_arrive_as_the_types_of_the_signature(verb: Any, capsys: pytest.C
     words = "try 7 --target a/b --angles_deg 0,45,90 --hu_window=-500,500 --workers 3 --scale 2 --seed 5 --fine"
     assert call(*words.split()) == 0
     source, target, angles, window, workers, scale, seed, fine = calls.pop()
-    assert (source, target, angles, window) == ("7", Path("a/b"), (0, 45, 90), (-500.0, 500.0))
+    assert (source, target, angles, window) == ("7", Path("a/b"), (0.0, 45.0, 90.0), (-500.0, 500.0))
     assert (workers, scale, seed, fine) == (3, 2.0, 5, True)
     assert isinstance(scale, float)
     assert call("try", "7", "--angles_deg", "90", "--seed", "None") == 0
@@ -117,15 +122,17 @@ def test_an_option_that_is_gone_says_what_is_there_instead(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("try a --nosuch 3", "Could not consume arg: --nosuch"),
-        ("try a b 0,90 -1,1 1 1 1 True one too many", "Could not consume arg: one"),
-        ("try", "required argument: source"),
-        ("try a --workers many", "--workers takes int; got 'many'"),
-        ("try a --workers 1.5", "--workers takes int; got 1.5"),
-        ("try a --fine=maybe", "--fine takes bool; got 'maybe'"),
-        ("try a --angles_deg 0,x", "--angles_deg takes float; got 'x'"),
-        ("try a --hu_window 0,1,2", "--hu_window takes 2 values"),
-        ("frobnicate", "unknown command 'frobnicate'; there are prepare"),
+        ("try a --nosuch 3", "Unknown option: --nosuch"),
+        ("try a --worker 3", "Unknown option: --worker. Did you mean --workers?"),
+        ("try a b", "Unused Tokens: ['b']"),
+        ("try", "--source requires an argument"),
+        ("try a --workers many", "--workers: takes int; got 'many'"),
+        ("try a --workers 1.5", "--workers: takes int; got '1.5'"),
+        ("try a --fine=maybe", '--fine: unable to convert "maybe" into bool'),
+        ("try a --angles_deg 0,x", "--angles_deg: takes float; got 'x'"),
+        ("try a --hu_window 0,1,2", "--hu_window: takes 2 values"),
+        ("frobnicate", "unknown command 'frobnicate'; there are reconstruct"),
+        ("recontruct", "unknown command 'recontruct'; did you mean reconstruct?"),
     ],
 )
 def test_mistyped_arguments_run_nothing(
@@ -184,22 +191,60 @@ def test_help_of_a_verb_shows_its_real_options(verb: Any, capsys: pytest.Capture
     verb(keep(calls))
     assert call("try", "--help") == 0
     text = capsys.readouterr().out
-    for words in ("fewview-ct try SOURCE", "--angles_deg", "how many at once", "Type: Sequence[float]"):
+    for words in ("Usage: fewview-ct try", "SOURCE", "--angles_deg FLOAT", "how many at once", "--nofine", "0,90"):
         assert words in text
     assert not calls
+
+
+def test_hyphens_pass_for_the_underscores_of_a_name(verb: Any) -> None:
+    calls: list[tuple[Any, ...]] = []
+    verb(keep(calls))
+    assert call("try", "a", "--angles-deg=5", "--hu-window=-1,1", "--no-fine") == 0
+    assert (calls[0][2], calls[0][3], calls[0][-1]) == ((5.0,), (-1.0, 1.0), False)
+
+
+@pytest.mark.parametrize(
+    ("option", "level"), [("--quiet", "WARNING"), ("--verbose", "DEBUG"), ("--debug", "DEBUG"), ("", "INFO")]
+)
+def test_every_verb_says_as_much_as_wanted(option: str, level: str, verb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "")
+    levels: list[str] = []
+    verb(lambda: levels.append(logging.getLevelName(logging.getLogger("custom").getEffectiveLevel())))
+    assert call("try", *filter(None, [option])) == 0
+    assert levels == [level] and bool(os.environ["TQDM_DISABLE"]) == (option == "--quiet")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_verbs_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("completion", shell) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in command_line.VERBS)
+    assert all(option in text for option in ("source_to_isocenter_mm", "overwrite"))
+
+
+def test_bash_reads_the_completion(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert call("completion", "bash") == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    assert subprocess.run(["bash", "-n", str(tmp_path / "script")], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
 def test_overview_lists_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert call(*words) == 0
     text = capsys.readouterr().out
-    assert all(f"  {name} " in text for name in command_line.VERBS)
+    assert all(f" {name} " in text for name in command_line.VERBS)
+    assert all(f" {verb.group} " in text for verb in command_line.VERBS.values()), "in groups"
 
 
 @pytest.mark.parametrize("name", sorted(command_line.VERBS))
 def test_every_verb_exists_with_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(name, "--help") == 0
-    assert f"fewview-ct {name}" in capsys.readouterr().out
+    text = " ".join(re.sub(r"[│]", " ", capsys.readouterr().out).split())
+    function = getattr(importlib.import_module(command_line.VERBS[name].module), command_line.VERBS[name].function)
+    assert f"Usage: fewview-ct {name}" in text
+    for parameter in inspect.signature(function).parameters:
+        assert f"--{parameter} " in text or f" {parameter.upper()} " in text, parameter
+        assert parameter in (inspect.getdoc(function) or ""), "documented"
 
 
 def console(*words: str) -> subprocess.CompletedProcess[str]:
@@ -217,7 +262,7 @@ def test_console_starts_fast_and_tells_the_version() -> None:
     start = time.perf_counter()
     overview = console("--help")
     assert time.perf_counter() - start < 5, "help must not import torch"
-    assert "usage: fewview-ct COMMAND" in overview.stdout
+    assert "Usage: fewview-ct COMMAND" in overview.stdout
     found = console("--version")
     assert (found.returncode, found.stdout) == (0, f"fewview-ct {__version__}\n")
 

@@ -19,7 +19,8 @@ from pydicom.uid import ImplicitVRLittleEndian, JPEG2000Lossless
 from pynetdicom.acse import ACSE
 
 from custom.cli import VERBS, Verb
-from custom.cli.command_line import _parse
+from custom.cli.arguments import parsed
+from custom.cli.command_line import command_app
 from custom.dicom.network import NetworkError, send
 from custom.dicom.store import Address, parse_address, store_scu
 from tests.custom.dicom.network_peers import CT, TIMEOUT_S, free_port, scp, store
@@ -250,7 +251,8 @@ def test_what_is_not_there(pair: Path, tmp_path: Path) -> None:
 def test_command_line_reads_the_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(VERBS, "send", Verb("custom.dicom.network", "send", "PACS"))
     words = ["out", "0002", "--to", "PACS@h:104", "--timeout_s", "5", "--tls", "--ca_file", "ca.pem"]
-    positional, keywords = _parse("send", send, [*words, "--calling_aet", "0001"])
+    bound = parsed(command_app("send"), "send", [*words, "--calling_aet", "0001"])
+    positional, keywords = bound.args, bound.kwargs
     assert positional == ("out", "0002")
     assert keywords == {
         "to": "PACS@h:104", "timeout_s": 5.0, "tls": True, "ca_file": Path("ca.pem"), "calling_aet": "0001"

@@ -239,10 +239,9 @@ def test_what_is_no_model_is_said(
 
 
 def test_a_name_that_is_not_here_says_where_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("custom.__file__", str(tmp_path / "site-packages/custom/__init__.py"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=rf"inr_recon is not here: .* set {FOLDERS_VARIABLE} .* or train it"):
-        load_model("inr_recon")
+    with pytest.raises(FileNotFoundError, match=rf"x2ct has no published .* set {FOLDERS_VARIABLE} .* or train it"):
+        load_model("x2ct")
 
 
 def test_unknown_settings_are_refused(repository: Path) -> None:

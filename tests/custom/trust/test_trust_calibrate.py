@@ -13,13 +13,17 @@ import pytest
 import torch
 
 from custom.core.checkpoints import save_checkpoint
+from custom.core.files import sha256_file
 from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
+from custom.networks.population_prior import OutOfFoldPriors
 from custom.trust import Thresholds, run_checks
 from custom.trust.calibrate import calibrate, loaded_model
-from custom.trust.reference_ct import SimulationSettings, detector_of, load_ct, model_on, reconstructed
+from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
+from tests.custom.networks.test_coarse_to_fine import small
 
+PERFECT = SimulationSettings.perfect()
 GRID = VolumeGrid.cube(16, 320.0)
 SOURCE = VolumeGrid((20, 18, 17), (20.0,) * 3)
 TRAINED: dict[str, Any] = {
@@ -85,14 +89,21 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
         assert made.made_from[key], key
 
     # Another body of the same kind passes, and its mirror image along z does not agree with it.
-    network, _ = loaded_model(model, None, "cpu")
+    network = loaded_model(model, None, "cpu")[0]
     ct = load_ct(load_cases(datalist, "training")[1], 20.0)
-    image, views = ct.radiographs([0.0, 90.0], "parallel", detector_of(network), 20.0, SimulationSettings(seed=5))
-    results = {r.name: r for r in run_checks(reconstructed(network, image, views), made)}
+    shots = ct.radiographs([0.0, 90.0], "parallel", detector_of(network), 20.0, PERFECT)
+    found = reconstructed(network, shots)
+    results = {r.name: r for r in run_checks(found, made)}
     assert results["agreement"].verdict == "PASS"
-    image[0] = image[0].roll(3, 0)
-    results = {r.name: r for r in run_checks(reconstructed(network, image, views), made)}
+    shots.image[0] = shots.image[0].roll(5, 0)
+    results = {r.name: r for r in run_checks(reconstructed(network, shots), made)}
     assert results["agreement"].verdict != "PASS"
+
+    # The error of known cases is told for a new one: these bodies are nearly alike.
+    assert found.hu is not None
+    error = made.expected_error["parallel 2"]
+    assert error.lowest <= results["expected_error"].statistic <= error.highest
+    assert error.lowest * 0.8 < error_hu(network, found.hu, ct) < error.highest * 1.2
 
     # Started again, finished cases are kept, and another seed makes them anew.
     files = sorted((tmp_path / "models" / "thresholds_cases").glob("*.json"))
@@ -144,12 +155,11 @@ def test_the_training_range_comes_from_the_checkpoint(tmp_path: Path, cone: str)
 
 def test_cts_are_averaged_and_stay_where_they_are(tmp_path: Path) -> None:
     case = load_cases(write_cohort(tmp_path, 2), "training")[0]
-    exact = replace(SimulationSettings(), photons=0.0, intensity_error=0.0)
     fine, coarse = load_ct(case, 20.0), load_ct(case, 90.0)
     assert coarse.hu.shape == (10, 9, 8)
     masses = []
     for ct in (fine, coarse):
-        image, _ = ct.radiographs([0.0], "parallel", (16, 24), 20.0, exact)
+        image = ct.radiographs([0.0], "parallel", (16, 24), 20.0, PERFECT).image
         rows, columns = image[0].sum(1), image[0].sum(0)
         middle = (columns * torch.arange(24)).sum() / columns.sum(), (rows * torch.arange(16)).sum() / rows.sum()
         masses.append([*map(float, middle), float(image.sum())])
@@ -160,14 +170,15 @@ def test_what_is_wrong_with_radiographs_depends_on_the_seed_alone(tmp_path: Path
     case = load_cases(write_cohort(tmp_path, 2), "training")[0]
 
     def image(simulation: SimulationSettings, warp: int = 0) -> torch.Tensor:
-        return load_ct(case, 20.0, warp, simulation).radiographs([0.0, 90.0], "cone", (16, 24), 20.0, simulation)[0]
+        ct = load_ct(case, 20.0, warp, simulation)
+        return ct.radiographs([0.0, 90.0], "cone", (16, 24), 20.0, simulation).image
 
-    exact = SimulationSettings(photons=0.0, intensity_error=0.0)
+    exact = PERFECT
     torch.testing.assert_close(image(SimulationSettings()), image(SimulationSettings()), rtol=0, atol=0)
     assert not torch.equal(image(SimulationSettings()), image(SimulationSettings(seed=1)))
     assert not torch.equal(image(exact), image(exact, warp=1))
     shift = (image(replace(exact, intensity_error=0.02)) - image(exact)).flatten(1)
-    assert float(shift.std(1).max()) < 1e-5
+    assert float(shift.std(1).max()) < 1e-4
     assert 1e-4 < float(shift.mean(1).abs().max()) < 0.0203
     assert float(shift.mean(1)[0]) != pytest.approx(float(shift.mean(1)[1]), abs=1e-4)
 
@@ -186,9 +197,49 @@ def test_a_model_on_a_coarser_cube(tmp_path: Path) -> None:
     assert detector_of(model) == (8, 12)
     assert model.pixel_at_isocenter_mm == 40.0
     case = load_cases(write_cohort(tmp_path / "data", 2), "training")[0]
-    image, views = load_ct(case, 40.0).radiographs([90.0], "cone", (8, 12), 40.0, SimulationSettings())
-    evidence = reconstructed(model, image, views)
+    shots = load_ct(case, 40.0).radiographs([90.0], "cone", (8, 12), 40.0, SimulationSettings())
+    evidence = reconstructed(model, shots)
     assert evidence.hu is not None
     assert tuple(evidence.hu.shape) == (8, 8, 8)
     with pytest.raises(ValueError, match="at least 2 samples"):
-        reconstructed(model, image, views, samples=1)
+        reconstructed(model, shots, samples=1)
+
+
+def test_a_field_hides_what_lies_beside_it(tmp_path: Path) -> None:
+    ct = load_ct(load_cases(write_cohort(tmp_path, 2), "training")[0], 20.0)
+    shots = ct.radiographs([0.0], "parallel", (16, 24), 20.0, replace(PERFECT, field_mm=(160.0, 160.0)))
+    assert shots.field_mask.sum() == 8 * 8
+    assert shots.field_mask[0, 4:12, 8:16].all()
+    assert not shots.image[~shots.field_mask].any()
+    whole = ct.radiographs([0.0], "parallel", (16, 24), 20.0, PERFECT).image
+    torch.testing.assert_close(shots.image[shots.field_mask], whole[shots.field_mask], rtol=1e-4, atol=1e-4)
+
+
+def test_a_pose_is_stated_wrong_by_no_more_than_is_said(tmp_path: Path) -> None:
+    ct = load_ct(load_cases(write_cohort(tmp_path, 2), "training")[0], 20.0)
+    settings = replace(PERFECT, pose_error_deg=3.0)
+    wrong = ct.radiographs([0.0], "cone", (16, 24), 20.0, settings)
+    right = [ct.radiographs([0.0], "cone", (16, 24), 20.0, PERFECT, [d / 2]).image for d in range(-6, 7)]
+    torch.testing.assert_close(wrong.views, ct.radiographs([0.0], "cone", (16, 24), 20.0, PERFECT).views)
+    differences = [float((image - wrong.image).square().mean()) for image in right]
+    assert 0 < min(differences) < 0.05 * max(differences)
+
+
+def test_training_cases_meet_a_prior_that_does_not_know_them(tmp_path: Path) -> None:
+    network = small(fine=False)
+    model = str(save_checkpoint(tmp_path / "tiny.pt", network, {"training_views": {"2": 1.0}}))
+    others = OutOfFoldPriors(network.prior, 2)
+    for prior in others.priors:
+        prior.mean += 0.1
+    checkpoint = tmp_path / "checkpoint_last.pt"
+    torch.save({"out_of_fold": others.state_dict()}, checkpoint)
+    datalist, output = write_cohort(tmp_path / "data", 20), tmp_path / "t.json"
+    options: dict[str, Any] = {"views": (2,), "beams": ("parallel",), "device": "cpu", **TRAINED}
+    calibrate(datalist, str(output), model, priors_from=str(checkpoint), **options)
+    made = Thresholds.load(output)
+    assert made.made_from["priors_sha256"] == sha256_file(checkpoint)
+    calibrate(datalist, str(output), model, **options)
+    assert Thresholds.load(output).groups["parallel 2"]["population"] != made.groups["parallel 2"]["population"]
+    with pytest.raises(ValueError, match="holds no priors out of fold"):
+        torch.save({"model": {}}, checkpoint)
+        calibrate(datalist, str(output), model, priors_from=str(checkpoint), **options)

@@ -82,7 +82,7 @@ def test_limits_make_verdicts(limits: tuple[float, float], verdict: Verdict) -> 
 def test_what_cannot_be_measured_passes_and_says_so() -> None:
     results = {r.name: r for r in run_checks(evidence((90.0,)), thresholds())}
     for name, why in (("agreement", "single view"), ("samples", "no samples"), ("population", "no population")):
-        assert results[name].verdict is Verdict.PASS
+        assert results[name].verdict is Verdict.NOT_CHECKED
         assert results[name].statistic is None
         assert results[name].message.startswith("Not checked: ")
         assert why in results[name].message
@@ -164,7 +164,7 @@ def test_a_number_of_views_that_was_not_trained() -> None:
     results = {r.name: r for r in run_checks(evidence((0.0, 60.0, 120.0)), thresholds())}
     assert results["views"].verdict is Verdict.REVIEW
     assert "trained with 1, 2" in results["views"].message
-    assert "(thresholds of 2 views)" in results["agreement"].message
+    assert "(compared with cases of 2 views)" in results["agreement"].message
 
 
 def test_assumptions_are_listed() -> None:
@@ -235,7 +235,7 @@ def test_turned_views_are_named_by_their_angle() -> None:
 
 
 def test_the_worst_verdict_counts() -> None:
-    assert overall([]) is Verdict.PASS
+    assert overall([]) is Verdict.REVIEW
     made = [CheckResult("a", verdict, None, None, None, "") for verdict in (Verdict.REVIEW, Verdict.PASS)]
     assert overall(made) is Verdict.REVIEW
     assert str(Verdict.REJECT) == "REJECT"
