@@ -9,6 +9,7 @@
 #   fuzz    10,000 mutated DICOM files through reading, 200 through the whole command
 #   install sdist and wheel, and the wheel used outside of the repository
 #   deploy  the MONAI Deploy application against the command line, in .venv-deploy
+#   dose    PyDoseRT against pyRadPlan on a real CT, in .venv-pyradplan
 #   label   the MONAI Label application over REST against the command line, in .venv-label
 #
 # As root on Debian it installs the programs that a step needs; elsewhere it names them. What passed is not run again
@@ -18,7 +19,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
-STEPS=(core install report pacs fuzz deploy label)
+STEPS=(core install report pacs fuzz deploy dose label)
 OUT="${FEWVIEW_INTEGRATION:-$ROOT/outputs/integration}"
 
 programs() {
@@ -52,6 +53,7 @@ step_report() {
 step_pacs() { bash scripts/integration/orthanc.sh; }
 step_fuzz() { marked tests/integration/test_fuzz_reconstruct.py; }
 step_deploy() { bash scripts/integration/deploy.sh; }
+step_dose() { bash scripts/integration/pyradplan.sh; }
 step_label() { bash scripts/integration/monailabel.sh; }
 
 again=""

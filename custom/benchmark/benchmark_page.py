@@ -14,6 +14,7 @@ import torch
 from custom import __version__
 from custom.benchmark import summary
 from custom.benchmark.jobs import DONE, Job, Plan, slug
+from custom.benchmark.radiotherapy_tables import radiotherapy_names, radiotherapy_tables
 from custom.core.files import write_bytes, write_json
 from custom.metrics.tables import write_csv
 from custom.report.boxplots import method_boxplots
@@ -44,10 +45,11 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
     names = summary.measured_names(rows)
     compared = [n for n in names if n not in (*_TWICE, "seconds", "memory_mb")]
     tests = summary.paired_tests(rows, reference, compared)
-    write_csv(_filled(rows, names), plan.output / f"{STEM}.csv")
+    planned, plans = radiotherapy_tables(rows), radiotherapy_names(rows)
+    write_csv(_filled(rows, [*names, *plans]), plan.output / f"{STEM}.csv")
     if tests:
         write_csv(tests, plan.output / "paired.csv")
-    write_bytes(plan.output / f"{STEM}.md", summary.markdown(rows, tests).encode())
+    write_bytes(plan.output / f"{STEM}.md", summary.markdown(rows, tests, planned).encode())
     record = settings(plan, rows)
     content = {**record, "means": _means(rows, names), "paired": tests}
     write_json(plan.output / f"{STEM}.json", content, sort_keys=False)
@@ -62,6 +64,7 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
         **_tables(plan, rows, names, record),
         **_tests(tests),
         gaps=[[gap[key] for key in ("method", "views", "cases", "status", "reason")] for gap in summary.gaps(rows)],
+        planned=planned,
         boxes=[
             picture(path, f"{summary.metric_name(name)} of every case by view set and method")
             for name, path in boxes.items()
@@ -115,6 +118,7 @@ def settings(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "hu_window": list(plan.hu_window),
         "view_sets": {v.name: {"beam": v.beam, "angles_deg": list(v.angles_deg)} for v in plan.cohort.views},
         "segmenters": dict(plan.judge_hashes),
+        "radiotherapy": None if plan.radiotherapy is None else plan.radiotherapy.identity,
         "methods": methods,
         "without_volume": sum(row["status"] != DONE for row in rows),
     }

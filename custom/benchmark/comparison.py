@@ -18,14 +18,18 @@ from custom.benchmark import summary
 from custom.benchmark.benchmark_page import write_report
 from custom.benchmark.cohort import comparison_grid, load_cohort
 from custom.benchmark.jobs import DONE, Job, Plan, run_jobs
-from custom.benchmark.methods_file import Entry, Setting, SimpleEntry, read_methods
+from custom.benchmark.methods_file import Entry, Setting, SimpleEntry, read_methods, with_null_rows
+from custom.benchmark.radiotherapy_judge import RadiotherapyJudge
 from custom.benchmark.resources import Team
 from custom.metrics import METRIC_NAMES, check_window
+from custom.models import SEGMENTER, find_model
 
 __all__ = ["compare"]
 
 logger = logging.getLogger(__name__)
 
+#: What `--radiotherapy` plans.
+TEMPLATES = "ap_pa,breast_left,breast_right"
 METRICS = "psnr_range,psnr_4095,ssim,mae_hu,rmse_hu,mae_hu_body"
 
 
@@ -47,6 +51,8 @@ def compare(
     retry: bool = False,
     device: str | None = None,
     title: str = "Comparison of reconstructions",
+    radiotherapy: bool = False,
+    templates: str = TEMPLATES,
 ) -> None:
     """Run every method on the same radiographs of the same patients, and write tables, pictures and one HTML page.
 
@@ -73,9 +79,13 @@ def compare(
         retry: try again what gave no volume before.
         device: torch device; a GPU where there is one, else the CPU.
         title: of the page.
+        radiotherapy: also plan on every reconstruction, with tables of how wrong the plans are, their pictures in
+            plans/, and null rows to read them by (docs/how-to/benchmark.md).
+        templates: of fewview-ct plan, separated by commas.
 
     Raises:
         FileNotFoundError, ValueError: input that does not serve, before the first reconstruction.
+        ModuleNotFoundError: radiotherapy without the extra of this name.
         RuntimeError: no method gave a volume, after the page was written.
     """
     with Team() as team:
@@ -94,6 +104,7 @@ def compare(
             _names(segmenters) or [],
             _device(device) or team.device,
             volumes,
+            (_names(templates) or []) if radiotherapy else None,
         )
         chosen = _reference(plan.entries, reference)
         pending = team.agreed(plan.pending(retry) if team.rank == 0 else [])
@@ -122,13 +133,21 @@ def _plan(
     segmenters: Sequence[str],
     device: torch.device,
     volumes: bool,
+    templates: Sequence[str] | None = None,
 ) -> Plan:
     """Everything read and checked."""
     unknown = [name for name in metrics if name not in METRIC_NAMES]
     if unknown or not metrics:
         raise ValueError(f"unknown metric {unknown[:1] or 'none'}; known are {', '.join(METRIC_NAMES)}")
+    planner = None
+    if templates is not None:
+        planner = RadiotherapyJudge(templates, find_model(SEGMENTER).model)
     entries, known = read_methods(methods)
+    if planner is not None:
+        entries = with_null_rows(entries)
     cohort = load_cohort(datalists, part, cases, views, known)
+    if len(cohort.cases) < 2 and planner is not None:
+        raise ValueError("radiotherapy compares with another patient's CT and needs at least two cases, got one")
     if len(cohort.cases) < 2 and any(entry.shuffled for entry in entries):
         raise ValueError('another patient\'s radiographs ("shuffled") need at least two cases, got one')
     setting = Setting(datalists[0], cohort.cube, comparison_grid(cohort.cube, size), device)
@@ -137,7 +156,7 @@ def _plan(
         for entry in entries:
             entry.check(setting)
     judges, hashes = _judges(segmenters, setting)
-    plan = Plan(output, cohort, entries, setting, metrics, hu_window, judges, hashes, volumes)
+    plan = Plan(output, cohort, entries, setting, metrics, hu_window, judges, hashes, volumes, planner)
     if not plan.jobs:
         raise ValueError(f"{methods}: no method is to be run on {', '.join(view.name for view in cohort.views)}")
     return plan

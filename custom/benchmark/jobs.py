@@ -23,6 +23,7 @@ from custom import __version__
 from custom.benchmark.cohort import Case, Cohort, ViewSet, on_grid, truth_of
 from custom.benchmark.methods import Method
 from custom.benchmark.methods_file import Entry, Setting
+from custom.benchmark.radiotherapy_judge import RadiotherapyJudge
 from custom.benchmark.resources import Cost, held_mb, release_memory
 from custom.core.files import sha256_file, write_bytes, write_json
 from custom.core.hu_window import NotFinite, hu_to_unit
@@ -66,6 +67,7 @@ class Plan:
             voxel size and HU window to named Dice coefficients.
         judge_hashes: SHA-256 of their checkpoints.
         volumes: also write every reconstruction as NIfTI.
+        radiotherapy: what plans on the reconstructions; of samples on their mean alone.
     """
 
     output: Path
@@ -77,6 +79,7 @@ class Plan:
     judges: Mapping[str, Callable[..., dict[str, float]]] = field(default_factory=dict)
     judge_hashes: Mapping[str, str | None] = field(default_factory=dict)
     volumes: bool = False
+    radiotherapy: RadiotherapyJudge | None = None
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -110,13 +113,15 @@ class Plan:
 
     def fingerprint(self, job: Job) -> str:
         """Of all that a result depends on. Results with another one are made anew."""
-        parts = [
+        parts: list[Any] = [
             self._methods[job.entry.name],
             [job.views.beam, job.views.angles_deg],
             [self._inputs[case.name, job.views.beam] for case in (job.case, self.shown(job))],
             [self.setting.grid.shape, list(self.metrics), self.hu_window],
             [sorted(self.judge_hashes.items()), __version__],
         ]
+        if self.radiotherapy is not None:
+            parts.append([self.radiotherapy.identity])
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def path(self, job: Job, row: int | None = None) -> Path:
@@ -203,11 +208,18 @@ def _run(plan: Plan, job: Job, method: Method, truth: Tensor, before_mb: float) 
     head = {"case": job.case.name, "patient": job.case.patient, "views": job.views.name}
     seed_everything(_SEED)
     try:
-        image, views = plan.shown(job).radiographs(job.views)
-        results = _reconstructed(plan, method, truth, image, views, before_mb)
+        if method.of_truth is not None:
+            shown = truth_of(plan.shown(job), plan.cohort.cube, plan.setting.grid)
+            hu = method.of_truth(shown, plan.setting.grid)
+            results = [(_measured(plan, hu, truth), hu)]
+        else:
+            image, views = plan.shown(job).radiographs(job.views)
+            results = _reconstructed(plan, method, truth, image, views, before_mb)
         rows = []
         for number, (name, (values, hu)) in enumerate(zip(names, results, strict=True)):
             _keep(plan, job, number, hu)
+            if plan.radiotherapy is not None and number == len(results) - 1:
+                values = {**values, **_planned(plan, job, name, hu, truth)}
             rows.append({**head, "method": name, "status": DONE, **values, "error": ""})
         return rows
     except Exception as error:
@@ -284,6 +296,15 @@ def _measured(plan: Plan, hu: Tensor, truth: Tensor) -> dict[str, float]:
         found = judge(*pair, plan.setting.grid.spacing_mm, plan.hu_window)
         values |= {prefix + name.removeprefix("dice"): value for name, value in found.items()}
     return values
+
+
+def _planned(plan: Plan, job: Job, name: str, hu: Tensor, truth: Tensor) -> dict[str, float]:
+    assert plan.radiotherapy is not None
+    numbers, pictures = plan.radiotherapy(hu, truth, plan.setting.grid)
+    for template, content in pictures.items():
+        folder = plan.output / "plans" / slug(name) / slug(job.views.name)
+        write_bytes(folder / f"{slug(job.case.name)}_{template}.png", content)
+    return numbers
 
 
 def _keep(plan: Plan, job: Job, row: int, hu: Tensor) -> None:

@@ -49,12 +49,14 @@ class Method:
             views that the method is not made for.
         grid: of its volumes, in the isocentre frame; None: that of the prepared cube.
         draw: for a method that gives samples: from the same to one volume after the other.
+        of_truth: for a null row: from a true CT (X, Y, Z) HU and its grid to the row's volume; `run` is then not asked.
     """
 
     name: str
     run: Callable[[Tensor, Tensor], Tensor]
     grid: VolumeGrid | None = None
     draw: Callable[[Tensor, Tensor], Iterator[Tensor]] | None = None
+    of_truth: Callable[[Tensor, VolumeGrid], Tensor] | None = None
 
 
 def mean_training_ct(data_list_file: str | os.PathLike[str], hu_window: Sequence[float] = (-1000, 1000)) -> Method:

@@ -21,13 +21,14 @@ from custom.benchmark.bundle_method import MODEL_KEY, bundle_parser, bundle_row
 from custom.benchmark.classical_methods import fdk_row, tv_row
 from custom.benchmark.cohort import common_grid
 from custom.benchmark.methods import VIEW_SETS, Method, mean_training_ct, network_row, sirt_row
+from custom.benchmark.null_rows import ANOTHER_CT, NULL_ROWS
 from custom.core.checkpoints import load_checkpoint
 from custom.core.files import read_json_object, sha256_file
 from custom.core.json_models import StrictModel, validated
 from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
 
-__all__ = ["SIMPLE_METHODS", "Entry", "Setting", "read_methods"]
+__all__ = ["SIMPLE_METHODS", "Entry", "Setting", "read_methods", "with_null_rows"]
 
 #: Methods without a network, by their names in the file.
 SIMPLE_METHODS = ("mean_training_ct", "sirt", "sirt_from_mean", "fdk", "tv")
@@ -185,6 +186,29 @@ class SimpleEntry(Entry):
         return dataclasses.replace(row, name=self.name, run=functools.partial(_on_device, row.run, setting.device))
 
 
+class NullEntry(Entry):
+    """A null row, made of the truth or of the next patient's; its name is its own."""
+
+    null: Literal["another_ct", "water", "bulk", "blurred"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_name(cls, content: Any) -> Any:
+        key = content.get("null")
+        if "name" in content or "shuffled" in content:
+            raise ValueError('a null row has a name of its own and is never "shuffled"')
+        return {**content, "name": NULL_ROWS[key][0]} if isinstance(key, str) and key in NULL_ROWS else content
+
+    def runs_on(self, view_set: str, shuffled: bool) -> bool:
+        return shuffled == (self.null == ANOTHER_CT) and super().runs_on(view_set, False)
+
+    def row_names(self, shuffled: bool) -> list[str]:
+        return [self.name]
+
+    def build(self, setting: Setting) -> Method:
+        return Method(self.name, lambda image, views: image, setting.grid, of_truth=NULL_ROWS[self.null][1])
+
+
 class CheckpointEntry(Entry):
     """Weights of a network of this project; `options` are arguments of it that hold no weights."""
 
@@ -235,7 +259,19 @@ class BundleEntry(Entry):
         return bundle_parser(folder, self._configs(), self.overrides, self.checkpoint, device)
 
 
-_KINDS: dict[str, type[Entry]] = {"simple": SimpleEntry, "checkpoint": CheckpointEntry, "bundle": BundleEntry}
+_KINDS: dict[str, type[Entry]] = {
+    "simple": SimpleEntry,
+    "checkpoint": CheckpointEntry,
+    "bundle": BundleEntry,
+    "null": NullEntry,
+}
+
+
+def with_null_rows(entries: Sequence[Entry]) -> list[Entry]:
+    """The mean training CT and all null rows, as far as they are not among the methods already, behind them."""
+    there = {entry.name for entry in entries}
+    given: list[Any] = ["mean_training_ct", *({"null": key} for key in NULL_ROWS)]
+    return [*entries, *(one for one in (_entry(g, "null rows", {}) for g in given) if one.name not in there)]
 
 
 class _ViewSet(StrictModel):
@@ -279,7 +315,7 @@ def _entry(given: Any, where: str, views: Mapping[str, Any]) -> Entry:
     kinds = [kind for kind in _KINDS if kind in content]
     kind = "bundle" if kinds == ["checkpoint", "bundle"] else kinds[0] if len(kinds) == 1 else ""
     if not kind:
-        raise ValueError(f'{where} must have one of "simple", "checkpoint" or "bundle", got {sorted(content)}')
+        raise ValueError(f'{where} must have one of "simple", "checkpoint", "bundle" or "null", got {sorted(content)}')
     return validated(_KINDS[kind], content, where, context=views)
 
 

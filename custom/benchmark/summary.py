@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from custom.benchmark.jobs import DONE
+from custom.benchmark.null_rows import is_control
 from custom.metrics import METRIC_NAMES, MIN_PATIENTS_FOR_INTERVAL, summarise_cohort
 from custom.metrics.tables import format_value, metric_label
 
@@ -116,7 +117,7 @@ def best_cells(table: Mapping[tuple[str, str], Cell], name: str) -> set[tuple[st
         here = {
             key: cell.mean
             for key, cell in table.items()
-            if key[1] == views and not math.isnan(cell.mean) and "another patient's" not in key[0]
+            if key[1] == views and not math.isnan(cell.mean) and not is_control(key[0])
         }
         if len(here) > 1:
             best.add((min if smaller_is_better(name) else max)(here, key=lambda key: here[key]))
@@ -225,8 +226,12 @@ def cell_text(name: str, cell: Cell | None) -> str:
     return text + (f" [{cell.patients} patients]" if cell.missing else "")
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any]]) -> str:
-    """All tables as Markdown."""
+def markdown(
+    rows: Sequence[Mapping[str, Any]],
+    tests: Sequence[Mapping[str, Any]],
+    more: Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = (),
+) -> str:
+    """All tables as Markdown; `more` are titles, heads and rows of others."""
     names = measured_names(rows)
     tables = cells(rows, names)
     methods = list(dict.fromkeys(row["method"] for row in rows))
@@ -257,6 +262,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], tests: Sequence[Mapping[str, Any
         lines += [f"Differences from {tests[0]['reference']}, paired by patient:", ""]
         lines += _head(["metric", "views", "method", "difference", "95% interval", "p", "p (Holm)"])
         lines += [_line(paired_texts(test)) for test in tests] + [""]
+    for title, head, table_rows in more:
+        lines += [f"{title}:", "", *_head(head), *map(_line, table_rows), ""]
     missing = gaps(rows)
     if missing:
         lines += ["Without a volume:", "", *_head(["method", "views", "cases", "status", "reason"])]

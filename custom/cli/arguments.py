@@ -59,8 +59,10 @@ def parsed(app: App, name: str, words: Sequence[str]) -> inspect.BoundArguments:
     Raises:
         UsageError: an unknown or missing option, a value of another type.
     """
-    names = {key for argument in app[name].assemble_argument_collection() for key in argument.names}
-    words = [_spelt(word, names) for word in words]
+    arguments = app[name].assemble_argument_collection()
+    names = {key for argument in arguments for key in argument.names}
+    switches = {_plain(key) for argument in arguments if bool in _kinds(argument.hint) for key in argument.names}
+    words = _joined([_spelt(word, names) for word in words], switches)
     try:
         _, bound, _ = app.parse_args([name, *words], print_error=False, exit_on_error=False)
     except CycloptsError as error:
@@ -74,6 +76,25 @@ def _spelt(word: str, names: set[str]) -> str:
     option, equals, value = word.partition("=")
     other = "--" + option[2:].replace("-", "_")
     return other + equals + value if option.startswith("--") and option not in names and other in names else word
+
+
+def _joined(words: Sequence[str], switches: set[str]) -> list[str]:
+    """`--switch False`, which is allowed too, as the one word that it is read from."""
+    joined: list[str] = []
+    for word in words:
+        if word.lower() in ("true", "false") and joined and _plain(joined[-1]) in switches:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _plain(option: str) -> str:
+    return option.replace("-", "_")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _described(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +123,7 @@ def _described(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _annotation(parameter: inspect.Parameter, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    kinds = _kinds(hint)
     given = [kind for kind in kinds if kind is not types.NoneType]
     kind: Any = given[0]
     if str in given or typing.get_origin(kind) is os.PathLike:

@@ -20,20 +20,27 @@ from custom.models import SEGMENTER, find_model
 from custom.networks.segmentation_unet import load_segmenter
 from custom.radiotherapy import (
     INTERVAL_PERCENT,
+    RT_FILES,
+    CTReference,
     ModeResult,
     Patient,
     PencilBeamEngine,
+    Plan,
     PlanningCT,
     SampleDoses,
     compare_modes,
     dose_numbers,
     find_template,
+    has_ct_series,
     plan_patient,
+    read_ct_reference,
     read_planning_ct,
+    read_rt_plan,
     sample_doses,
+    write_rt_objects,
 )
 from custom.radiotherapy.dose_metrics import require_gamma
-from custom.reconstruct.outputs import RESULT
+from custom.reconstruct.outputs import RESULT, series_sha256
 from custom.reconstruct.result import FORMAT as RESULT_FORMAT
 from custom.report.plan_page import LIMITS, PlanContent, write_plan_page
 from custom.trust import Verdict
@@ -43,16 +50,17 @@ __all__ = ["command"]
 logger = logging.getLogger(__name__)
 
 FORMAT, PLAN = "fewview-ct plan 1", "plan.json"
-OUTPUTS = ("dose.nii.gz", "dose_on_reference.nii.gz", "plan.html", PLAN)
+OUTPUTS = ("dose.nii.gz", "dose_on_reference.nii.gz", "plan.html", PLAN, *RT_FILES)
 #: Dice coefficient of the two bodies below which two CTs do not lie in one frame.
 _SAME_PLACE = 0.5
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A CT to plan on: its file, and of a reconstruction the verdict and the samples."""
+    """A CT to plan on: its file, its DICOM series if there is one, and of a reconstruction verdict and samples."""
 
     ct: Path
+    series: Path | None
     facts: dict[str, str]
     verdict: str | None = None
     samples: list[Path] = field(default_factory=list)
@@ -63,25 +71,31 @@ def command(
     *,
     output: str,
     template: str = "ap_pa",
+    plan: str | None = None,
     reference: str | None = None,
     segmenter: str = SEGMENTER,
     allow_reject: bool = False,
+    dicom: bool | None = None,
     overwrite: bool = False,
 ) -> ExitCode:
     """Make a radiotherapy plan on a reconstruction or a CT, and say how wrong its dose may be. Research, not clinical.
 
     The output folder appears whole or not at all. It holds dose.nii.gz (Gy of all fractions), plan.json (fields,
     numbers, intervals, errors), plan.html (isodoses, fields seen from the beam, histograms, tables, limits) and, with a
-    reference, dose_on_reference.nii.gz. Where no plan is possible plan.json and plan.html say why.
+    reference, dose_on_reference.nii.gz; beside a DICOM CT series also RT Structure Set, Plan and Dose. Where no plan is
+    possible plan.json and plan.html say why.
 
     Args:
         source: folder that 'fewview-ct reconstruct' made, or a CT: a NIfTI or MetaImage file, or a folder with one
             DICOM series. Where the reconstruction has samples, every number gets its interval over them.
         output: folder to make.
         template: ap_pa, pa, breast_left, breast_right, chest_wall_left or chest_wall_right.
+        plan: an RT Plan of a clinic, made on this very CT series: computed as it is, instead of a template's. What
+            cannot be computed (electrons, arcs, wedges, another frame of reference) is refused.
         reference: the true CT in the same frame, if it is known: the errors are then written in three modes.
         segmenter: weights that contour lungs, heart and spine; seg_guidance by default.
         allow_reject: plan on a reconstruction whose verdict is REJECT.
+        dicom: write rtstruct.dcm, rtplan.dcm and rtdose.dcm; by default where the CT is a DICOM series.
         overwrite: replace an output folder that is there.
 
     Returns:
@@ -94,9 +108,19 @@ def command(
         ModuleNotFoundError: the extra radiotherapy is not installed.
     """
     start = time.perf_counter()
-    find_template(template)
+    if plan is None:
+        find_template(template)
+    elif template != "ap_pa":
+        raise ValueError("--plan is computed as it is: give no --template beside it")
     check_free(output, PLAN, overwrite, OUTPUTS)
     found = _find_source(Path(source), allow_reject)
+    series = _series(found, dicom, plan)
+    given: Plan | str = template
+    if plan is not None:
+        assert series is not None
+        given = read_rt_plan(Path(plan), series.frame_of_reference_uid)
+        template = given.template
+        found.facts["RT Plan"] = Path(plan).name
     network = load_segmenter(find_model(segmenter).model)
     engine = PencilBeamEngine()
     if reference is not None:
@@ -104,10 +128,10 @@ def command(
     ct = read_planning_ct(found.ct)
     true_ct = None if reference is None else read_planning_ct(Path(reference), ct.grid)
     logger.info("planning %s on %s", template, found.ct)
-    patient = plan_patient(ct, template, network, engine)
+    patient = plan_patient(ct, given, network, engine)
     modes, truth = {}, None
     if true_ct is not None:
-        truth = plan_patient(true_ct, template, network, engine)
+        truth = plan_patient(true_ct, given, network, engine)
         _require_same_place(patient, truth, str(reference))
         modes = compare_modes(patient, truth, engine)
     samples = None
@@ -115,12 +139,37 @@ def command(
         logger.info("the same plan on %d samples", len(found.samples))
         samples = sample_doses(patient.case, _read_samples(found.samples, ct), network, engine)
     with atomic_directory(output, PLAN, overwrite, OUTPUTS) as folder:
-        _write(folder, found, template, engine.name, patient, truth, modes, samples, start)
+        rt_ct = None if dicom is False else series
+        _write(folder, found, rt_ct, template, engine.name, patient, truth, modes, samples, start)
     if patient.case is None:
         logger.warning("%s: no plan is possible: %s", output, patient.reason)
         return ExitCode.NOT_POSSIBLE
     logger.info("%s: %.1f s", output, time.perf_counter() - start)
     return ExitCode.DONE
+
+
+def _series(source: _Source, dicom: bool | None, plan: str | None) -> CTReference | None:
+    """The CT series that DICOM objects refer to, or that a given plan belongs to; None where neither is wanted.
+
+    Raises:
+        ValueError: it is wanted, and there is none or one that plans are not written for.
+    """
+    if source.series is None:
+        if dicom or plan is not None:
+            raise ValueError(
+                f"{source.ct}: {'--plan' if plan else '--dicom'} needs a DICOM CT series, whose slices and frame of "
+                "reference a plan refers to: plan on the series, or on a reconstruction that has a ct/ folder"
+            )
+        return None
+    if dicom is False and plan is None:
+        return None
+    try:
+        return read_ct_reference(source.series)
+    except ValueError as error:
+        if dicom or plan is not None:
+            raise
+        logger.warning("no DICOM RT objects are written: %s", error)
+        return None
 
 
 def _find_source(path: Path, allow_reject: bool) -> _Source:
@@ -130,7 +179,7 @@ def _find_source(path: Path, allow_reject: bool) -> _Source:
         FileNotFoundError, ValueError: it is not there, was changed, or is a reconstruction that was rejected.
     """
     if not (path / RESULT).is_file():
-        return _Source(path, {"CT": path.name})
+        return _Source(path, path if has_ct_series(path) else None, {"CT": path.name})
     content = read_json_object(path / RESULT)
     if content.get("format") != RESULT_FORMAT:
         raise ValueError(f"{path / RESULT}: format {content.get('format')!r}, expected {RESULT_FORMAT!r}")
@@ -157,7 +206,10 @@ def _find_source(path: Path, allow_reject: bool) -> _Source:
         "Model": str(name),
         "Reconstructed": str(content.get("created", "")),
     }
-    return _Source(ct, facts, str(verdict), files[1:])
+    series = path / "ct"
+    if series.is_dir() and isinstance(hashes, dict) and hashes.get("ct/") != series_sha256(series):
+        raise ValueError(f"{series}: is not the series that {RESULT} lists: it was changed; reconstruct again")
+    return _Source(ct, series if series.is_dir() else None, facts, str(verdict), files[1:])
 
 
 def _read_samples(paths: list[Path], ct: PlanningCT) -> Iterator[PlanningCT]:
@@ -171,7 +223,7 @@ def _require_same_place(patient: Patient, truth: Patient, reference: str) -> Non
     Raises:
         ValueError: as said.
     """
-    if not truth.contours.structures:
+    if not truth.has_chest:
         raise ValueError(f"{reference}: the reference cannot be used: {truth.reason}")
     if not patient.contours.structures:
         return
@@ -187,6 +239,7 @@ def _require_same_place(patient: Patient, truth: Patient, reference: str) -> Non
 def _write(
     folder: Path,
     source: _Source,
+    series: CTReference | None,
     template: str,
     engine: str,
     patient: Patient,
@@ -204,6 +257,8 @@ def _write(
             note = f"fewview-ct {__version__}, Gy, research, not for treatment"
             write_nifti(folder / name, dose.astype(np.float32), patient.ct.grid.affine(), note)
             files[name] = sha256_file(folder / name)
+    if case is not None and series is not None:
+        files |= {path.name: sha256_file(path) for path in write_rt_objects(case, series, folder)}
     numbers = {} if case is None else dose_numbers(patient.ct, patient.contours, case.plan, case.dose_gy)
     warnings = list(case.plan.notes) if case is not None else []
     if samples is not None and samples.refused:

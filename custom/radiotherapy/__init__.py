@@ -2,21 +2,27 @@
 
 from custom.radiotherapy.comparison_modes import MODES, Mode, ModeResult, Patient, compare_modes, plan_patient
 from custom.radiotherapy.contours import Contours, NotPossible, Structure
+from custom.radiotherapy.ct_reference import CTReference, has_ct_series, read_ct_reference
 from custom.radiotherapy.dose_engine import DoseEngine, PencilBeamEngine
+from custom.radiotherapy.plan_reader import read_rt_plan
 from custom.radiotherapy.planning import PlannedCase, contour, dose_numbers, plan_case
 from custom.radiotherapy.planning_ct import PlanningCT, planning_ct, read_planning_ct
 from custom.radiotherapy.planning_numbers import NUMBERS, find_template
+from custom.radiotherapy.rt_objects import RT_FILES, write_rt_objects
 from custom.radiotherapy.sample_intervals import INTERVAL_PERCENT, Interval, SampleDoses, sample_doses
-from custom.radiotherapy.treatment_plan import Field, Plan
+from custom.radiotherapy.treatment_plan import Field, Leaves, Plan
 
 __all__ = [
     "INTERVAL_PERCENT",
     "MODES",
     "NUMBERS",
+    "RT_FILES",
+    "CTReference",
     "Contours",
     "DoseEngine",
     "Field",
     "Interval",
+    "Leaves",
     "Mode",
     "ModeResult",
     "NotPossible",
@@ -31,9 +37,13 @@ __all__ = [
     "contour",
     "dose_numbers",
     "find_template",
+    "has_ct_series",
     "plan_case",
     "plan_patient",
     "planning_ct",
+    "read_ct_reference",
     "read_planning_ct",
+    "read_rt_plan",
     "sample_doses",
+    "write_rt_objects",
 ]

@@ -25,7 +25,7 @@ from custom.radiotherapy.beam_paths import water_equivalent_paths
 from custom.radiotherapy.contours import Contours, NotPossible
 from custom.radiotherapy.dose_engine import DoseEngine
 from custom.radiotherapy.dose_metrics import dose_error_percent, gamma_pass_percent
-from custom.radiotherapy.planning import PlannedCase, contour, dose_numbers, plan_case
+from custom.radiotherapy.planning import PlannedCase, contour, dose_numbers, external_alone, plan_case
 from custom.radiotherapy.planning_ct import PlanningCT
 from custom.radiotherapy.planning_numbers import find_template
 from custom.radiotherapy.relative_density import relative_density
@@ -44,7 +44,7 @@ class Patient:
 
     Attributes:
         ct: the CT.
-        contours: found on it.
+        contours: found on it; without a chest the external alone.
         case: its own plan; None: none is possible.
         reason: why.
     """
@@ -53,6 +53,11 @@ class Patient:
     contours: Contours
     case: PlannedCase | None
     reason: str = ""
+
+    @property
+    def has_chest(self) -> bool:
+        """Whether there are two lungs where they belong, without which nothing is planned."""
+        return {"Lung_L", "Lung_R"} <= self.contours.structures.keys()
 
     @functools.cached_property
     def density(self) -> FloatArray:
@@ -87,14 +92,16 @@ class ModeResult:
         return not self.reason
 
 
-def plan_patient(ct: PlanningCT, template: str, segmenter: SegmentationUNet, engine: DoseEngine) -> Patient:
-    """Contour a CT and make a template's plan on it, if one is possible. Without a chest there are no contours.
+def plan_patient(ct: PlanningCT, template: str | Plan, segmenter: SegmentationUNet, engine: DoseEngine) -> Patient:
+    """Contour a CT and make a template's plan on it, or compute one that is given, if it is possible.
 
     Raises:
         ValueError: an unknown template.
     """
-    target, contours = find_template(template).target, Contours({})
+    target = template.target if isinstance(template, Plan) else find_template(template).target
+    contours = Contours({})
     try:
+        contours = external_alone(ct)
         contours = contour(ct, segmenter, target)
         return Patient(ct, contours, plan_case(ct, template, contours, engine))
     except NotPossible as error:
@@ -114,8 +121,11 @@ def compare_modes(estimate: Patient, truth: Patient, engine: DoseEngine) -> dict
     """
     if estimate.ct.grid != truth.ct.grid:
         raise ValueError("reconstruction and truth must be on one grid: read the truth with planning_ct(..., grid)")
-    for where, one in (("truth", truth), ("reconstruction", estimate)):
-        if not one.contours.structures:
+    for where, unusable, one in (
+        ("truth", not truth.has_chest, truth),
+        ("reconstruction", not estimate.contours.structures, estimate),
+    ):
+        if unusable:
             return {mode: ModeResult(mode, reason=f"on the {where}: {one.reason}") for mode in MODES}
     return {
         "delivered": _delivered(estimate, truth, engine),

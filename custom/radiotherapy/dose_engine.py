@@ -68,7 +68,7 @@ def kept_threads() -> Iterator[None]:
 
 
 def fluence_map(field: Field) -> Tensor:
-    """Fluence at the isocentre plane: 1 in the field, its edges blurred by the penumbra.
+    """Fluence at the isocentre plane: 1 where jaws and leaves are open, its edges blurred by the penumbra.
 
     The blur is that of a Gaussian source, which the jaws cut to half at their edges. PyDoseRT's own map ignores the
     field's size.
@@ -87,7 +87,19 @@ def fluence_map(field: Field) -> Tensor:
         return (torch.erf((position - low) / scale) - torch.erf((position - high) / scale)) / 2
 
     x1, x2, y1, y2 = field.jaws_mm
-    return (between(xb, x1, x2) * between(yb, y1, y2)).float()
+    if field.leaves is None:
+        return (between(xb, x1, x2) * between(yb, y1, y2)).float()
+    leaves, fluence = field.leaves, torch.zeros_like(xb)
+    moving, (low, high), across, (first, last) = (xb, (x1, x2), yb, (y1, y2))
+    if leaves.along == "Y":
+        moving, (low, high), across, (first, last) = (yb, (y1, y2), xb, (x1, x2))
+    # What jaws and leaves leave open is blurred as one aperture, so that edges on which both lie count once.
+    bands = zip(leaves.boundaries_mm, leaves.boundaries_mm[1:], leaves.low_mm, leaves.high_mm, strict=False)
+    for lower, upper, left, right in bands:
+        band, gap = (max(lower, first), min(upper, last)), (max(left, low), min(right, high))
+        if band[0] < band[1] and gap[0] < gap[1]:
+            fluence += between(across, *band) * between(moving, *gap)
+    return fluence.float()
 
 
 def _require() -> Any:

@@ -16,7 +16,7 @@ from custom.radiotherapy.planning_ct import PlanningCT
 from custom.radiotherapy.planning_numbers import NUMBERS, PlanTemplate, find_template
 from custom.radiotherapy.treatment_plan import Field, Plan
 
-__all__ = ["unnormalised_plan"]
+__all__ = ["cut_notes", "unnormalised_plan"]
 
 Masks = Mapping[str, npt.NDArray[np.bool_]]
 
@@ -38,8 +38,17 @@ def unnormalised_plan(name: str, ct: PlanningCT, masks: Masks) -> Plan:
     template = find_template(name)
     make = _isocentric if template.technique == "isocentric" else _tangents
     plan = make(name, template, ct, masks)
-    notes = list(plan.notes)
-    for field, share in zip(plan.fields, cut_share(ct, masks["External"], plan), strict=True):
+    return replace(plan, notes=(*plan.notes, *cut_notes(ct, masks["External"], plan)))
+
+
+def cut_notes(ct: PlanningCT, external: npt.NDArray[np.bool_], plan: Plan) -> list[str]:
+    """What a reviewer has to know of the fields that the volume cuts.
+
+    Raises:
+        NotPossible: it cuts too much of one.
+    """
+    notes = []
+    for field, share in zip(plan.fields, cut_share(ct, external, plan), strict=True):
         if share > NUMBERS.largest_cut_share:
             raise NotPossible(
                 f"field {field.name}: {100 * share:.0f} % of it are cut by the volume's side, at most "
@@ -49,7 +58,7 @@ def unnormalised_plan(name: str, ct: PlanningCT, masks: Masks) -> Plan:
             notes.append(
                 f"{100 * share:.1f} % of field {field.name} are cut by the volume's side; its dose there is not known"
             )
-    return replace(plan, notes=tuple(notes))
+    return notes
 
 
 def _isocentric(name: str, template: PlanTemplate, ct: PlanningCT, masks: Masks) -> Plan:

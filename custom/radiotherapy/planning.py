@@ -18,14 +18,15 @@ from custom.radiotherapy.contours import (
 )
 from custom.radiotherapy.dose_engine import DoseEngine
 from custom.radiotherapy.dose_metrics import dose_at, structure_numbers, volume_at_dose
-from custom.radiotherapy.plan_templates import unnormalised_plan
+from custom.radiotherapy.isocenter_rule import inside
+from custom.radiotherapy.plan_templates import cut_notes, unnormalised_plan
 from custom.radiotherapy.planning_ct import PlanningCT
 from custom.radiotherapy.planning_numbers import NUMBERS, find_template
 from custom.radiotherapy.relative_density import relative_density
 from custom.radiotherapy.target_rules import breast, chest_wall
 from custom.radiotherapy.treatment_plan import ISOCENTER, Plan
 
-__all__ = ["PlannedCase", "contour", "dose_numbers", "plan_case"]
+__all__ = ["PlannedCase", "contour", "dose_numbers", "external_alone", "plan_case"]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -49,6 +50,16 @@ class PlannedCase:
     dose_gy: FloatArray
 
 
+def external_alone(ct: PlanningCT) -> Contours:
+    """The external: all that a dose needs.
+
+    Raises:
+        NotPossible: no body.
+    """
+    origin = "above -500 HU, opened, largest piece, holes filled"
+    return Contours({"External": Structure("External", "EXTERNAL", external_contour(ct), origin)})
+
+
 def contour(ct: PlanningCT, segmenter: SegmentationUNet, target: str | None = None) -> Contours:
     """External, lungs, heart and spine, and a target.
 
@@ -60,10 +71,11 @@ def contour(ct: PlanningCT, segmenter: SegmentationUNet, target: str | None = No
     Raises:
         NotPossible: no body, or no two lungs where they belong.
     """
-    external = external_contour(ct)
+    outline = external_alone(ct).structures["External"]
+    external = outline.mask
     organs = {name: mask & external for name, mask in organ_masks(ct, segmenter).items()}
     require_chest(ct, organs)
-    found = [Structure("External", "EXTERNAL", external, "above -500 HU, opened, largest piece, holes filled")]
+    found = [outline]
     missing = {}
     for name, mask in organs.items():
         if mask.any():
@@ -80,17 +92,19 @@ def contour(ct: PlanningCT, segmenter: SegmentationUNet, target: str | None = No
     return Contours({one.name: one for one in found}, missing)
 
 
-def plan_case(ct: PlanningCT, template: str, contours: Contours, engine: DoseEngine) -> PlannedCase:
-    """Make a template's plan on a CT and compute its dose.
+def plan_case(ct: PlanningCT, template: str | Plan, contours: Contours, engine: DoseEngine) -> PlannedCase:
+    """Make a template's plan on a CT, or take one that is given, and compute its dose.
 
     Raises:
         ValueError: an unknown template.
         NotPossible: no such plan on this CT.
     """
+    masks = {name: one.mask for name, one in contours.structures.items()}
+    if isinstance(template, Plan):
+        return _as_given(ct, template, contours, engine)
     target = find_template(template).target
     if target is not None:
         contours.mask(target)
-    masks = {name: one.mask for name, one in contours.structures.items()}
     plan = unnormalised_plan(template, ct, masks)
     density = relative_density(ct.hu, masks["External"], plan.density_table)
     dose = engine.dose(density, ct.grid, plan)
@@ -112,6 +126,16 @@ def plan_case(ct: PlanningCT, template: str, contours: Contours, engine: DoseEng
     return PlannedCase(ct, contours, plan, dose)
 
 
+def _as_given(ct: PlanningCT, plan: Plan, contours: Contours, engine: DoseEngine) -> PlannedCase:
+    external = contours.mask("External")
+    if not inside(ct, external, plan.isocenter_mm):
+        x, y, z = plan.isocenter_mm
+        raise NotPossible(f"the plan's isocentre ({x:.0f}, {y:.0f}, {z:.0f}) mm lies outside the body")
+    plan = replace(plan, notes=(*plan.notes, *cut_notes(ct, external, plan)))
+    dose = engine.dose(relative_density(ct.hu, external, plan.density_table), ct.grid, plan)
+    return PlannedCase(ct, contours, plan, dose * np.float32(plan.fractions))
+
+
 def dose_numbers(ct: PlanningCT, contours: Contours, plan: Plan, dose_gy: FloatArray) -> dict[str, float]:
     """All numbers of one dose: in every structure, and at the isocentre where the plan is normalised there.
 
@@ -124,7 +148,7 @@ def dose_numbers(ct: PlanningCT, contours: Contours, plan: Plan, dose_gy: FloatA
         dose_gy: (X, Y, Z) Gy of all fractions.
     """
     numbers = {}
-    if plan.normalisation == ISOCENTER:
+    if plan.has_point_dose:
         numbers["isocenter_gy"] = dose_at(ct, dose_gy, plan.isocenter_mm)
     for name, one in contours.structures.items():
         if one.kind != "EXTERNAL":

@@ -17,11 +17,67 @@ import numpy.typing as npt
 
 from custom.radiotherapy.planning_numbers import NUMBERS
 
-__all__ = ["ISOCENTER", "MEDIAN_OF_TARGET", "Field", "Plan"]
+__all__ = ["AS_GIVEN", "ISOCENTER", "MEDIAN_OF_TARGET", "Field", "Leaves", "Plan"]
 
 ISOCENTER, MEDIAN_OF_TARGET = "isocenter", "median of target"
+AS_GIVEN = "nothing: monitor units as given"
 #: Half the side of the largest field.
 _LARGEST_MM = 200.0
+#: Where every field is open this far around the isocentre, its dose is a number that means something.
+_CLEAR_MM = 10.0
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """A multileaf collimator's aperture, at the isocentre plane, along the collimator's axes.
+
+    Attributes:
+        along: "X" or "Y", the axis that the leaves move along.
+        boundaries_mm: (N + 1,) of the leaves on the other axis, rising.
+        low_mm, high_mm: (N,) ends of the opening of each pair.
+
+    Raises:
+        ValueError: lengths that do not fit, boundaries that do not rise, leaves that cross, no finite numbers.
+    """
+
+    along: str
+    boundaries_mm: tuple[float, ...]
+    low_mm: tuple[float, ...]
+    high_mm: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.low_mm)
+        if (
+            self.along not in ("X", "Y")
+            or not count
+            or (len(self.high_mm), len(self.boundaries_mm)) != (count, count + 1)
+        ):
+            raise ValueError(
+                f"leaves along {self.along}: {count} and {len(self.high_mm)} positions, {len(self.boundaries_mm)} "
+                "boundaries; both sides need as many, and one boundary more"
+            )
+        if not all(map(math.isfinite, (*self.boundaries_mm, *self.low_mm, *self.high_mm))):
+            raise ValueError("positions and boundaries of leaves must be finite")
+        if any(b <= a for a, b in zip(self.boundaries_mm, self.boundaries_mm[1:], strict=False)):
+            raise ValueError("boundaries of leaves must rise")
+        if any(low > high for low, high in zip(self.low_mm, self.high_mm, strict=True)):
+            raise ValueError("leaves cross each other")
+
+    def outline(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """What the open pairs reach along the leaves and across them; where all are closed, a millimetre."""
+        pairs = zip(self.boundaries_mm, self.boundaries_mm[1:], self.low_mm, self.high_mm, strict=False)
+        is_open = [pair for pair in pairs if pair[3] > pair[2]] or [(-0.5, 0.5, -0.5, 0.5)]
+        along = (min(pair[2] for pair in is_open), max(pair[3] for pair in is_open))
+        return along, (is_open[0][0], is_open[-1][1])
+
+    def opening(self, at_mm: float) -> tuple[float, float]:
+        """The ends of the opening of the pair at a place across the leaves; nothing beyond the outermost."""
+        for first, last, low, high in zip(
+            self.boundaries_mm, self.boundaries_mm[1:], self.low_mm, self.high_mm, strict=False
+        ):
+            if first <= at_mm < last:
+                return low, high
+        return at_mm, at_mm
 
 
 @dataclass(frozen=True)
@@ -34,6 +90,7 @@ class Field:
         jaws_mm: X1, X2, Y1, Y2 at the isocentre plane, along the collimator's axes; X1 < X2, Y1 < Y2.
         monitor_units: a fraction; the fields' shares before the plan is normalised.
         couch_deg: 0; others are not computed.
+        leaves: what of the jaws' opening the leaves leave open; None: all of it.
 
     Raises:
         ValueError: jaws that are crossed or too wide, a turned couch, numbers that are not finite.
@@ -45,6 +102,7 @@ class Field:
     monitor_units: float
     collimator_deg: float = 0.0
     couch_deg: float = 0.0
+    leaves: Leaves | None = None
 
     def __post_init__(self) -> None:
         x1, x2, y1, y2 = self.jaws_mm
@@ -70,6 +128,16 @@ class Field:
         c = math.radians(self.collimator_deg)
         return xb * math.cos(c) - yb * math.sin(c), xb * math.sin(c) + yb * math.cos(c)
 
+    def covers_isocenter(self) -> bool:
+        """Whether the field is open at least 10 mm around the isocentre."""
+        x1, x2, y1, y2 = self.jaws_mm
+        if min(-x1, x2, -y1, y2) < _CLEAR_MM:
+            return False
+        if self.leaves is None:
+            return True
+        openings = [self.leaves.opening(at) for at in np.arange(-_CLEAR_MM, _CLEAR_MM + 1)]
+        return all(low <= -_CLEAR_MM and high >= _CLEAR_MM for low, high in openings)
+
     def outline(self) -> npt.NDArray[np.float64]:
         """Corners of the field at the isocentre plane (4, 2), mm along Xg and Yg."""
         x1, x2, y1, y2 = self.jaws_mm
@@ -87,7 +155,7 @@ class Plan:
         fields: with their monitor units a fraction.
         prescription_gy: of all fractions.
         fractions: how many.
-        normalisation: where the prescription is met: "isocenter" or "median of target".
+        normalisation: where the prescription is met: "isocenter" or "median of target"; `AS_GIVEN`: nowhere.
         target: name of the target's contour; None: there is none.
         density_table: name of the table from HU to relative density.
         notes: what a reviewer has to know of how the plan came about.
@@ -119,6 +187,13 @@ class Plan:
     @property
     def source_to_axis_mm(self) -> float:
         return NUMBERS.beam.source_to_axis_mm
+
+    @property
+    def has_point_dose(self) -> bool:
+        """Whether the dose at the isocentre is one of its numbers: never where that lies on a field's edge."""
+        if self.normalisation == AS_GIVEN:
+            return all(one.covers_isocenter() for one in self.fields)
+        return self.normalisation == ISOCENTER
 
     @property
     def monitor_units(self) -> float:

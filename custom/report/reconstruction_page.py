@@ -156,7 +156,11 @@ def head(content: ReportContent) -> dict[str, Any]:
     verdict = meaning = content.verdict.value
     if verdict != "REJECT" and not _made(content.checks):
         verdict, meaning = "REVIEW", "NOT CHECKED"
-    expected = [check.message for check in _made(content.checks) if check.name == "expected_error"]
+    expected = [
+        f"E{check.message.removeprefix('As usual: ')[1:]}"
+        for check in _made(content.checks)
+        if check.name == "expected_error"
+    ]
     return {
         "stamp": STAMP,
         "facts": facts,

@@ -109,7 +109,7 @@ def calibrate(
     beams: Sequence[str] = ("parallel", "cone"),
     size: int | None = None,
     samples: int = 0,
-    false_alarms: float = 0.05,
+    false_alarms: float = 0.1,
     reject_factor: float = 2.0,
     trained_views: Sequence[int] | None = None,
     trained_beams: Sequence[str] | None = None,

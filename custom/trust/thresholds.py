@@ -206,7 +206,8 @@ def fit_thresholds(
     Every statistic is centred at its median and divided by the distance from there to the mean of its highest tenth,
     after taking the logarithm where it spans orders of magnitude. A case's largest such score is its alarm; one limit
     for all statistics leaves `false_alarms` of the cases above it. `reject_above` lies `reject_factor` times as far
-    out. "orientation" is left out of this: it is negative for a picture that looks right as it is.
+    out. "orientation" is left out of this: it is negative for a picture that looks right as it is. So are the
+    statistics of what limits a result without breaking it: a review is asked for what no case showed.
 
     Args:
         cases: statistics of each, None where it could not be measured.
@@ -229,11 +230,11 @@ def fit_thresholds(
             middle = _quantile(values, 0.5)
             highest = values[-math.ceil(_TAIL * len(values)) :]
             scales[name] = middle, max(math.fsum(highest) / len(highest) - middle, 1e-3 * max(abs(middle), 1.0))
+    scored = [name for name in scales if name not in _SYMMETRIC | LIMITING]
     alarms = sorted(
         max(
-            (_to_scale(name, v) - middle) / spread
-            for name, (middle, spread) in scales.items()
-            if name not in _SYMMETRIC and (v := case.get(name)) is not None
+            ((_to_scale(n, v) - scales[n][0]) / scales[n][1] for n in scored if (v := case.get(n)) is not None),
+            default=-math.inf,
         )
         for case in cases
     )
@@ -244,6 +245,8 @@ def fit_thresholds(
         review_above, reject_above = (_from_scale(name, middle + f * limit * spread) for f in (1.0, reject_factor))
         if name in _SYMMETRIC:
             review_above, reject_above = 0.0, max(reject_above, 0.0)
+        elif name in LIMITING:
+            review_above = values[-1]
         found[name] = Threshold(
             review_above,
             None if name in LIMITING else reject_above,

@@ -39,11 +39,12 @@ if [ ${#need[@]} -gt 0 ]; then
 fi
 
 make_venv
-install_package '.[dev,dicom,pacs]'
+install_package '.[dev,dicom,pacs,radiotherapy]'
 export MPLBACKEND=Agg OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 echo "== dciodvfy"
-"$VENV/bin/python" -m pytest -ra -k dciodvfy tests/custom/dicom/test_write_ct.py tests/custom/dicom/test_write_map.py
+"$VENV/bin/python" -m pytest -ra -k dciodvfy tests/custom/dicom/test_write_ct.py tests/custom/dicom/test_write_map.py \
+    tests/custom/radiotherapy/test_rt_objects.py
 
 echo "== Orthanc"
 run=("$VENV/bin/python" -m pytest -m integration -ra tests/integration/test_orthanc.py

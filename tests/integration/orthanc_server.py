@@ -27,6 +27,7 @@ from pynetdicom import AE, build_role, evt
 PLUGIN = Path(os.environ.get("ORTHANC_DICOMWEB", "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"))
 DX_PROCESSING, DX_PRESENTATION = "1.2.840.10008.5.1.4.1.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.1"
 CT, MAP = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.30"
+RT_OBJECTS = tuple(f"1.2.840.10008.5.1.4.1.1.481.{number}" for number in (2, 3, 5))
 FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
 USER, PASSWORD = "tester", "only-for-this-test"
 
@@ -147,7 +148,7 @@ def fetch(server: Server, transport: str, study: str, folder: Path) -> dict[str,
             return 0x0000
 
         # An association of its own: roles that are negotiated for C-GET would break C-STORE.
-        classes = (DX_PROCESSING, DX_PRESENTATION, CT, MAP)
+        classes = (DX_PROCESSING, DX_PRESENTATION, CT, MAP, *RT_OBJECTS)
         entity = AE(ae_title="FEWVIEW")
         entity.add_requested_context(GET)
         for sop_class in classes:

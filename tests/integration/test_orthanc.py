@@ -94,6 +94,35 @@ def test_radiographs_in_ct_and_map_back(transport: str, orthanc: Server, tmp_pat
     assert len(frames) == 1
 
 
+@pytest.mark.parametrize("transport", ["dimse", "web"])
+def test_a_plan_into_the_pacs_and_back(transport: str, orthanc: Server, tmp_path: Path) -> None:
+    """Structures, plan and dose beside their CT series, element by element the same."""
+    pytest.importorskip("pydosert", reason="pip install 'fewview-ct[radiotherapy]'")
+    from custom.radiotherapy import PencilBeamEngine, read_ct_reference, read_rt_plan, write_rt_objects
+    from tests.custom.radiotherapy.thorax_phantom import GRID, patient, thorax
+
+    ct, masks = thorax()
+    case = patient(ct, masks, PencilBeamEngine()).case
+    assert case is not None
+    slices = write_ct_series(SyntheticCT(ct.hu, GRID.affine(), [], MODEL, "A phantom."), tmp_path / "out" / "ct")
+    reference = read_ct_reference(tmp_path / "out" / "ct")
+    written = write_rt_objects(case, reference, tmp_path / "out")
+    assert store(orthanc, transport, tmp_path / "out") == len(slices) + 3
+    study = str(reference.headers[0].StudyInstanceUID)
+    found = find_series(orthanc, transport, study)
+    assert set(found) == {"CT", "RTSTRUCT", "RTPLAN", "RTDOSE"}
+    assert all("SYNTHETIC" in str(one.SeriesDescription) for one in found.values())
+    back = fetch(orthanc, transport, study, tmp_path / "back")
+    assert len(back) == len(slices) + 3
+    for path in written:
+        original = pydicom.dcmread(path)
+        assert back[str(original.SOPInstanceUID)].to_json_dict() == original.to_json_dict(), path.name
+    (plan_file,) = (path for path in (tmp_path / "back").iterdir() if pydicom.dcmread(path).Modality == "RTPLAN")
+    assert read_rt_plan(plan_file, reference.frame_of_reference_uid).monitor_units == pytest.approx(
+        case.plan.monitor_units
+    )
+
+
 @pytest.mark.parametrize(
     ("to", "options", "message"),
     [

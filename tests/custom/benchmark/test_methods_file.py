@@ -30,7 +30,7 @@ BUNDLES = Path(__file__).resolve().parents[3] / "bundles"
         ([], r"methods.json: 'methods': list should have at least 1 item"),
         ([3], "method 1 must be a name or an object, got 3"),
         (["sart"], "method 1: 'simple': input should be 'mean_training_ct', 'sirt', .* got 'sart'"),
-        ([{"name": "a"}], 'method 1 must have one of "simple", "checkpoint" or "bundle"'),
+        ([{"name": "a"}], 'method 1 must have one of "simple", "checkpoint", "bundle" or "null"'),
         ([{"name": "a", "simple": "sirt", "bundle": "b"}], 'method 1 must have one of "simple"'),
         (["sirt", {"bundle": "b"}], 'method 2: needs a "name"'),
         (["sirt", "sirt"], "two methods are called 'SIRT, 100 iterations"),

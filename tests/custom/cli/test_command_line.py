@@ -196,6 +196,14 @@ def test_help_of_a_verb_shows_its_real_options(verb: Any, capsys: pytest.Capture
     assert not calls
 
 
+@pytest.mark.parametrize("words", [["--nofine"], ["--fine", "False"], ["--fine=false"], ["--no-fine"]])
+def test_a_switch_is_turned_off_in_any_usual_way(words: list[str], verb: Any) -> None:
+    calls: list[tuple[Any, ...]] = []
+    verb(keep(calls))
+    assert call("try", "a", *words) == 0
+    assert calls[0][-1] is False
+
+
 def test_hyphens_pass_for_the_underscores_of_a_name(verb: Any) -> None:
     calls: list[tuple[Any, ...]] = []
     verb(keep(calls))

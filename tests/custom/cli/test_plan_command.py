@@ -9,11 +9,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from custom.cli import main
 from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
 from custom.data.sample import sample_ct
+from custom.dicom.write_ct import SyntheticCT, write_ct_series
+from custom.reconstruct.outputs import series_sha256
 from custom.reconstruct.result import FORMAT
 
 SEGMENTER = str(Path(__file__).resolve().parents[3] / "bundles" / "seg_guidance" / "models" / "model.pt")
@@ -30,7 +33,7 @@ def run(*words: object) -> int:
     return int(end.value.code or 0)
 
 
-def result_folder(folder: Path, verdict: str = "PASS", samples: int = 0) -> Path:
+def result_folder(folder: Path, verdict: str = "PASS", samples: int = 0, dicom: bool = False) -> Path:
     """What `fewview-ct reconstruct` would have written, with the sample patient's own CT as its volume."""
     image = nib.load(sample_ct())
     hu = np.asarray(image.dataobj)
@@ -41,6 +44,10 @@ def result_folder(folder: Path, verdict: str = "PASS", samples: int = 0) -> Path
     for name, values in files.items():
         write_nifti(folder / name, values.astype(np.int16), image.affine)
     hashes = {name: sha256_file(folder / name) for name in files}
+    if dicom:
+        model = {"name": "inr_recon", "sha256": "0" * 64, "version": "1"}
+        write_ct_series(SyntheticCT(hu, image.affine, [], model, "The sample patient."), folder / "ct")
+        hashes["ct/"] = series_sha256(folder / "ct")
     content = {"format": FORMAT, "verdict": verdict, "files": hashes, "model": {"name": "inr_recon"}, "created": "now"}
     write_json(folder / "result.json", content)
     return folder
@@ -83,6 +90,40 @@ def test_what_is_no_chest_is_a_result_with_its_reason(tmp_path: Path) -> None:
     assert not found["possible"] and "not a CT of a chest" in found["reason"]
     assert {path.name for path in (tmp_path / "plan").iterdir()} == {"plan.html", "plan.json"}
     assert "No plan is possible" in (tmp_path / "plan" / "plan.html").read_text(encoding="utf-8")
+
+
+def test_dicom_objects_beside_a_series_and_their_plan_in_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, first, second = result_folder(tmp_path / "result", dicom=True), tmp_path / "first", tmp_path / "second"
+    assert run(source, "--output", first) == 0
+    found = read_json_object(first / "plan.json")
+    dose = pydicom.dcmread(first / "rtdose.dcm")
+    assert float(dose.DoseGridScaling) * dose.pixel_array.max() == pytest.approx(
+        float(np.asarray(nib.load(first / "dose.nii.gz").dataobj).max()), rel=1e-4
+    )
+    assert found["files"]["rtplan.dcm"] == sha256_file(first / "rtplan.dcm")
+    # The same plan, now as a clinic's: the same monitor units and dose; on the series itself, without objects.
+    words = ["--plan", first / "rtplan.dcm", "--output", second, "--dicom", "False"]
+    assert run(source / "ct", *words) == 0
+    again = read_json_object(second / "plan.json")
+    assert {path.name for path in second.iterdir()} == {"dose.nii.gz", "plan.html", "plan.json"}
+    assert again["numbers"]["isocenter_gy"] == pytest.approx(2.0, rel=1e-3)
+    units = [[one["monitor_units"] for one in which["plan"]["fields"]] for which in (found, again)]
+    assert units[0] == pytest.approx(units[1], rel=1e-6)
+    capsys.readouterr()
+    for words, message in (
+        ([source, "--plan", first / "rtplan.dcm", "--template", "pa"], "give no --template"),
+        ([source, "--plan", first / "rtdose.dcm"], "is no RT Plan"),
+        ([sample_ct(), "--plan", first / "rtplan.dcm"], "--plan needs a DICOM CT series"),
+        ([sample_ct(), "--dicom"], "--dicom needs a DICOM CT series"),
+        ([result_folder(tmp_path / "other", dicom=True), "--plan", first / "rtplan.dcm"], "belongs to another CT"),
+    ):
+        assert run(*words, "--output", tmp_path / "none") == 2
+        assert message in capsys.readouterr().err
+    (source / "ct" / "CT_0001.dcm").write_bytes(b"")
+    assert run(source, "--output", tmp_path / "none") == 2
+    assert "it was changed" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:

@@ -50,6 +50,7 @@ def page(tmp_path: Path) -> str:
         reference=EVIL,
         patients=[[EVIL] * 3],
         patients_of=EVIL,
+        planned=[(EVIL, [EVIL, "views", EVIL], [[EVIL] * 3])],
         gaps=[[EVIL] * 5],
         boxes=[picture(file, EVIL)],
         montages=[(EVIL, picture(file, EVIL, photograph=True))],
