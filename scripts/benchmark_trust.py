@@ -214,7 +214,7 @@ def _errors(records: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> lis
     for beam in ("parallel", "cone"):
         for count in VIEW_SETS:
             found = [record["found"][f"{beam} {count}, none"] for record in records]
-            by: dict[Verdict, list[float]] = {verdict: [] for verdict in Verdict}
+            by: dict[Verdict, list[float]] = {v: [] for v in Verdict if v is not Verdict.NOT_CHECKED}
             expected = []
             group = thresholds.of(beam, count)
             assert group is not None
