@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,18 @@ def require_gamma() -> Any:
     return pymedphys
 
 
+@contextmanager
+def _no_root_info() -> Iterator[None]:
+    """pymedphys says its progress through the root logger, and two criteria at once do not fit its format."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
 def gamma_pass_percent(
     ct: PlanningCT,
     reference: FloatArray,
@@ -140,7 +154,7 @@ def gamma_pass_percent(
     box: Any = ndimage.find_objects((sparse > 0).astype(np.int8))[0]
     box = tuple(slice(max(0, s.start - _MARGIN_VOXELS), s.stop + _MARGIN_VOXELS) for s in box)
     axes = tuple(ct.grid.axis_mm(axis).double().numpy()[box[axis]] for axis in range(3))
-    with kept_threads():
+    with kept_threads(), _no_root_info():
         found = pymedphys.gamma(
             axes, sparse[box], axes, dose[box], (2, 3), (2, 3), lower_percent_dose_cutoff=CUTOFF_PERCENT,
             interp_fraction=5, max_gamma=1.1, global_normalisation=prescription_gy,
