@@ -67,9 +67,7 @@ def test_dose_at_a_point_is_trilinear() -> None:
 @pytest.mark.parametrize(
     ("factor", "two", "three"), [(1.0, 100, 100), (1.015, 100, 100), (1.025, 0, 100), (1.04, 0, 0)]
 )
-def test_gamma_of_a_scaled_flat_dose(
-    factor: float, two: float, three: float, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_gamma_of_a_scaled_flat_dose(factor: float, two: float, three: float, caplog: pytest.LogCaptureFixture) -> None:
     """Without a gradient no distance helps: 2.5 % more fails at 2 % everywhere and passes at 3 %."""
     caplog.set_level("INFO")  # of the root logger, as under MONAI
     pytest.importorskip("pymedphys", reason="pymedphys has no release for this Python")
