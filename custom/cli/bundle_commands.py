@@ -12,7 +12,7 @@ import inspect
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,7 @@ def _run(words: Sequence[str], kind: str, bases: Sequence[str], after: Sequence[
         if given.pop("help", False) or given.pop("h", False):
             _print_keys(workflow.parser.config, words[0], files)
             return ExitCode.DONE
+        _check_numbers(workflow.parser, given)
         workflow.parser.update(given)
         workflow.parser.parse(True)
         check_keys(workflow.parser, given=list(given))
@@ -100,6 +101,17 @@ def _run(words: Sequence[str], kind: str, bases: Sequence[str], after: Sequence[
         workflow.run()
         workflow.finalize()
     return ExitCode.DONE
+
+
+def _check_numbers(parser: Any, given: Mapping[str, Any]) -> None:
+    """Raises UsageError where a number stands and a word is given for it that is no expression of the config."""
+    for key, value in given.items():
+        stands = None
+        with contextlib.suppress(KeyError, IndexError, ValueError):
+            stands = parser[key]
+        is_number = isinstance(stands, int | float) and not isinstance(stands, bool)
+        if is_number and isinstance(value, str) and not value.startswith(("$", "@", "%")):
+            raise UsageError(f"--{key} takes a number, such as {stands}; got {value!r}")
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, Any]]:

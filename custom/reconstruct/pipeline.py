@@ -28,7 +28,7 @@ from custom.radiographs.truncation import extrapolate_truncation
 from custom.reconstruct.model_detector import resample_for_model
 from custom.reconstruct.outputs import OUTPUTS, RESULT, dry_run, write_outputs
 from custom.reconstruct.result import Reconstruction
-from custom.trust import CheckResult, Evidence, Thresholds, find_prior, overall, run_checks
+from custom.trust import CheckResult, Evidence, Thresholds, Verdict, find_prior, overall, run_checks
 
 __all__ = ["reconstruct"]
 
@@ -105,6 +105,9 @@ def reconstruct(
         if folder is not None:
             write_outputs(folder, found, dicom, report, uid_seed)
             logger.info("%s: %s, %s", output, found.verdict.value, _total(found.seconds))
+            for check in found.checks:
+                if check.verdict in (Verdict.REVIEW, Verdict.REJECT):
+                    logger.warning("%s: %s", check.verdict.value, check.message)
         return found
 
     if output is None:
@@ -127,7 +130,7 @@ def _compute(
     names = [radiograph.name for radiograph in radiographs]
     shown, warnings = extrapolate_truncation(image, field_mask, names, model.pixel_at_isocenter_mm)
     began = time.perf_counter()
-    logger.info("%s from %d radiographs", model.name, len(views))
+    logger.info("%s from %d radiograph%s", model.name, len(views), "s"[: len(views) > 1])
     drawn: list[Tensor] = []
     std: Tensor | None = None
     if samples:
