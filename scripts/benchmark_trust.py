@@ -29,6 +29,7 @@ from custom.data.datalist import load_cases
 from custom.trust import Evidence, Thresholds, Verdict, find_prior
 from custom.trust.calibrate import loaded_model, measured
 from custom.trust.check_statistics import STATISTICS
+from custom.trust.expected_error import ExpectedError
 from custom.trust.reference_ct import (
     SimulatedRadiographs,
     SimulationSettings,
@@ -37,6 +38,7 @@ from custom.trust.reference_ct import (
     load_ct,
     reconstructed,
 )
+from custom.trust.thresholds import Threshold
 
 LATERAL, FRONTAL = 0.0, 90.0
 VIEW_SETS = {1: (FRONTAL,), 2: (LATERAL, FRONTAL), 4: (LATERAL, 45.0, FRONTAL, 135.0)}
@@ -154,17 +156,27 @@ class _NeverRaised(Exception):
     """Every error stops the run."""
 
 
+def _statistics(record: Mapping[str, Any], thresholds: Thresholds, beam: str) -> dict[str, float | None]:
+    """With "intensities", which need the thresholds' quantiles."""
+    quantiles = thresholds.quantiles[beam]
+    distances = [quantiles.distance(torch.tensor(picture)) for picture in record["quantiles"]]
+    return {**record["statistics"], "intensities": max(distances)}
+
+
+def _group(thresholds: Thresholds, beam: str, count: int) -> tuple[Mapping[str, Threshold], ExpectedError | None]:
+    found = thresholds.of(beam, count)
+    if found is None:
+        raise ValueError(f"the thresholds hold none for {count} views of {beam} beam")
+    return found[0], thresholds.expected_error.get(found[1])
+
+
 def _verdicts(record: Mapping[str, Any], thresholds: Thresholds, beam: str, count: int) -> dict[str, Verdict | None]:
     """What each check says; None where one was not made."""
-    group = thresholds.of(beam, count)
-    if group is None:
-        raise ValueError(f"the thresholds hold none for {count} views of {beam} beam")
-    values, quantiles = dict(record["statistics"]), thresholds.quantiles[beam]
-    values["intensities"] = max(quantiles.distance(torch.tensor(picture)) for picture in record["quantiles"])
-    if group[1] in thresholds.expected_error:
-        values["expected_error"] = thresholds.expected_error[group[1]].of(values)[0]
+    (group, errors), values = _group(thresholds, beam, count), _statistics(record, thresholds, beam)
+    if errors is not None:
+        values["expected_error"] = errors.of(values)[0]
     return {
-        name: None if (value := values.get(name)) is None or name not in group[0] else group[0][name].verdict(value)
+        name: None if (value := values.get(name)) is None or name not in group else group[name].verdict(value)
         for name in STATISTICS
     }
 
@@ -208,21 +220,20 @@ def _kinds(records: Sequence[Mapping[str, Any]], split: bool) -> list[tuple[str,
 
 
 def _errors(records: Sequence[Mapping[str, Any]], thresholds: Thresholds) -> list[str]:
-    """Verdicts of right radiographs against the error of what was made of them."""
+    """Verdicts of right radiographs against the error of what was made of them; nothing for thresholds without one."""
+    if not thresholds.expected_error:
+        return []
     lines = ["", "| views | PASS | REVIEW | REJECT | rank correlation of expected and true error | below the bound |"]
     lines.append("|---|---|---|---|---|---|")
     for beam in ("parallel", "cone"):
         for count in VIEW_SETS:
             found = [record["found"][f"{beam} {count}, none"] for record in records]
-            by: dict[Verdict, list[float]] = {v: [] for v in Verdict if v is not Verdict.NOT_CHECKED}
-            expected = []
-            group = thresholds.of(beam, count)
-            assert group is not None
+            by: dict[Verdict, list[float]] = {Verdict.PASS: [], Verdict.REVIEW: [], Verdict.REJECT: []}
             for one in found:
                 by[_worst(_verdicts(one, thresholds, beam, count))].append(one["error_hu"])
-                values, quantiles = dict(one["statistics"]), thresholds.quantiles[beam]
-                values["intensities"] = max(quantiles.distance(torch.tensor(picture)) for picture in one["quantiles"])
-                expected.append(thresholds.expected_error[group[1]].of(values))
+            model = _group(thresholds, beam, count)[1]
+            assert model is not None
+            expected = [model.of(_statistics(one, thresholds, beam)) for one in found]
             errors = [one["error_hu"] for one in found]
             rank = float(spearmanr([e for e, _ in expected], errors)[0])
             inside = sum(error <= bound for error, (_, bound) in zip(errors, expected, strict=True))

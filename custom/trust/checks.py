@@ -85,12 +85,14 @@ def _judge(name: str, statistic: Statistic, threshold: Threshold | None, group_n
     if verdict is Verdict.PASS:
         message = f"As usual: {statistic.detail}{by}."
     else:
-        message = f"{_sentence(statistic.detail)}. {_how_unusual(value, threshold)}{by}. {ADVICE[name]}"
+        message = f"{_sentence(statistic.detail)}. {_how_unusual(value, threshold, verdict)}{by}. {ADVICE[name]}"
     return CheckResult(name, verdict, value, threshold.review_above, threshold.reject_above, message)
 
 
-def _how_unusual(value: float, threshold: Threshold) -> str:
+def _how_unusual(value: float, threshold: Threshold, verdict: Verdict) -> str:
     """How many of the good cases of calibration show as much."""
+    if verdict is Verdict.REJECT:
+        return f"This is far from all {threshold.cases} good cases"
     if not value <= threshold.largest:
         return f"None of {threshold.cases} good cases looked like this"
     if value > threshold.quantile_95:
