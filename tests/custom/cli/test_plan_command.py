@@ -157,13 +157,14 @@ def test_bad_input_is_said_in_a_line_and_nothing_is_written(
     assert not (tmp_path / "plan").exists()
 
 
+@pytest.mark.parametrize(("axis", "shift_mm"), [(0, 150.0), (2, 140.0)])
 def test_reference_elsewhere_is_refused_and_a_rejected_result_can_be_forced(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    axis: int, shift_mm: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = result_folder(tmp_path / "result", "REJECT")
     image = nib.load(sample_ct())
     affine = image.affine.copy()
-    affine[0, 3] += 150
+    affine[axis, 3] += shift_mm
     write_nifti(tmp_path / "moved.nii.gz", np.asarray(image.dataobj), affine)
     words = [source, "--output", tmp_path / "plan", "--reference", tmp_path / "moved.nii.gz"]
     assert run(*words, "--allow_reject") == 2
