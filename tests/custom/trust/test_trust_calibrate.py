@@ -19,7 +19,8 @@ from custom.geometry import VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 from custom.networks.population_prior import OutOfFoldPriors
 from custom.trust import Thresholds, run_checks
-from custom.trust.calibrate import calibrate, loaded_model
+from custom.trust.calibrate import calibrate
+from custom.trust.calibration_model import loaded_model
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
 from tests.custom.networks.test_coarse_to_fine import small
 
