@@ -30,9 +30,10 @@ def interval_section(
         grid: of it.
         grey_wider_than_hu: where intervals are wider, a flat colour hides the CT; None: nowhere.
     """
+    found: dict[str, Any] = {"measures": [], "interval_planes": None, "hidden": None}
     if intervals is None:
-        return {"interval_basis": "No interval is stated: no thresholds came with the model.", "measures": []}
-    found: dict[str, Any] = {"interval_basis": intervals.basis, "measures": []}
+        return {**found, "interval_basis": "No interval is stated: no thresholds came with the model."}
+    found["interval_basis"] = intervals.basis
     if intervals.lower is None or intervals.upper is None:
         return found
     for one in intervals.measures:

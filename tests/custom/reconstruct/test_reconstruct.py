@@ -33,7 +33,7 @@ from tests.custom.reconstruct.dx_pair import write_pair
 def the_only_check(monkeypatch: pytest.MonkeyPatch, check: CheckResult, tmp_path: Path) -> str:
     """Checks that find this alone; the name of their thresholds' file."""
     monkeypatch.setattr(pipeline, "run_checks", lambda evidence, thresholds: [check])
-    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: Mock()))
+    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: Mock(intervals={})))
     (tmp_path / "thresholds.json").write_text("{}")
     return str(tmp_path / "thresholds.json")
 
