@@ -270,7 +270,7 @@ def main(
         seed: of noise and errors.
         workers: processes.
     """
-    names = tuple(str(name) for name in ([views] if isinstance(views, str | int) else views))
+    names = tuple(str(name).strip() for name in (str(views).split(",") if isinstance(views, str | int) else views))
     unknown = [name for name in names if name not in VIEW_SETS]
     if unknown:
         raise ValueError(f"views must be among {', '.join(VIEW_SETS)}, got {', '.join(unknown)}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torch import Tensor, nn
 
 from custom.geometry import Geometry, VolumeGrid
@@ -87,7 +88,7 @@ def calibrated() -> CalibratedIntervals:
     hu, truths = predicted(), [truth(draw) for _ in range(30)]
     records = [json.loads(json.dumps(interval_record(hu, true, GRID, SEGMENTER))) for true in truths]
     volumes = [{**r["measures"], "lung_volume_ml": r["measures"]["lung_volume_ml"] * f} for r, f in
-               zip(records, draw.lognormal(0.1, 0.05, 30), strict=True)]  # fmt: skip
+               zip(records, np.exp(0.1 + 0.05 * norm.ppf((np.arange(30) + 0.5) / 30)), strict=True)]  # fmt: skip
     found = fit_intervals(records, volumes, [f"p{i}" for i in range(30)], ACQUISITION)
     assert found is not None
     return found
