@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch.nn.functional as F
@@ -46,7 +47,7 @@ class StatedMeasure:
         words, unit, _ = MEASURES[self.name]
         if self.lower is None or self.upper is None:
             return f"{words}: {self.why_not}"
-        return f"{words}: {_rounded(self.lower)} to {_rounded(self.upper)} {unit}"
+        return f"{words}: {_rounded(self.lower, math.floor)} to {_rounded(self.upper, math.ceil)} {unit}"
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _too_far(statistics: Mapping[str, float | None], thresholds: Thresholds, gro
     return None
 
 
-def _rounded(value: float) -> str:
-    """Two or three digits, as volumes and depths are read."""
-    step = 10.0 if abs(value) >= 200 else 1.0
-    return f"{round(value / step) * step:,.0f}".replace(",", " ")
+def _rounded(value: float, outward: Callable[[float], int]) -> str:
+    """Two or three digits, as volumes and depths are read, and never nearer."""
+    step = 10 if abs(value) >= 200 else 1
+    return f"{outward(value / step) * step:,}".replace(",", " ")

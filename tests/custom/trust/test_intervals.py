@@ -246,6 +246,6 @@ def test_they_come_back_from_the_file_and_a_broken_one_is_refused(
 def test_numbers_are_said_as_they_are_read() -> None:
     assert str(StatedMeasure("heart_volume_ml", 600.0, 523.0, 688.0)) == "Heart: 520 to 690 ml"
     assert str(StatedMeasure("frontal_depth_mm", 97.0, 90.6, 103.2)) == (
-        "Water-equivalent depth of the isocentre from the front: 91 to 103 mm"
+        "Water-equivalent depth of the isocentre from the front: 90 to 104 mm"
     )
     assert "no heart" in str(replace(StatedMeasure("heart_volume_ml", None), why_not="no heart was found"))
