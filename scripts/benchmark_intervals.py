@@ -62,6 +62,7 @@ class _Job:
     kind: str
     model: str
     size: int | None
+    samples: int
     thresholds: str
     simulation: SimulationSettings
     view_sets: tuple[str, ...]
@@ -103,6 +104,7 @@ def _run(job: _Job) -> bool:
     simulation = replace(job.simulation, energy_kev=model.energy_kev)
     settings = json.loads(json.dumps({
         "case": job.case["case"], "kind": job.kind, "model": model.sha256, "size": job.size,
+        "samples": job.samples,
         "thresholds": sha256_file(job.thresholds), "simulation": asdict(simulation), "views": job.view_sets,
         "software": f"fewview-ct {__version__}",
     }))  # fmt: skip
@@ -114,10 +116,10 @@ def _run(job: _Job) -> bool:
     for beam in ("parallel", "cone"):
         for name in job.view_sets:
             shown = ct.radiographs(VIEW_SETS[name], beam, detector_of(model), model.pixel_at_isocenter_mm, simulation)
-            evidence = reconstructed(model, shown)
+            evidence = reconstructed(model, shown, job.samples, simulation.seed)
             assert evidence.hu is not None
             checks = run_checks(evidence, thresholds)
-            stated = state_intervals(evidence, checks, thresholds, model.hu_window, 0, segmenter)
+            stated = state_intervals(evidence, checks, thresholds, model.hu_window, job.samples, segmenter)
             record: dict[str, Any] = {"error_hu": error_hu(model, evidence.hu, ct), "abstained": stated.abstained}
             found[f"{beam} {name}"] = record
             if stated.lower is None or stated.upper is None or stated.block_mm is None:
@@ -239,7 +241,7 @@ def _picture(records: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("share of the predicted body's voxels whose nominal 90 % interval holds the truth, in %")
     axes.set_xlim(right=100)
-    axes.legend(loc="lower left", fontsize=8)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=8)
     with atomic_file(path) as part:
         figure.savefig(part, dpi=110, format="png")
 
@@ -252,6 +254,7 @@ def main(
     phantom_list_file: str | None = None,
     part: str = "test",
     size: int | None = None,
+    samples: int = 0,
     views: Sequence[str] = ("1", "2", "4"),
     seed: int = 1,
     workers: int = 1,
@@ -266,6 +269,7 @@ def main(
         phantom_list_file: of `fewview-ct phantom`, made with another seed than those that were calibrated with.
         part: of the datalist.
         size: voxels along each side.
+        samples: drawn, by a model that draws, as in the calibration; their mean is judged.
         views: of `VIEW_SETS`.
         seed: of noise and errors.
         workers: processes.
@@ -279,7 +283,7 @@ def main(
         lists["phantoms"] = load_cases(phantom_list_file, "training")
     folder, simulation = Path(output), SimulationSettings(seed=seed)
     jobs = [
-        _Job(case, kind, model, size, thresholds, simulation, names, folder / "cases" / f"{case['case']}.json")
+        _Job(case, kind, model, size, samples, thresholds, simulation, names, folder / "cases" / f"{case['case']}.json")
         for kind, cases in lists.items()
         for case in cases
     ]
