@@ -39,6 +39,9 @@ _LEVELS = (np.arange(40) + 0.5) / 40
 _FEWEST_VOXELS = 500
 #: No limit is nearer to the reconstruction [HU]: a CT's values are rounded and have noise.
 _NEAREST_HU = 5.0
+#: A patient of whom a larger share of places is missed counts as one of whom this share is: such a reconstruction is
+#: broken, which checks are for, and slack for it would make the intervals of all others wider.
+_WORST_SHARE = 0.5
 #: Patients are parted into so many parts for tables that do not know them.
 FOLDS = 5
 
@@ -153,7 +156,7 @@ def fit_voxel_intervals(
         found = [one for one in found if len(one[0])]
         scores, weights = [one[0] for one in found], [one[1] for one in found]
         enough = len(found) >= fewest_patients(coverage)
-        factor[tissue] = patientwise_limit(scores, coverage, weights) if enough else None
+        factor[tissue] = patientwise_limit(scores, coverage, weights, _WORST_SHARE) if enough else None
     limits = np.array([math.inf if f is None else f for f in factor.values()])
     held = []
     for name in names:

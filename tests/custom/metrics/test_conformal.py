@@ -32,6 +32,15 @@ def test_patients_count_alike_whatever_their_number_of_voxels() -> None:
     assert patientwise_limit(weighted, 0.9, [np.array([0.0, 1.0, 0.0])] * 20) == 2.0
 
 
+def test_a_patient_who_is_missed_altogether_counts_as_the_worst_share() -> None:
+    """One of twenty is broken. In full it takes all slack; as a half, (0.5 + 0.5 + 19 * 0.05) / 21 are at most 10 %."""
+    scores = [np.linspace(0.01, 1, 100) for _ in range(19)] + [np.full(100, 50.0)]
+    assert patientwise_limit(scores, 0.9) == 1.0
+    assert patientwise_limit(scores, 0.9, worst=0.5) == pytest.approx(0.95)
+    with pytest.raises(ValueError, match="worst above its rest"):
+        patientwise_limit(scores, 0.9, worst=0.05)
+
+
 def test_a_shift_between_patients_is_not_covered() -> None:
     draw = np.random.default_rng(0)
     limit = patientwise_limit(patients(draw, 40), 0.9)
