@@ -3,9 +3,3 @@
 The server reads no file of a client itself: every step is a process of its own that runs the command line
 (`work_queue`). What is known of a case lies in its folder (`case_folder`), so that a restart loses nothing.
 """
-
-from custom.app.case_folder import Case, Cases, Limits
-from custom.app.serve import serve
-from custom.app.work_queue import Installation
-
-__all__ = ["Case", "Cases", "Installation", "Limits", "serve"]

@@ -188,7 +188,8 @@ class Cases:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.chmod(folder, 0o700)
         self.folder, self.limits = folder.resolve(), limits
-        self._lock = open(folder / ".lock", "a")  # noqa: SIM115  held as long as the server runs
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = os.fdopen(lock, "w")  # held as long as the server runs
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -82,12 +82,14 @@ def create_app(cases: Cases, installation: Installation, hosts: Collection[str],
         Route(f"{case}/delete", pages.delete, methods=["POST"]),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
     ]  # fmt: skip
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         middleware=[Middleware(Guard, hosts=hosts, token=token, sign_in=pages.sign_in)],
         exception_handlers={Refused: pages.refused, 404: pages.unknown},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Pages:
@@ -298,8 +300,7 @@ class _Pages:
             return self._page("result.html", **content, result=result, plan=plan, files=_downloads(case))
         if case.has("reading.json"):
             reading = _reading(case)
-            asked = {one["file"]: [q for q in reading["questions"] if q["file"] == one["file"]]
-                     for one in reading["radiographs"]}  # fmt: skip
+            asked = {one["file"]: _asked(reading, one["file"]) for one in reading["radiographs"]}
             words: dict[str, Any] = {
                 "fields": FIELDS,
                 "sketched": SKETCHED,
@@ -347,6 +348,15 @@ def _reading(case: Case) -> dict[str, Any]:
     if not case.has("reading.json"):
         raise Refused(409, "The radiographs have not been read yet.")
     return read_json_object(case.folder / "reading.json")
+
+
+def _asked(reading: dict[str, Any], file: str) -> list[dict[str, Any]]:
+    """What is asked about a radiograph; an assumption that answers several questions stands below the last of them."""
+    questions = [one for one in reading["questions"] if one["file"] == file]
+    for number, one in enumerate(questions):
+        later = {name for other in questions[number + 1 :] for name in other["accept"]}
+        one["accept"] = [name for name in one["accept"] if name not in later]
+    return questions
 
 
 def _dicom(case: Case) -> list[Path]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from custom.app.case_folder import ANSWERS
 from custom.core.files import write_json
-from custom.dicom.header import read_header, text
+from custom.dicom.header import read_header
 from custom.dicom.pixels import read_pixels
 from custom.geometry import ViewRow
 from custom.projection.radiograph_stack import read_stack
@@ -58,9 +58,10 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
             picture.save(folder / f"picture_{len(shown)}.png")
     except MissingMetadata as missing:
         for name, metadata in missing.known.items():
-            pixels = _stored(folder / "files" / name)
-            everywhere = torch.ones_like(pixels, dtype=torch.bool)
+            linear = metadata.intensity_relationship is not None and metadata.intensity_relationship.value == "LIN"
+            pixels = _stored(folder / "files" / name, linear)
             shown.append(_described(name, metadata))
+            everywhere = torch.ones_like(pixels, dtype=torch.bool)
             limits = grey_limits(pixels, everywhere)
             grey_picture(pixels, everywhere, limits, (1.0, 1.0)).save(folder / f"picture_{len(shown)}.png")
         questions = [
@@ -71,25 +72,30 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
 
 
 def _described(name: str, metadata: AcquisitionMetadata) -> dict[str, Any]:
-    values = [value_words(value) for value in metadata.known().values()]
+    values = [(key, *value_words(value)) for key, value in metadata.known().items()]
     return {"file": name, "values": values, "warnings": list(metadata.warnings()), "sides": None}
 
 
-def _stored(path: Path) -> Tensor:
-    """A picture (V, U) as it is stored, higher values brighter where the file says that they are shown so."""
+def _stored(path: Path, linear: bool) -> Tensor:
+    """A picture (V, U) as it is stored, in a scale that shows anatomy, turned round where its rim is bright as air is.
+
+    Args:
+        path: the file, with the index of the view in a stack.
+        linear: whether the values are known to be proportional to the intensity.
+    """
     name, _, index = path.name.partition("[")
     path = path.with_name(name)
     kind = kind_of(path)
     if kind == "NIfTI":
-        return read_stack(path, None)[int(index.rstrip("]") or 0)]
-    if kind == "DICOM":
-        header = read_header(path)
-        values = torch.from_numpy(read_pixels(header, 1)[0]).float()
-        photometric = text(header.dataset, "PhotometricInterpretation")
+        values = read_stack(path, None)[int(index.rstrip("]") or 0)]
+    elif kind == "DICOM":
+        values = torch.from_numpy(read_pixels(read_header(path), 1)[0]).float()
     else:
-        grey, _, photometric = read_picture(path)
-        values = torch.from_numpy(grey)
-    return -values if photometric == "MONOCHROME1" else values
+        values = torch.from_numpy(read_picture(path)[0])
+    if linear:
+        values = torch.log1p(values - values.min())
+    rim = torch.cat([values[0], values[-1], values[:, 0], values[:, -1]])
+    return -values if rim.median() > values.median() else values
 
 
 def main() -> None:

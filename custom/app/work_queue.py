@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import custom
 from custom.app.case_folder import ANSWERS, Case, Cases
 from custom.core.files import read_json_object
 
@@ -103,7 +104,7 @@ class WorkQueue:
         command = self._command(case, task, options)
         with open(os.open(case.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *command, cwd=case.folder, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
+                *command, cwd=case.folder, env=_environment(), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log
             )
             self._running = case.id, process
             try:
@@ -151,6 +152,12 @@ class WorkQueue:
             words += ["--nodicom"] if "several-patients" in accept else []
             words += [f"--device={here.device}"] if here.device else []
         return [sys.executable, "-c", _COMMAND_LINE, *words, "--verbose"]
+
+
+def _environment() -> dict[str, str]:
+    """That of the server, with this package first: a step runs in another folder, where `.` means something else."""
+    package = str(Path(custom.__file__).resolve().parents[1])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
 
 
 def progress(case: Case) -> str:
