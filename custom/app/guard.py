@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import MutableHeaders
@@ -63,7 +63,9 @@ class Guard:
         sign_in: makes the page that asks for the token, of the request and of whether a wrong one was given.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str], token: str | None, sign_in: object) -> None:
+    def __init__(
+        self, app: ASGIApp, hosts: Collection[str], token: str | None, sign_in: Callable[[Request, bool], Response]
+    ) -> None:
         self.app, self.hosts, self.sign_in = app, {host.lower() for host in hosts}, sign_in
         self.token = None if token is None else token.encode()
         self.proof = hmac.new(self.token or b"", b"signed in", hashlib.sha256).hexdigest()
@@ -99,7 +101,7 @@ class Guard:
             return await self._sign_in(request)
         if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), self.proof.encode()):
             return None
-        return self.sign_in(request, False)  # type: ignore[operator]
+        return self.sign_in(request, False)
 
     async def _sign_in(self, request: Request) -> Response:
         try:
@@ -109,7 +111,7 @@ class Guard:
         given, target = fields.get("token", [""])[0], fields.get("next", ["/"])[0]
         if not hmac.compare_digest(given.strip().encode(), self.token or b""):
             await asyncio.sleep(_PAUSE_S)
-            return self.sign_in(request, True)  # type: ignore[operator]
+            return self.sign_in(request, True)
         answer = RedirectResponse(target if re.fullmatch(f"/(cases/{ID})?", target) else "/", 303)
         secure = request.url.scheme == "https"
         answer.set_cookie(COOKIE, self.proof, httponly=True, samesite="lax", secure=secure)

@@ -75,7 +75,7 @@ def create_app(cases: Cases, installation: Installation, hosts: Collection[str],
         *(
             Route(f"{case}/{name}", pages.step(action), methods=["POST"])
             for name, action in {
-                "read": pages.read, "fetch": pages.fetch, "answers": pages.answer, "remove-file": pages.remove_file,
+                "read": pages.read, "answers": pages.answer, "remove-file": pages.remove_file,
                 "reconstruct": pages.reconstruct, "plan": pages.plan, "send": pages.send, "edit": pages.edit,
             }.items()
         ),
@@ -192,12 +192,6 @@ class _Pages:
         if lonely:
             raise Refused(400, f"{lonely[0]}: no radiograph has this name; a sidecar is called as its radiograph.")
         case.wait_for("read")
-
-    def fetch(self, case: Case, fields: dict[str, list[str]]) -> None:
-        """Ask the PACS once more."""
-        query = {key: fields.get(key, [""])[0].strip() for key in ("by", "value")}
-        _check_query(query, self.here)
-        case.wait_for("fetch", **query)
 
     def answer(self, case: Case, fields: dict[str, list[str]]) -> None:
         """Take the form's answers, and read again with them."""
