@@ -62,7 +62,7 @@ def radiograph(folder: Path, **sidecar: object) -> tuple[bytes, bytes]:
 
 def settled(client: TestClient, case: str) -> str:
     """The page of a case when nothing runs any more."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while client.get(f"{case}/state").json()["state"] != "idle":
         assert time.monotonic() < end, "the step does not end"
         time.sleep(0.1)
