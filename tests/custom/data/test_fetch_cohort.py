@@ -1,10 +1,15 @@
-"""Fetching a cohort: resuming, what is not whole, what `prepare` carries on. The library's download is a fake here."""
+"""Fetching a cohort: resuming, what is not whole, what `prepare` carries on.
+
+The library's download is a fake here, but for the last test, where the store is one.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ from custom.data import fetch_cohort as module
 from custom.data.fetch_cohort import fetch_cohort
 from custom.data.prepare import prepare
 from tests.ct_samples import ROOT, SPACING, chest, write_series
+from tests.custom.data.s3_stand_in import Store, serving
 
 
 class Library:
@@ -214,15 +220,40 @@ def test_thickness_needs_the_network_and_says_so(tmp_path: Path, library: Librar
 
 
 @pytest.mark.integration
-def test_the_library_itself_reads_the_commands(tmp_path: Path) -> None:
-    """Everything up to the first byte of the network; reads the whole index, 1.7 GB of memory."""
-    idc_index = pytest.importorskip("idc_index", reason="the extra 'cohort' is not installed")
-    path = fetch_cohort(str(tmp_path), preset="open-1000", manifest_only=True)
-    cases = json.loads(path.read_text())["cases"]
-    (tmp_path / "part").mkdir()
-    total, endpoint, _, folders, _ = idc_index.IDCClient()._validate_update_manifest_and_get_download_size(
-        str(tmp_path / "cohort.s5cmd"), str(tmp_path / "part"), True, True, "%SeriesInstanceUID"
-    )
-    assert endpoint == module.STORE
-    assert {Path(one).name for one in folders} == {case["series_instance_uid"] for case in cases}
-    assert total == pytest.approx(sum(case["bytes"] for case in cases) / 1e6, abs=0.01)
+def test_the_library_itself_fetches_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real index, idc-index and s5cmd, with a store on loopback; reading the whole index takes 1.7 GB of memory."""
+    library = pytest.importorskip("idc_index.index", reason="the extra 'cohort' is not installed")
+    query: dict[str, Any] = {
+        "collections": ["nlst", "acrin_nsclc_fdg_pet"],
+        "min_slices": 3,
+        "max_slices": 8,
+        "count": 4,
+    }
+    folder = tmp_path / "c"
+    cases = json.loads(fetch_cohort(str(folder), manifest_only=True, **query).read_text())["cases"]
+    objects = {}
+    for case in cases:
+        start, count = case["url"].removeprefix("s3:/").removesuffix("*"), case["slices"]
+        for number in range(count):
+            size = case["bytes"] // count + (case["bytes"] % count if number == 0 else 0)
+            objects[f"{start}{number}.dcm"] = bytes([number]) * size
+    with serving(Store(objects)) as store:
+        monkeypatch.setattr(library, "aws_endpoint_url", store.url)
+        monkeypatch.setattr(module, "STORE", store.url)
+        store.broken = {max(objects)}
+        with pytest.raises(ValueError, match="1 of 4 series did not come whole"):
+            fetch_cohort(str(folder), **query)
+        assert sorted(store.sent) == sorted(objects.keys() - store.broken)
+        partial = max((folder / ".part").glob("*/*.dcm"))
+        partial.write_bytes(partial.read_bytes()[:1000])  # as a break within a file would leave it
+        store.broken, store.sent = set(), []
+        fetch_cohort(str(folder), **query)
+        assert len(store.sent) == 2
+        there = {p.relative_to(folder).as_posix(): p.read_bytes() for p in (folder / "dicom").glob("*/*")}
+        assert {name.split("/")[1] for name in there} == {case["name"] for case in cases}
+        assert sorted(there.values()) == sorted(objects.values())
+        program = str(Path(sys.executable).with_name("s5cmd"))
+        words = ["--no-sign-request", "--endpoint-url", store.url, "run", str(folder / "cohort.s5cmd")]
+        subprocess.run([program, *words], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+        alone = {p.relative_to(tmp_path).as_posix(): p.read_bytes() for p in (tmp_path / "dicom").glob("*/*")}
+        assert alone == there
