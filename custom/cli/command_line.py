@@ -74,11 +74,23 @@ VERBS = {
     "demo": Verb(
         "custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs", group=RECONSTRUCT
     ),
+    "app": Verb(
+        "custom.app.serve",
+        "serve",
+        "Serve a local web page: radiographs in, questions, CT and report out",
+        group=RECONSTRUCT,
+    ),
     "fetch": Verb(
         "custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb", group=RECONSTRUCT
     ),
     "send": Verb(
         "custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS", group=RECONSTRUCT
+    ),
+    "fetch-cohort": Verb(
+        "custom.data.fetch_cohort",
+        "fetch_cohort",
+        "Choose public chest CTs by licence, and fetch them",
+        group=DATA,
     ),
     "prepare": Verb(
         "custom.data.prepare", "prepare", "Turn CTs (DICOM, NIfTI, MetaImage) into a cohort with a split", group=DATA

@@ -97,10 +97,12 @@ def reconstruct(
         start = time.perf_counter()
         if not isinstance(model, Model):
             find_model(model)  # a mistyped name is said before anything is read
+        logger.debug("step: reading the radiographs")
         used = _read(radiographs, geometry, accept)
         if angles_deg is not None:
             used = _choose(used, angles_deg)
             settings["angles_deg"] = [float(angle) for angle in angles_deg]
+        logger.debug("step: loading the model")
         loaded = model if isinstance(model, Model) else load_model(model, device, precision)
         loaded.require(samples)
         limits, settings["thresholds"] = _thresholds(thresholds or loaded.thresholds, loaded)
@@ -111,6 +113,7 @@ def reconstruct(
         found = _compute(used, loaded, samples, seed, settings, limits)
         found.seconds = {"read": found.seconds.pop("began") - start, **found.seconds}
         if folder is not None:
+            logger.debug("step: writing CT and report")
             write_outputs(folder, found, dicom, report, uid_seed)
             logger.info("%s: %s, %s", output, found.verdict.value, _total(found.seconds))
             for check in found.checks:
@@ -147,6 +150,7 @@ def _compute(
         mean = model.mean(shown, views)
     hu = mean.round().to(torch.int16)
     reconstructed = time.perf_counter()
+    logger.debug("step: checking the CT against the radiographs")
     reprojections = _reproject(hu, model, image, views)
     evidence = Evidence(
         image=image,
@@ -251,6 +255,7 @@ def _draw(model: Model, image: Tensor, views: Tensor, count: int, seed: int) -> 
     for sample in tqdm(model.samples(image, views, count, seed), "samples", count, unit="sample", disable=None):
         statistics.update(sample[None, None])
         drawn.append(sample.round().to(torch.int16))
+        logger.debug("step: sample %d of %d", len(drawn), count)
     return drawn, statistics.mean().float(), statistics.std().float()
 
 
