@@ -80,6 +80,12 @@ VERBS = {
     "send": Verb(
         "custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS", group=RECONSTRUCT
     ),
+    "fetch-cohort": Verb(
+        "custom.data.fetch_cohort",
+        "fetch_cohort",
+        "Choose public chest CTs by licence, and fetch them",
+        group=DATA,
+    ),
     "prepare": Verb(
         "custom.data.prepare", "prepare", "Turn CTs (DICOM, NIfTI, MetaImage) into a cohort with a split", group=DATA
     ),

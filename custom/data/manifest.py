@@ -1,7 +1,7 @@
-"""Datalist (for MONAI) and manifest (where everything comes from) of a prepared cohort."""
+"""Datalist (for MONAI), manifest (where everything comes from) and notice (whom to cite) of a cohort."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -65,8 +65,12 @@ def manifest(
     datalist_sha256: str,
     rejected: int,
     licence: str = "",
+    chosen: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Provenance of the cohort: options, versions, and for every case its sources, hashes, spacing, licence."""
+    """Provenance of the cohort: options, versions, and for every case its sources, hashes, spacing, licence.
+
+    ``chosen`` is what `fewview-ct fetch-cohort` says of the choice: query and version of the index.
+    """
     cases = {
         str(r["case"]): {
             **{k: v for k, v in r.items() if k != "resume_key"},
@@ -79,7 +83,40 @@ def manifest(
         "name": name,
         "software": software(),
         "options": dict(options),
+        **({"chosen": dict(chosen)} if chosen else {}),
         "datalist_sha256": datalist_sha256,
         "cases": cases,
         "rejected": rejected,
     }
+
+
+def notice(cases: Iterable[Mapping[str, Any]]) -> str:
+    """Licences and citations in Markdown, to go with the cohort and into the card of what is trained on it.
+
+    Args:
+        cases: ``licence`` and ``patient_id`` of each, and where they are known ``collection``, ``doi``, ``citation``.
+    """
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    citations: dict[str, str] = {}
+    for case in cases:
+        collection, licence, doi, citation = (
+            " ".join(str(case.get(key) or "").split()).replace("|", "\\|")
+            for key in ("collection", "licence", "doi", "citation")
+        )
+        groups.setdefault((collection or "not given", licence or "not given", doi), []).append(str(case["patient_id"]))
+        if citation:
+            citations[collection] = citation
+    lines = [
+        "# Sources and licences",
+        "",
+        "Whoever shows or passes on these images, or a model trained on them, names these sources as the licences ask,",
+        "and says what was changed. Nobody may try to find out who the patients are.",
+        "",
+        "| collection | licence | patients | scans | DOI |",
+        "|---|---|---|---|---|",
+    ]
+    for (collection, licence, doi), patients in sorted(groups.items()):
+        lines.append(f"| {collection} | {licence} | {len(set(patients))} | {len(patients)} | {doi} |")
+    if citations:
+        lines += ["", *(f"- {collection}: {citation}" for collection, citation in sorted(citations.items()))]
+    return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from custom.core.rejection import Rejected, Rejection
 from custom.core.workers import Workers
 from custom.data.case import CaseOptions, prepare_case
 from custom.data.label_maps import label_files
-from custom.data.manifest import datalist, manifest
+from custom.data.manifest import datalist, manifest, notice
 from custom.data.preprocess import ANCHORS
 from custom.data.scan import Candidate, safe_name, scan
 from custom.data.split import FLAG, PARTS, check_leaks, match_names, read_split, seeded_split
@@ -50,7 +50,7 @@ def prepare(
 
     Args:
         input_dir: folder tree, or one file.
-        output_dir: where ct/, source/, labels/, cases/, datalist.json, manifest.json, rejected.csv go.
+        output_dir: where ct/, source/, labels/, cases/, datalist.json, manifest.json, NOTICE.md, rejected.csv go.
         split: split file (JSON); default ``input_dir/split.json`` where that exists and neither fractions nor counts
             are given, which the first line says; "none": not that one. Scans that it does not name are left out.
         fractions: shares of training, validation and test scans, drawn by patient; default 0.8,0.1,0.1.
@@ -65,8 +65,9 @@ def prepare(
         remove_couch: set everything outside the body to -1000 HU.
         labels: folder of NIfTI label maps named as the cases; default ``input_dir/labels`` where that exists, which
             the first line says; "none": not that one.
-        provenance: JSON list of facts by case name (name, patient_id, series_instance_uid, licence, doi, ...). It names
-            cases and patients, so that one which lies in the input is not read unless it is named here.
+        provenance: JSON list of facts by case name (name, patient_id, series_instance_uid, licence, doi, ...), or the
+            cohort.json of fetch-cohort. It names cases and patients, so that one which lies in the input is not read
+            unless it is named here.
         licence: of the scans for which the provenance gives none.
         series_per_study: "best" (original, thinnest slices) or "all".
         workers: processes; 0 means one for each core, at most 4. Each takes 2 to 4 GB.
@@ -100,7 +101,7 @@ def prepare(
         taken = ", ".join(f"{path} (--{option} none leaves it out)" for path, option in found)
         logger.info("found in the input and used: %s", taken)
     spec = read_split(split_path) if split_path else None
-    facts = _read_provenance(provenance, root)
+    facts, chosen = _read_provenance(provenance, root)
     shares, numbers = _triple(fractions, float), _triple(counts, int)
 
     remove_parts(output)
@@ -144,8 +145,13 @@ def prepare(
         if split_path
         else {"fractions": shares, "counts": numbers, "seed": int(seed)},
     }
-    summary = manifest(name, settings, records, part_of, sha256_file(target), len(rejected), licence)
+    summary = manifest(name, settings, records, part_of, sha256_file(target), len(rejected), licence, chosen)
     write_json(output / "manifest.json", summary)
+    sources = [
+        {**case.get("provenance", {}), "patient_id": case["patient"], "licence": case["licence"]}
+        for case in summary["cases"].values()
+    ]
+    write_bytes(output / "NOTICE.md", notice(sources).encode())
     sizes = ", ".join(f"{list(part_of.values()).count(part)} {part}" for part in PARTS)
     logger.info("%s: %d cases (%s), %d left out", target, len(part_of), sizes, len(rejected))
     return str(target)
@@ -174,20 +180,23 @@ def _triple(value: Any, kind: type) -> tuple[Any, ...] | None:
         raise ValueError(f"{value!r} is not three numbers such as 0.8,0.1,0.1") from error
 
 
-def _read_provenance(given: str | None, root: Path) -> dict[str, dict[str, Any]]:
-    """Facts by case name out of a JSON list of objects with "name"."""
+def _read_provenance(given: str | None, root: Path) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Facts by case name, out of a list of objects with "name" or fetch-cohort's manifest, and its query and index."""
     if given is None or given.lower() in ("none", "false", ""):
-        if given is None and (root / "provenance.json").is_file():
-            logger.warning("%s is not read unless you name it with --provenance", root / "provenance.json")
-        return {}
+        for name in ("provenance.json", "cohort.json"):
+            if given is None and (root / name).is_file():
+                logger.warning("%s is not read unless you name it with --provenance", root / name)
+        return {}, {}
     path = Path(given)
-    entries = read_json(path)
+    content = read_json(path)
+    entries = content.get("cases") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
-        raise ValueError(f"{path}: provenance is a JSON list of objects, each with a 'name'")
-    return {
+        raise ValueError(f"{path}: provenance is a JSON list of objects, each with a 'name', or a file of fetch-cohort")
+    facts = {
         plain_name(entry["name"], f"{path}: the name"): {k: v for k, v in entry.items() if v not in (None, "")}
         for entry in entries
     }
+    return facts, {key: content[key] for key in ("query", "index") if isinstance(content, dict) and key in content}
 
 
 def _aliases(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
