@@ -89,11 +89,11 @@ def command(
     used, left_out = _comparable(found, usual or _like(found[-1]), set(known) if known else None)
     cases = first_of_each_patient(used)
     if later := len(used) - len(cases):
-        left_out[f"later result of a patient, or of radiographs, that came before: {later}"] = later
+        left_out.append(f"later result of a patient, or of radiographs, that came before: {later}")
     drifts = find_drift([Case(_group(one), one.statistics) for one in cases], known, false_alarms, seed)
     limit = alarm_limit(false_alarms, len(drifts))
     patients = max((len(v) for group in known.values() for v in group.values()), default=0)
-    said = _said(cases, drifts, limit, false_alarms, patients, list(left_out))
+    said = _said(cases, drifts, limit, false_alarms, patients, left_out)
     if output is not None:
         rows = [_row(drift, cases) for drift in drifts]
         content = {
@@ -104,7 +104,7 @@ def command(
             "limit": limit,
             "seed": seed,
             "cases": [str(case.folder) for case in cases],
-            "left_out": list(left_out),
+            "left_out": left_out,
             "statistics": rows,
         }
         write_json(Path(output), content)
@@ -147,7 +147,7 @@ def _like(last: PastResult) -> dict[str, Any]:
 
 def _comparable(
     results: Sequence[PastResult], usual: dict[str, Any], groups: set[str] | None
-) -> tuple[list[PastResult], dict[str, int]]:
+) -> tuple[list[PastResult], list[str]]:
     """Results whose numbers can be compared, and sentences about the others.
 
     Raises:
@@ -166,7 +166,7 @@ def _comparable(
             reasons[f"{_group(one)}: that beam and number of views was not calibrated"] += 1
         else:
             used.append(one)
-    left_out = {f"{reason}: {count}": count for reason, count in reasons.items()}
+    left_out = [f"{reason}: {count}" for reason, count in reasons.items()]
     if not used:
         raise ValueError(
             f"none of {len(results)} results can be compared ({'; '.join(left_out)}): calibrate as you reconstruct, "
@@ -176,9 +176,9 @@ def _comparable(
 
 
 def _short(value: Any) -> str:
-    return (
-        value[:12] if isinstance(value, str) else "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    )
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return value[:12] if isinstance(value, str) else str(value)
 
 
 def _row(drift: Drift, cases: Sequence[PastResult]) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _said(
 ) -> str:
     """The table, and what it rests on."""
     usual = f"{calibrated} calibrated patients" if calibrated else "those before them"
-    lines = [f"{len(cases)} patients, compared with {usual}; an alarm is a martingale of {limit:.0f} or more."]
+    lines = [f"Patients: {len(cases)}, compared with {usual}; an alarm is a martingale of {limit:.0f} or more."]
     lines += [f"Left out: {text}." for text in left_out]
     lines += ["", f"{'what is followed':52s}  {'cases':>5s}  {'now':>9s}  {'largest':>9s}"]
     lines += [f"{NAMES[d.statistic]:52s}  {d.cases:5d}  {d.martingale:9.3g}  {d.largest:9.3g}" for d in drifts]
@@ -216,8 +216,8 @@ def _said(
         since, seen = cases[drift.since], cases[drift.alarm]
         lines += [
             "",
-            f"CHANGED: {NAMES[drift.statistic].lower()} ({drift.statistic}), since about {_named(since)}, seen at "
-            f"{_named(seen)}.",
+            f"CHANGED since about {_named(since)}, seen at {_named(seen)}: {drift.statistic}, the number behind "
+            f'"{NAMES[drift.statistic]}".',
             f"  {_meaning(drift)}.",
         ]
     if alarms:
@@ -229,16 +229,16 @@ def _said(
         ]
     else:
         needed = cases_until_alarm(calibrated + len(cases), limit)
-        lines += [
-            "",
-            "No alarm. A change that made every further patient unlike all before would be seen after about "
-            f"{needed} of them, a smaller one later or not at all.",
-        ]
+        further = (
+            "none could have come yet: there are too few cases to compare with"
+            if needed is None
+            else f"a change that made every further patient unlike all before would be seen after about {needed} of "
+            "them, a smaller one later or not at all"
+        )
+        lines += ["", f"No alarm; {further}."]
     return "\n".join(lines) + "\n"
 
 
 def _named(result: PastResult) -> str:
-    day = (
-        f"{result.taken[:4]}-{result.taken[4:6]}-{result.taken[6:8]}" if result.taken else f"{result.created:%Y-%m-%d}"
-    )
-    return f"{result.folder.name} ({day})"
+    taken, created = result.taken, f"{result.created:%Y-%m-%d}"
+    return f"{result.folder.name} ({f'{taken[:4]}-{taken[4:6]}-{taken[6:8]}' if taken else created})"

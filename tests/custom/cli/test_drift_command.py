@@ -63,8 +63,10 @@ def options(clinic: Path) -> list[object]:
 def test_nothing_changed(clinic: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*options(clinic)) == ExitCode.DONE
     said = capsys.readouterr().out
-    assert "30 patients, compared with 36 calibrated patients" in said and "40 or more" in said
-    assert "No alarm" in said and "Left out" not in said
+    assert "Patients: 30, compared with 36 calibrated patients" in said and "40 or more" in said
+    assert "No alarm; a change" in said and "Left out" not in said
+    assert run(clinic / "results" / "r00", "--own_cases") == ExitCode.DONE
+    assert "No alarm; none could have come yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("own", [False, True])
@@ -75,7 +77,7 @@ def test_a_new_detector_is_seen(clinic: Path, own: bool, capsys: pytest.CaptureF
     words = [*options(clinic), "--output", clinic / "drift.json", *(["--own_cases"] if own else [])]
     assert run(*words) == ExitCode.DRIFTED
     said, content = capsys.readouterr().out, json.loads((clinic / "drift.json").read_text())
-    assert "CHANGED: the radiographs look like those of the training (population), since about r" in said
+    assert "CHANGED since about r" in said and ': population, the number behind "The radiographs look' in said
     assert MEANINGS["population"][0] in said
     rows = {row["statistic"]: row for row in content["statistics"]}
     assert rows["agreement"]["alarm"] is None and rows["agreement"]["meaning"] is None
@@ -101,7 +103,7 @@ def test_results_that_cannot_be_compared_are_left_out_and_said(
     write_result(clinic, 6, other, radiographs=[{"sha256": "5-0", "view": view} for view in VIEWS])
     assert run(*options(clinic)) == ExitCode.DONE
     said = capsys.readouterr().out
-    assert said.startswith("24 patients")
+    assert said.startswith("Patients: 24,")
     for text in (
         "other samples 4, not 0: 1", "other thresholds ffffffffffff, not", "without thresholds",
         "128x128x128, not 64x64x64",        "cone 1: that beam", "of a patient, or of radiographs, that came before: 1",
