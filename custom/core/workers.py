@@ -1,10 +1,11 @@
 """`Workers`: runs a function over many items in processes, here or on a Dask cluster, with a progress bar."""
 
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -25,6 +26,8 @@ Failure = type[Exception] | tuple[type[Exception], ...]
 #: A Dask worker may have several threads, but working directory, umask and random generators belong to its process.
 _ONE_AT_A_TIME = threading.Lock()
 _CHUNK = 32
+#: Seconds that a scheduler may take to answer.
+CONNECT_S = 20
 
 
 def _end_with_parent() -> None:
@@ -57,7 +60,7 @@ class _AsHere(Generic[Item, Result]):
     def __call__(self, item: Item) -> Result:
         if _versions() != self.versions:
             raise RuntimeError(
-                f"the Dask worker on {os.uname().nodename} has {_versions()}, the command {self.versions}: install the "
+                f"the Dask worker on {platform.node()} has {_versions()}, the command {self.versions}: install the "
                 "same versions everywhere, so that results are the same"
             )
         with _ONE_AT_A_TIME:
@@ -65,7 +68,7 @@ class _AsHere(Generic[Item, Result]):
                 os.chdir(self.folder)
             except OSError as error:
                 raise RuntimeError(
-                    f"the Dask worker on {os.uname().nodename} cannot enter {self.folder}: workers need the folders of "
+                    f"the Dask worker on {platform.node()} cannot enter {self.folder}: workers need the folders of "
                     f"the command under the same paths ({error.strerror})"
                 ) from error
             os.umask(self.umask)
@@ -80,7 +83,7 @@ def _connected(scheduler: str) -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("--scheduler needs Dask: pip install 'fewview-ct[cluster]'") from error
     try:
-        return Client(scheduler, set_as_default=False, timeout=20)
+        return Client(scheduler, set_as_default=False, timeout=CONNECT_S)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"no Dask scheduler answers at {scheduler} ({error}); start one with 'dask scheduler' and give its "
@@ -154,7 +157,8 @@ class Workers:
             label: of the progress bar; None for no bar.
 
         Raises:
-            RuntimeError: a worker process died (as it does where memory runs out); on Dask, several at the same item.
+            RuntimeError: a worker process died (as it does where memory runs out); on Dask, several at the same item,
+                or the scheduler.
         """
         results: list[Result] = []
         with tqdm(total=len(items), desc=label, unit="case", disable=label is None or not items) as bar:
@@ -181,6 +185,10 @@ class Workers:
                         if another is not None:
                             pending[self._executor.submit(sent, another)] = another
                             continue
+                    except CancelledError as error:
+                        raise RuntimeError(
+                            "the Dask scheduler was lost; finished cases are kept: the same command goes on"
+                        ) from error
                     except Exception as error:
                         if isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker":
                             raise RuntimeError(

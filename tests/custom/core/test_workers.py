@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from custom.core import workers
 from custom.core.workers import Workers, _AsHere
 
 dask = pytest.importorskip("dask", reason="the extra 'cluster' is not installed")
@@ -41,13 +44,18 @@ def where(item: int) -> tuple[str, int]:
 
 def killed(folder: Path, times: int, number: int) -> int:
     """Item 3 ends its worker the first few times."""
-    for time in range(times if number == 3 else 0):
+    for life in range(times if number == 3 else 0):
         try:
-            (folder / f"killed_{time}").touch(exist_ok=False)
+            (folder / f"killed_{life}").touch(exist_ok=False)
         except FileExistsError:
             continue
         os.kill(os.getpid(), signal.SIGKILL)
     return squared(number)
+
+
+def endless(started: Path) -> None:
+    started.touch()
+    time.sleep(600)
 
 
 @pytest.fixture(params=["here", "processes", "Dask"])
@@ -82,6 +90,22 @@ def test_an_item_that_ends_every_worker_is_an_error(tmp_path: Path) -> None:
             pool.run(partial(killed, tmp_path, 5), [3])
 
 
+def test_a_lost_scheduler_is_an_error(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
+
+        def close() -> None:
+            while not started.exists():
+                time.sleep(0.05)
+            cluster.close()
+
+        closing = threading.Thread(target=close)
+        closing.start()
+        with Workers(1, cluster.scheduler_address) as pool, pytest.raises(RuntimeError, match="scheduler was lost"):
+            pool.run(endless, [started])
+        closing.join()
+
+
 def test_a_dask_worker_works_in_the_folder_and_with_the_umask_of_the_command(
     scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +124,7 @@ def test_other_software_or_other_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x", "tcp://no port"])
 def test_no_scheduler_there(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "Client", partial(distributed.Client, timeout=1))
+    monkeypatch.setattr(workers, "CONNECT_S", 1)
     with pytest.raises(ValueError, match=f"no Dask scheduler answers at {address}"):
         Workers(1, address)
 
