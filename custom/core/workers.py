@@ -30,8 +30,8 @@ _CHUNK = 32
 CONNECT_S = 20
 
 
-def _end_with_parent() -> None:
-    """Let this worker end when its parent is killed; it would wait for work for ever otherwise."""
+def end_with_parent() -> None:
+    """Let this process end when its parent is killed; it would wait for work, or go on, for ever otherwise."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -114,7 +114,7 @@ class Workers:
             self._client = _connected(scheduler)
             self._executor = self._client.get_executor(pure=False)
         elif count > 1:
-            self._executor = ProcessPoolExecutor(count, initializer=_end_with_parent)
+            self._executor = ProcessPoolExecutor(count, initializer=end_with_parent)
 
     def __enter__(self) -> "Workers":
         return self
