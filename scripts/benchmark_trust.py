@@ -27,7 +27,8 @@ from custom.core.files import write_bytes, write_json
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
 from custom.trust import Evidence, Thresholds, Verdict, find_prior
-from custom.trust.calibrate import loaded_model, measured
+from custom.trust.calibrate import measured
+from custom.trust.calibration_model import loaded_model
 from custom.trust.check_statistics import STATISTICS
 from custom.trust.expected_error import ExpectedError
 from custom.trust.reference_ct import (
@@ -150,10 +151,6 @@ def _run(job: _Job) -> bool:
                     found[key] = measured(evidence, meter)
     write_json(job.file, {"settings": settings, "found": found})
     return True
-
-
-class _NeverRaised(Exception):
-    """Every error stops the run."""
 
 
 def _statistics(record: Mapping[str, Any], thresholds: Thresholds, beam: str) -> dict[str, float | None]:
@@ -284,7 +281,7 @@ def main(
             following, file = cases[(index + 1) % len(cases)], folder / "cases" / f"{case['case']}.json"
             jobs.append(_Job(case, following, kind, model, size, samples, len(jobs) % step == 0, simulation, file))
     with Workers(workers) as pool:
-        pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="cases")
+        pool.run(_run, jobs, label="cases")
     records = [json.loads(job.file.read_text()) for job in jobs]
     limits = Thresholds.load(thresholds)
     lines = _tables(records, limits) + _errors(records, limits)

@@ -65,6 +65,12 @@ VERBS = {
         "Say which further radiograph would tell most",
         group=RECONSTRUCT,
     ),
+    "drift": Verb(
+        "custom.cli.drift_command",
+        "command",
+        "Say whether patients or devices have changed since calibration",
+        group=RECONSTRUCT,
+    ),
     "plan": Verb(
         "custom.cli.plan_command",
         "command",
@@ -73,6 +79,12 @@ VERBS = {
     ),
     "demo": Verb(
         "custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs", group=RECONSTRUCT
+    ),
+    "app": Verb(
+        "custom.app.serve",
+        "serve",
+        "Serve a local web page: radiographs in, questions, CT and report out",
+        group=RECONSTRUCT,
     ),
     "fetch": Verb(
         "custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb", group=RECONSTRUCT

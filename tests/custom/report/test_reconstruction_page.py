@@ -44,6 +44,11 @@ Training CTs:
 | case | collection | DOI |
 |:---|---|--:|
 | a, b | Collection X | |
+
+## Limits
+| | |
+|---|---|
+| patients | far too few |
 """
 
 
@@ -93,11 +98,16 @@ def test_everything_that_the_report_has_to_say_is_there(page: Page) -> None:
         f"“{NAMES['geometry']}” is in doubt. The distance is unusual.", "Not checked: one view.",
         "DICOM (0018,1110)", "Source to detector [mm]", "1500", "usual value: the detector is centred",
         "mm of water root mean square", "CT values in the body", "soft tissue (-30 to 150 HU)",
-        "seen in training", "ten CTs of adults, listed", "children | animals", "Not a medical device",
+        "seen in training", "ten CTs of adults, listed", "children | animals", "far too few", "Not a medical device",
         "a" * 64, "d" * 64, "ct.nii.gz", "e" * 64, "2026-02-01 12:00 UTC",
     ):  # fmt: skip
         assert words in page.text, words
-    assert page.text.index("children | animals") < page.text.index("Collection X") < page.text.index("Not a medical")
+    assert (
+        page.text.index("children | animals")
+        < page.text.index("far too few")
+        < page.text.index("Collection X")
+        < page.text.index("Not a medical")
+    )
 
 
 def test_verdicts_are_words_and_not_colours_alone(page: Page) -> None:
@@ -381,6 +391,7 @@ def test_a_card_is_read_as_its_tables() -> None:
     assert card_tables(CARD) == [
         (["", ""], [["seen in training", "ten CTs of adults, listed"], ["not for", "children | animals"]]),
         (["case", "collection", "DOI"], [["a, b", "Collection X", ""]]),
+        (["", ""], [["patients", "far too few"]]),
     ]
     assert card_tables("") == card_tables("no table | here") == []
 
