@@ -8,10 +8,12 @@
 #   app     the local web page in headless Chromium, from radiographs to the report
 #   pacs    radiographs into Orthanc, reconstructed, and back, by C-STORE and by STOW-RS
 #   fuzz    10,000 mutated DICOM files through reading, 200 through the whole command
-#   install sdist and wheel, and the wheel used outside of the repository
+#   install sdist and wheel, the wheel used outside of the repository, and every bundle by MONAI's own checks
 #   container  the Containerfile's steps in a bare Debian: built, then run without network and rights; for root
 #   deploy  the MONAI Deploy application against the command line, in .venv-deploy
 #   dose    PyDoseRT against pyRadPlan on a real CT, in .venv-pyradplan
+#   cluster two Dask workers against one, with 200 cases, and one that is killed
+#   federated two sites in NVFLARE's simulator
 #   label   the MONAI Label application over REST against the command line, in .venv-label
 #
 # As root on Debian it installs the programs that a step needs; elsewhere it names them. What passed is not run again
@@ -21,7 +23,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
-STEPS=(core install report app pacs fuzz container deploy dose label)
+STEPS=(core install report app pacs fuzz container deploy dose cluster federated label)
 OUT="${FEWVIEW_INTEGRATION:-$ROOT/outputs/integration}"
 
 programs() {
@@ -51,6 +53,7 @@ step_install() {
     make_venv
     install_package '.[dev]'
     bash scripts/check_install.sh
+    "$VENV/bin/python" scripts/bundle_checks.py
 }
 step_report() {
     programs chromium poppler-utils
@@ -72,6 +75,16 @@ step_container() {
 }
 step_deploy() { bash scripts/integration/deploy.sh; }
 step_dose() { bash scripts/integration/pyradplan.sh; }
+step_cluster() {
+    make_venv
+    install_package '.[dev]'
+    OMP_NUM_THREADS=1 "$VENV/bin/python" scripts/benchmark_cluster.py --cases 200
+}
+step_federated() {
+    make_venv
+    install_package '.[dev,federated]'
+    MPLBACKEND=Agg "$VENV/bin/python" -m pytest -m integration -ra tests/integration/test_federated.py
+}
 step_label() { bash scripts/integration/monailabel.sh; }
 
 again=""
