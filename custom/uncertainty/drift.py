@@ -92,8 +92,9 @@ def find_drift(
     names = [name for name in STATISTICS if any(case.statistics.get(name) is not None for case in cases)]
     limit = alarm_limit(false_alarms, len(names))
     random = np.random.default_rng(seed)
-    draws = random.random((len(STATISTICS), len(cases)))  # those of one statistic do not depend on the others
-    return [_of_statistic(name, cases, calibrated, limit, draws[STATISTICS.index(name)]) for name in names]
+    # By case: further cases do not change what was drawn for those before, else every look would be a new test.
+    draws = random.random((len(cases), len(STATISTICS)))
+    return [_of_statistic(name, cases, calibrated, limit, draws[:, STATISTICS.index(name)]) for name in names]
 
 
 def alarm_limit(false_alarms: float, statistics: int) -> float:

@@ -89,6 +89,14 @@ def test_cases_that_lack_a_statistic_are_left_out_of_it() -> None:
     assert find_drift([], {}) == find_drift(missing, {}) == []
 
 
+def test_further_cases_leave_what_was_found_before_as_it_was() -> None:
+    values = np.random.default_rng(6).integers(0, 3, (60, 4)).astype(float)  # ranks of equal values are drawn
+    values[20:] += 9
+    one, two = (find_drift(stream(values[:count]), {}, 0.5) for count in (45, 60))
+    assert all(drift.alarm is not None for drift in one)
+    assert [(d.alarm, d.since, d.above) for d in one] == [(d.alarm, d.since, d.above) for d in two]
+
+
 def test_how_soon_an_alarm_can_come() -> None:
     few, many = cases_until_alarm(30, 160.0), cases_until_alarm(300, 160.0)
     assert few is not None and many is not None and 3 <= many < few < 15
