@@ -82,7 +82,7 @@ class StatedIntervals:
         return (
             f"Each interval holds in {self.coverage:.0%} of patients like the {self.patients} that it was calibrated "
             f"on; of the intervals of single places (means over {block} mm) {self.coverage:.0%} hold in the mean over "
-            f"such patients, and at least {self.lowest:.0%} held in each of the calibrated. Of a patient unlike them "
+            f"such patients, and at least {math.floor(100 * self.lowest)}% held in each of the calibrated. Of a patient unlike them "
             "they say nothing."
         )
 

@@ -39,6 +39,8 @@ _LEVELS = (np.arange(40) + 0.5) / 40
 _FEWEST_VOXELS = 500
 #: No limit is nearer to the reconstruction [HU]: a CT's values are rounded and have noise.
 _NEAREST_HU = 5.0
+#: No table is made narrower than to this share: where nearly all residuals are 0, as in air, nothing would be left.
+_SMALLEST_FACTOR = 0.2
 #: A patient of whom a larger share of places is missed counts as one of whom this share is: such a reconstruction is
 #: broken, which checks are for, and slack for it would make the intervals of all others wider.
 _WORST_SHARE = 0.5
@@ -156,7 +158,10 @@ def fit_voxel_intervals(
         found = [one for one in found if len(one[0])]
         scores, weights = [one[0] for one in found], [one[1] for one in found]
         enough = len(found) >= fewest_patients(coverage)
-        factor[tissue] = patientwise_limit(scores, coverage, weights, _WORST_SHARE) if enough else None
+        if enough:
+            factor[tissue] = max(_SMALLEST_FACTOR, patientwise_limit(scores, coverage, weights, _WORST_SHARE))
+        else:
+            factor[tissue] = None
     limits = np.array([math.inf if f is None else f for f in factor.values()])
     held = []
     for name in names:

@@ -112,6 +112,13 @@ def test_patients_unlike_the_calibrated_are_not_held(calibrated: CalibratedInter
     assert np.mean([held(calibrated.voxels, truth(draw, 3.0))["body"] for _ in range(10)]) < 0.7
 
 
+def test_air_without_any_error_keeps_an_interval() -> None:
+    draw, air = np.random.default_rng(5), tissue_of(predicted()) == 0
+    cases = [residual_table(predicted(), torch.where(air, predicted(), truth(draw))) for _ in range(9)]
+    lower, upper = fit_voxel_intervals(cases, [f"p{i}" for i in range(9)]).around(predicted(), (-1100.0, 1000.0))
+    assert (lower < predicted())[air].all() and (upper > predicted())[air].all()
+
+
 def test_cases_of_one_patient_count_as_one() -> None:
     draw = np.random.default_rng(3)
     cases = [residual_table(predicted(), truth(draw)) for _ in range(12)]
