@@ -30,6 +30,8 @@ from custom.radiographs import SIDECAR_FORMAT
 __all__ = ["ANSWERS", "ID", "Case", "Cases", "Limits", "Refused"]
 
 FORMAT, RECORD, ANSWERS = "fewview-ct case 1", "case.json", "answered-on-the-page.json"
+#: How the name of a folder begins that is being removed.
+_REMOVED = ".removed-"
 #: 192 random bits in base64, as a pattern.
 ID = r"[A-Za-z0-9_-]{32}"
 #: Endings that a file may keep, the longest first; any other file is taken for DICOM, whose content is looked at.
@@ -168,8 +170,10 @@ class Case:
 
     def shown(self, text: str) -> str:
         """A message with the client's names in the place of ours."""
-        for own, name in self.record["files"].items():
-            text = name.join(re.split(rf"(?:files/)?\b{re.escape(own)}\b(?!\.json)", text))
+        files: dict[str, str] = self.record["files"]
+        ours = "|".join(re.escape(own) for own in sorted(files, key=len, reverse=True))
+        if ours:  # all at once: a client's name may be one of ours, of another file
+            text = re.sub(rf"(?:files/)?\b({ours})\b(?!\.json)", lambda found: files[found[1]], text)
         return text.replace(str(self.folder), "this case")
 
 
@@ -195,6 +199,8 @@ class Cases:
         except BlockingIOError as error:
             self._lock.close()
             raise ValueError(f"{folder}: another app works in this folder; give --folder another one") from error
+        for left in folder.glob(f"{_REMOVED}*"):  # the server ended in the midst of it
+            shutil.rmtree(left, ignore_errors=True)
         for case in self:
             if case.record["state"] == "running":
                 case.save(state="waiting")
@@ -216,15 +222,36 @@ class Cases:
         """
         self.expire()
         if sum(1 for _ in self) >= self.limits.cases:
-            raise Refused(503, f"There are {self.limits.cases} cases already: remove those that are done with.")
-        if shutil.disk_usage(self.folder).free < _FREE_BYTES:
-            raise Refused(507, "The disk of this machine is nearly full.")
+            days = f", and are removed after {self.limits.keep_days:g} days" if self.limits.keep_days else ""
+            raise Refused(
+                503,
+                f"{self.limits.cases} cases are kept already{days}. Remove those that you no longer need on their own "
+                "pages, or ask whoever runs this page to allow more (--cases).",
+            )
+        self.check_space()
         folder = self.folder / secrets.token_urlsafe(24)
         (folder / "files").mkdir(mode=0o700, parents=True)
         os.chmod(folder, 0o700)
         start = {"format": FORMAT, "created": time.time(), "state": "idle", "task": "", "error": "", "sent": ""}
         write_json(folder / RECORD, {**start, "options": {}, "files": {}, "answers": {}, "accept": []})
         return Case(folder)
+
+    def check_space(self) -> None:
+        """Refuse what would fill the disk.
+
+        Raises:
+            Refused: it is nearly full.
+        """
+        if shutil.disk_usage(self.folder).free < _FREE_BYTES:
+            raise Refused(507, "The disk of this machine is nearly full.")
+
+    def take_out(self, case: Case) -> Path:
+        """Let nobody find a case from now on.
+
+        Returns:
+            The folder that is left to be removed.
+        """
+        return case.folder.rename(self.folder / f"{_REMOVED}{case.id}")
 
     def find(self, name: str) -> Case:
         """The case of a link.
@@ -241,7 +268,7 @@ class Cases:
         oldest = time.time() - 86_400 * self.limits.keep_days
         for case in self:
             if self.limits.keep_days and case.record["created"] < oldest and not case.is_busy:
-                shutil.rmtree(case.folder, ignore_errors=True)
+                shutil.rmtree(self.take_out(case), ignore_errors=True)
 
 
 def _parts(name: str) -> tuple[str, str]:

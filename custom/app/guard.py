@@ -92,12 +92,13 @@ class Guard:
         host = request.headers.get("host", "")
         if (_hostname(host) or "") not in self.hosts:
             return PlainTextResponse("This server does not go by that name; see --names.\n", 421)
-        if request.method not in ("GET", "HEAD") and urlsplit(request.headers.get("origin", "")).netloc != host:
+        if request.method not in ("GET", "HEAD") and request.headers.get("origin", "").partition("://")[2] != host:
             return PlainTextResponse("Only pages of this server may ask for that.\n", 403)
-        open_to_all = request.url.path == "/health" or request.url.path.startswith("/static/")
+        path = request.scope["path"]  # not request.url, of which the Host header is a part
+        open_to_all = path == "/health" or path.startswith("/static/")
         if self.token is None or open_to_all:
             return None
-        if request.url.path == "/sign-in" and request.method == "POST":
+        if path == "/sign-in" and request.method == "POST":
             return await self._sign_in(request)
         if hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), self.proof.encode()):
             return None

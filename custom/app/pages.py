@@ -69,7 +69,7 @@ def create_app(cases: Cases, installation: Installation, hosts: Collection[str],
         Route(case, pages.show),
         Route(f"{case}/state", pages.state),
         Route(f"{case}/files", pages.upload, methods=["POST"]),
-        Route(f"{case}/picture/{{number:int}}", pages.picture),
+        Route(f"{case}/picture/{{number}}", pages.picture),
         Route(f"{case}/view/{{name}}", pages.view),
         Route(f"{case}/download/{{name}}", pages.download),
         *(
@@ -164,6 +164,7 @@ class _Pages:
                     size += len(chunk)
                     if size > most:
                         raise too_large
+                    self.cases.check_space()
                     stream.write(chunk)
         except ClientDisconnect as error:
             raise Refused(400, "The file did not come whole.") from error
@@ -173,7 +174,8 @@ class _Pages:
         """A form that changes a case and leads back to its page."""
 
         async def handle(request: Request) -> Response:
-            case, fields = self._case(request), await form_of(request)
+            fields = await form_of(request)
+            case = self._case(request)  # as it is once the form is there
             if case.is_busy:
                 raise Refused(409, "This case is being worked on: wait until that is done.")
             action(case, fields)
@@ -263,8 +265,9 @@ class _Pages:
     async def delete(self, request: Request) -> Response:
         """Remove a case with all its files, whatever it is doing."""
         case = self._case(request)
-        self.queue.stop(case)
-        await run_in_threadpool(shutil.rmtree, case.folder, ignore_errors=True)
+        folder = self.cases.take_out(case)
+        await self.queue.stop(case)  # nothing is written any more
+        await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
         return RedirectResponse("/", 303)
 
     async def state(self, request: Request) -> Response:
@@ -307,6 +310,9 @@ class _Pages:
     async def picture(self, request: Request) -> Response:
         """A radiograph."""
         case, number = self._case(request), request.path_params["number"]
+        shown = len(_reading(case)["radiographs"]) if case.has("reading.json") else 0
+        if number not in map(str, range(1, shown + 1)):
+            raise Refused(404, "There is nothing at this address.")
         return _file(case.folder / f"picture_{number}.png")
 
     async def view(self, request: Request) -> Response:

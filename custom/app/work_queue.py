@@ -75,11 +75,13 @@ class WorkQueue:
         found = [case for case in self.cases if case.record["state"] == "waiting"]
         return sorted(found, key=lambda case: (case.record["task"] not in _QUICK, case.record["since"]))
 
-    def stop(self, case: Case) -> None:
-        """End the step of a case, if one is running."""
+    async def stop(self, case: Case) -> None:
+        """End the step of a case, if one is running, and wait until it has ended."""
         if self._running is not None and self._running[0] == case.id:
+            process = self._running[1]
             with contextlib.suppress(ProcessLookupError):
-                self._running[1].kill()
+                process.kill()
+            await process.wait()
 
     async def work(self) -> None:
         """Work, one step after the other."""
@@ -108,10 +110,11 @@ class WorkQueue:
             )
             self._running = case.id, process
             try:
+                if not case.folder.is_dir():  # it was removed while the process started
+                    process.kill()
                 code = await process.wait()
             except asyncio.CancelledError:  # the server ends; the step runs again when it starts
-                self.stop(case)
-                await process.wait()
+                await self.stop(case)
                 raise
             finally:
                 self._running = None

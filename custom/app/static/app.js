@@ -12,6 +12,7 @@ if (form) {
   };
   const send = async (files) => {
     said.className = "";
+    let begun = "";
     const most = Number(form.dataset.files), megabytes = Number(form.dataset.megabytes);
     try {
       if (files.length > most) throw new Error(`These are ${files.length} files; at most ${most} are taken.`);
@@ -19,6 +20,7 @@ if (form) {
       if (large) throw new Error(`${large.name} is larger than ${megabytes} MB.`);
       input.disabled = true;
       const { id } = await (await post("/cases", "")).json();
+      begun = id;
       for (const [index, file] of files.entries()) {
         said.textContent = `Sending ${index + 1} of ${files.length}: ${file.name}`;
         await post(`/cases/${id}/files?name=${encodeURIComponent(file.name)}`, file);
@@ -26,6 +28,7 @@ if (form) {
       await post(`/cases/${id}/read`, "");
       location.assign(`/cases/${id}`);
     } catch (error) {
+      if (begun) post(`/cases/${begun}/delete`, "").catch(() => {}); // nobody has its link
       said.className = "problem";
       said.textContent = error instanceof TypeError ? "The server cannot be reached." : error.message;
       input.disabled = false;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ def test_files_are_bounded_while_they_come(client: TestClient, tmp_path: Path) -
     for _ in range(3):
         new_case(client)
     answer = client.post("/cases")
-    assert answer.status_code == 503 and "4 cases already" in answer.text
+    assert answer.status_code == 503 and "4 cases are kept already, and are removed after 30 days" in answer.text
 
 
 @pytest.mark.parametrize(
@@ -171,6 +172,7 @@ def test_no_path_comes_from_a_client(client: TestClient, tmp_path: Path, name: s
     assert new[0].parent.name == "files"
     inside = f"/cases/{'a' * 32}"
     for address in (
+        f"{case}/picture/1", f"{case}/picture/{'9' * 400}", f"{case}/picture/{'9' * 5000}",
         f"{case}/download/..%2f..%2fcase.json", f"{case}/download/case.json", f"{case}/view/case.json", "/cases/..%2fx",
         f"{case}/picture/..%2fcase.json", "/static/..%2fpages.py", "/static/../pages.py",
         f"{inside}/download/ct.nii.gz",
@@ -210,7 +212,7 @@ def test_a_foreign_host_is_refused(client: TestClient, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "", f"http://{HOST}.evil.example", "http://127.0.0.1"]
+    "origin", ["http://evil.example", "null", "", f"http://{HOST}.evil.example", "http://127.0.0.1", "http://[x"]
 )
 def test_other_pages_cannot_change_anything(client: TestClient, origin: str) -> None:
     assert client.post("/cases", headers={"origin": origin}).status_code == 403
@@ -227,6 +229,8 @@ def test_without_the_token_nothing_is_shown(tmp_path: Path) -> None:
         client.cookies.set("fewview_session", "0" * 64)
         assert client.get("/").status_code == 401
         client.cookies.clear()
+        for host in ("127.0.0.1/static/", "127.0.0.1/health?"):  # that would be the path of an address made of it
+            assert client.get("/", headers={"host": host}).status_code == 401
         for target, expected in (
             ("https://evil.example", "/"),
             ("//evil.example", "/"),
@@ -263,6 +267,57 @@ def test_old_cases_are_removed_but_not_while_they_wait(tmp_path: Path) -> None:
     waiting.wait_for("read")
     cases.expire()
     assert {case.id for case in cases} == {waiting.id, new.id}
+
+
+def test_what_a_removal_left_half_done_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    cases = Cases(tmp_path / "cases", LIMITS)
+    case = cases.create()
+    cases.take_out(case)  # the server ends here
+    assert not case.folder.exists() and list(cases) == []
+    cases.close()
+    Cases(tmp_path / "cases", LIMITS).close()
+    assert [path.name for path in (tmp_path / "cases").iterdir()] == [".lock"]
+
+
+def test_a_removed_case_does_not_stop_the_queue(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(folder: Path, ignore_errors: bool) -> None:
+        (folder / "case.json").unlink()  # the rest is there while the step's end is seen
+        time.sleep(1)
+        remove(folder, ignore_errors)
+
+    remove = shutil.rmtree
+    monkeypatch.setattr("custom.app.pages.shutil.rmtree", slow)
+    picture, sidecar = radiograph(tmp_path, source_to_detector_mm=1800)
+    for removed in (True, False):
+        case = new_case(client)
+        client.post(f"{case}/files?name=a.png", content=picture)
+        client.post(f"{case}/files?name=a.json", content=sidecar)
+        client.post(f"{case}/read")
+        if removed:
+            while client.get(f"{case}/state").json()["seconds"] < 1:
+                time.sleep(0.05)
+            client.post(f"{case}/delete")
+            assert [path.name for path in (tmp_path / "cases").iterdir()] == [".lock"]
+    assert "What was read" in settled(client, case)
+
+
+def test_a_full_disk_is_seen_while_a_file_comes(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = new_case(client)
+    monkeypatch.setattr("custom.app.case_folder._FREE_BYTES", 2**63)
+    assert client.post(f"{case}/files?name=a.dcm", content=b"x").status_code == 507
+    assert record(tmp_path, case)["files"] == {}
+
+
+def test_names_of_files_are_not_mixed_up(tmp_path: Path) -> None:
+    case = Cases(tmp_path / "cases", LIMITS).create()
+    for name in ("radiograph_2.dcm", "radiograph_1.dcm"):  # the client's; ours count from 1
+        with case.new_file(name, 3):
+            pass
+    assert case.shown("files/radiograph_1.dcm and radiograph_2.dcm") == "radiograph_2.dcm and radiograph_1.dcm"
 
 
 def test_a_pacs_is_asked_only_where_one_was_named(client: TestClient) -> None:
