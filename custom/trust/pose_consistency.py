@@ -19,7 +19,7 @@ from custom.geometry import ViewRow, is_cone, is_vertical_parallel
 from custom.trust.picture_statistics import AIR_SHARE, largest, lateral_edges
 from custom.trust.view_agreement import disagreement_of, pair_profiles
 
-__all__ = ["ViewRotation", "best_rotation", "rotated"]
+__all__ = ["ViewRotation", "best_rotation", "centers_of_mass", "rotated", "row_misfit"]
 
 #: Rotations that are tried [degrees].
 ROTATIONS_DEG = (-10.0, -7.5, -5.0, -2.5, 2.5, 5.0, 7.5, 10.0)
@@ -97,6 +97,34 @@ def _cone_rotation(image: Tensor, views: Tensor, field_mask: Tensor, k: int) -> 
 
 
 def _parallel_rotations(image: Tensor, views: Tensor, field_mask: Tensor) -> list[ViewRotation | None]:
+    centers = centers_of_mass(image, views, field_mask)
+    if centers is None:
+        return []
+
+    def misfit(views: Tensor) -> float:
+        return float(row_misfit(centers, views).square().mean())
+
+    stated = misfit(views)
+    rotations: list[ViewRotation | None] = []
+    for k in range(len(views)):
+        for degrees in ROTATIONS_DEG:
+            moved = views.clone()
+            moved[k] = rotated(views[k], degrees)
+            rotations.append(ViewRotation(0.5 * math.log(max(stated, 1e-18) / max(misfit(moved), 1e-18)), k, degrees))
+    return rotations
+
+
+def centers_of_mass(image: Tensor, views: Tensor, field_mask: Tensor) -> Tensor | None:
+    """Of the rows of upright parallel views that show the body whole.
+
+    Args:
+        image: line integrals (K, V, U).
+        views: (K, 13), float64.
+        field_mask: bool (K, V, U).
+
+    Returns:
+        (K, rows) [columns from the middle of the picture]; None for too few rows, or rows at unlike heights.
+    """
     air = AIR_SHARE * largest(image, field_mask)[:, None, None]
     body = torch.where(field_mask & (image > air), image, 0.0).double()
     edges, whole = lateral_edges(image, field_mask)
@@ -105,25 +133,18 @@ def _parallel_rotations(image: Tensor, views: Tensor, field_mask: Tensor) -> lis
     rows = (whole & (edges <= air).all(2)).all(0)
     spacing = float(row.v_step[:, 2].abs().mean())
     if float((heights - heights[:1]).abs().max()) > 0.1 * spacing or int(rows.sum()) < _FEWEST_ROWS:
-        return []
+        return None
     body = body[:, rows]
-    across, width = torch.nn.functional.normalize(row.u_step, dim=-1), row.pixel_mm[:, 1:]
-    position = (row.detector_center * across).sum(-1, keepdim=True) + width * _centred(image.shape[2])
-    center = (body * position[:, None]).sum(2) / body.sum(2).clamp(min=1e-9)
+    return (body * _centred(image.shape[2])).sum(2) / body.sum(2).clamp(min=1e-9)
 
-    def misfit(directions: Tensor) -> float:
-        solution = torch.linalg.lstsq(directions[:, :2], center).solution
-        return float((directions[:, :2] @ solution - center).square().mean())
 
-    stated = misfit(across)
-    rotations: list[ViewRotation | None] = []
-    for k in range(len(views)):
-        for degrees in ROTATIONS_DEG:
-            moved = views.clone()
-            moved[k] = rotated(views[k], degrees)
-            after = misfit(torch.nn.functional.normalize(ViewRow.from_tensor(moved).u_step, dim=-1))
-            rotations.append(ViewRotation(0.5 * math.log(max(stated, 1e-18) / max(after, 1e-18)), k, degrees))
-    return rotations
+def row_misfit(centers: Tensor, views: Tensor) -> Tensor:
+    """How far centres of mass (K, rows) are from the projections of one point each [mm], for these views (K, 13)."""
+    row = ViewRow.from_tensor(views)
+    across = torch.nn.functional.normalize(row.u_step, dim=-1)
+    position = (row.detector_center * across).sum(-1, keepdim=True) + row.pixel_mm[:, 1:] * centers
+    directions = across[:, :2]
+    return directions @ torch.linalg.lstsq(directions, position).solution - position
 
 
 def _centred(count: int) -> Tensor:
