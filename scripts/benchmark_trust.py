@@ -27,7 +27,8 @@ from custom.core.files import write_bytes, write_json
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
 from custom.trust import Evidence, Thresholds, Verdict, find_prior
-from custom.trust.calibrate import loaded_model, measured
+from custom.trust.calibrate import measured
+from custom.trust.calibration_model import loaded_model
 from custom.trust.check_statistics import STATISTICS
 from custom.trust.expected_error import ExpectedError
 from custom.trust.reference_ct import (

@@ -5,6 +5,7 @@
 #
 #   core    the marked tests of package and bundles: trainings on the command line, two processes, peak memory
 #   report  the report in headless Chromium, and printed
+#   app     the local web page in headless Chromium, from radiographs to the report
 #   pacs    radiographs into Orthanc, reconstructed, and back, by C-STORE and by STOW-RS
 #   fuzz    10,000 mutated DICOM files through reading, 200 through the whole command
 #   install sdist and wheel, and the wheel used outside of the repository
@@ -19,7 +20,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
-STEPS=(core install report pacs fuzz deploy dose label)
+STEPS=(core install report app pacs fuzz deploy dose label)
 OUT="${FEWVIEW_INTEGRATION:-$ROOT/outputs/integration}"
 
 programs() {
@@ -49,6 +50,10 @@ step_install() {
 step_report() {
     programs chromium poppler-utils
     marked tests/integration/test_report_browser.py
+}
+step_app() {
+    programs chromium
+    marked tests/integration/test_app_browser.py
 }
 step_pacs() { bash scripts/integration/orthanc.sh; }
 step_fuzz() { marked tests/integration/test_fuzz_reconstruct.py; }

@@ -74,6 +74,12 @@ VERBS = {
     "demo": Verb(
         "custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs", group=RECONSTRUCT
     ),
+    "app": Verb(
+        "custom.app.serve",
+        "serve",
+        "Serve a local web page: radiographs in, questions, CT and report out",
+        group=RECONSTRUCT,
+    ),
     "fetch": Verb(
         "custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb", group=RECONSTRUCT
     ),

@@ -23,6 +23,7 @@ def command(
     device: str | None = None,
     precision: str = "auto",
     thresholds: str | None = None,
+    grey_wider_than_hu: float | None = None,
     dicom: bool = True,
     report: bool = True,
     strict: bool = False,
@@ -31,8 +32,9 @@ def command(
     """Turn one to eight radiographs of a patient into a CT, with its uncertainty and a report on how far to trust it.
 
     The output folder appears whole or not at all. It holds ct.nii.gz (int16 HU), ct/ (the same as a DICOM series),
-    report.html and result.json (hashes, views, the origin of every value, checks); with samples also
-    uncertainty.nii.gz, uncertainty.dcm and samples/. What is not known about a radiograph is never assumed in silence:
+    report.html and result.json (hashes, views, the origin of every value, checks, intervals), interval_lower and
+    interval_upper (.nii.gz, .dcm) where intervals were calibrated; with samples also uncertainty.nii.gz,
+    uncertainty.dcm and samples/. What is not known about a radiograph is never assumed in silence:
     the error names each missing thing, and how to say it.
 
     Args:
@@ -50,7 +52,9 @@ def command(
         device: torch device, such as cuda:0; a GPU where there is one, else the CPU.
         precision: "auto" (bf16 where the device is fast at it), "bf16" or "fp32".
         thresholds: of the trust checks, made by 'fewview-ct calibrate'; those of the model by default.
-        dicom: write the CT as a DICOM series too, and the uncertainty as a parametric map.
+        grey_wider_than_hu: hide the CT in the report's planes where its interval is wider than so many HU, and write
+            where that is.
+        dicom: write the CT as a DICOM series too, and the maps of uncertainty and intervals as parametric maps.
         report: write report.html.
         strict: end with exit code 3 if the verdict is REJECT, 4 if it is REVIEW.
         overwrite: replace an output folder that is there.
@@ -76,6 +80,7 @@ def command(
         device=device,
         precision=precision,
         thresholds=thresholds,
+        grey_wider_than_hu=grey_wider_than_hu,
         dicom=dicom,
         report=report,
         overwrite=overwrite,

@@ -15,8 +15,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def _end_with_parent() -> None:
-    """Let this worker end when its parent is killed; it would wait for work for ever otherwise."""
+def end_with_parent() -> None:
+    """Let this process end when its parent is killed; it would wait for work, or go on, for ever otherwise."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -37,9 +37,7 @@ class Workers:
     def __init__(self, count: int) -> None:
         if count < 1:
             raise ValueError(f"workers is {count}; give 1 or more, or 0 for one a core")
-        self._executor: Executor | None = (
-            ProcessPoolExecutor(count, initializer=_end_with_parent) if count > 1 else None
-        )
+        self._executor: Executor | None = ProcessPoolExecutor(count, initializer=end_with_parent) if count > 1 else None
 
     def __enter__(self) -> "Workers":
         return self

@@ -6,6 +6,7 @@ import datetime
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,62 @@ from custom.dicom.opener import open_dicom
 from custom.dicom.strict import dicom_files, encode, new_uid, set_value, strict_validation
 from custom.dicom.write_ct import CT_IMAGE_STORAGE, MANUFACTURER, SERIES_NUMBER, equipment_item
 
-__all__ = ["MAP_DESCRIPTION", "PARAMETRIC_MAP_STORAGE", "read_uncertainty_map", "write_uncertainty_map"]
+__all__ = [
+    "LOWER",
+    "MAP_DESCRIPTION",
+    "PARAMETRIC_MAP_STORAGE",
+    "SPREAD",
+    "UPPER",
+    "MapKind",
+    "read_uncertainty_map",
+    "write_uncertainty_map",
+]
 
 PARAMETRIC_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.30"
 MAP_DESCRIPTION = "SYNTHETIC CT UNCERTAINTY (SD, HU), NOT FOR DIAGNOSTIC USE"
-_DERIVATION = "Standard deviation of the samples of a synthetic CT, in HU, voxel by voxel."
+
+
+@dataclass(frozen=True)
+class MapKind:
+    """What a map holds.
+
+    Attributes:
+        name: of the series among those of a CT, for its UIDs.
+        number: added to the CT's series number.
+        label: LUT Label (0040,9210), and in Content Label.
+        explanation: LUT Explanation (0028,3003), at most 64 characters.
+        description: Series Description.
+        derivation: how it was made, one sentence.
+        quantity: value and scheme and meaning of the quantity's code.
+        window: center and width that viewers begin with [HU].
+        signed: whether values may be negative.
+    """
+
+    name: str
+    number: int
+    label: str
+    explanation: str
+    description: str
+    derivation: str
+    quantity: tuple[str, str, str]
+    window: tuple[float, float]
+    signed: bool
+
+
+SPREAD = MapKind(
+    "map", 1, "SD", "Standard deviation of samples (HU)", MAP_DESCRIPTION,
+    "Standard deviation of the samples of a synthetic CT, in HU, voxel by voxel.",
+    ("386136009", "SCT", "Standard Deviation"), (100.0, 200.0), False,
+)  # fmt: skip
+LOWER, UPPER = (
+    MapKind(
+        f"{end} limit", number, end.upper(), f"{end.capitalize()} limit of a 90 % interval (HU)",
+        f"SYNTHETIC CT {end.upper()} LIMIT (90 %, HU), NOT FOR DIAGNOSTIC USE",
+        f"{end.capitalize()} limit of calibrated 90 % intervals around a synthetic CT, in HU.",
+        ("112031", "DCM", "Attenuation Coefficient"), (40.0, 400.0), True,
+    )
+    for end, number in (("lower", 2), ("upper", 3))
+)  # fmt: skip
 
 
 def _highdicom() -> Any:
@@ -58,21 +110,26 @@ def write_uncertainty_map(
     path: str | os.PathLike[str],
     model: Mapping[str, str],
     *,
+    kind: MapKind = SPREAD,
     uid_seed: str | None = None,
 ) -> Path:
-    """Write the standard deviation of the samples as a Parametric Map (PS3.3 A.75), one multi-frame file.
+    """Write the standard deviation of the samples, or another map in HU, as a Parametric Map (PS3.3 A.75), one
+    multi-frame file.
 
     Args:
-        std_hu: (X, Y, Z), standard deviation in HU, on the RAS+ grid of the CT that `write_ct_series` wrote.
+        std_hu: (X, Y, Z), standard deviation (or what `kind` says) in HU, on the RAS+ grid of the CT that
+            `write_ct_series` wrote.
         ct_folder: that series. Patient, study, character set and frame of reference are taken from it, and each
             frame names the slice it belongs to.
         path: target file; written whole or not at all.
         model: "name", "sha256" and "version" of the model.
+        kind: `SPREAD`, `LOWER` or `UPPER`.
         uid_seed: makes the new UIDs a function of it; None gives random ones.
 
     Raises:
         ModuleNotFoundError: highdicom is not installed.
-        ValueError: another shape than the CT's, negative or not finite values, no CT series in the folder.
+        ValueError: another shape than the CT's, values that are not finite, negative ones of a spread, or no CT series
+            in the folder.
     """
     highdicom = _highdicom()
     from highdicom.sr import CodedConcept
@@ -84,18 +141,18 @@ def write_uncertainty_map(
     if values.shape != shape:
         raise ValueError(f"the map has the shape {values.shape}, the CT series in {ct_folder} {shape}")
     values = values.astype(np.float32)
-    if not np.isfinite(values).all() or values.min() < 0:
+    if not np.isfinite(values).all() or (values.min() < 0 and not kind.signed):
         raise ValueError("a standard deviation must be finite and not negative: the map holds other values")
     frames = np.ascontiguousarray(values[::-1, ::-1].transpose(2, 1, 0))
-    equipment = equipment_item(model, _DERIVATION, datetime.datetime.now())
+    equipment = equipment_item(model, kind.derivation, datetime.datetime.now())
     mapping = highdicom.pm.RealWorldValueMapping(
-        lut_label="SD",
-        lut_explanation="Standard deviation of samples (HU)",
+        lut_label=kind.label,
+        lut_explanation=kind.explanation,
         unit=CodedConcept("[hnsf'U]", "UCUM", "Hounsfield unit"),
-        value_range=(0.0, max(float(values.max()), 1.0)),
+        value_range=(float(values.min()) if kind.signed else 0.0, max(float(values.max()), 1.0)),
         slope=1.0,
         intercept=0.0,
-        quantity_definition=CodedConcept("386136009", "SCT", "Standard Deviation"),
+        quantity_definition=CodedConcept(*kind.quantity),
     )
     with strict_validation(), warnings.catch_warnings():
         # highdicom warns of names with one component and of its own deprecations; what is written is checked below.
@@ -103,9 +160,9 @@ def write_uncertainty_map(
         result = highdicom.pm.ParametricMap(
             source_images=slices,
             pixel_array=frames,
-            series_instance_uid=new_uid("map series", uid_seed),
-            series_number=SERIES_NUMBER + 1,
-            sop_instance_uid=new_uid("map", uid_seed),
+            series_instance_uid=new_uid(f"{kind.name} series", uid_seed),
+            series_number=SERIES_NUMBER + kind.number,
+            sop_instance_uid=new_uid(kind.name, uid_seed),
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=model["name"],
@@ -113,10 +170,10 @@ def write_uncertainty_map(
             device_serial_number=model["sha256"],
             contains_recognizable_visual_features=False,
             real_world_value_mappings=[mapping],
-            voi_lut_transformations=[highdicom.VOILUTTransformation(window_center=100.0, window_width=200.0)],
-            content_label="UNCERTAINTY",
-            content_description="Standard deviation of a synthetic CT",
-            series_description=MAP_DESCRIPTION,
+            voi_lut_transformations=[highdicom.VOILUTTransformation(*kind.window)],
+            content_label="UNCERTAINTY" if kind is SPREAD else kind.label,
+            content_description="Standard deviation of a synthetic CT" if kind is SPREAD else kind.explanation,
+            series_description=kind.description,
             # Set below as it is in the CT: highdicom takes no character set it does not know.
             specific_character_set=None,
         )

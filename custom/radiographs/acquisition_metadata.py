@@ -7,6 +7,7 @@ Every reader returns a `Reading`, the values that it found, and `merge` makes on
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -215,10 +216,16 @@ class MissingMetadata(ValueError):
 
     Args:
         questions: one by one.
+        known: what is known of every radiograph, by its name, the complete ones too.
     """
 
-    def __init__(self, questions: tuple[MissingField | Contradiction, ...]) -> None:
+    def __init__(
+        self,
+        questions: tuple[MissingField | Contradiction, ...],
+        known: Mapping[str, AcquisitionMetadata] | None = None,
+    ) -> None:
         self.questions = questions
+        self.known = known or {}
         things = "1 thing is" if len(questions) == 1 else f"{len(questions)} things are"
         listed = " | ".join(f"({i}) {question}" for i, question in enumerate(questions, 1))
         super().__init__(f"{things} not known about the radiographs and will not be assumed in silence: {listed}")

@@ -40,8 +40,16 @@ from custom.radiographs.view_from_metadata import Placement, StoredPose, view_fr
 
 __all__ = ["read_radiographs"]
 
-_Questions = tuple[MissingField | Contradiction, ...]
 _DISTANCES = ("source_to_detector_mm", "source_to_isocenter_mm")
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """A radiograph of which something has to be asked first."""
+
+    name: str
+    metadata: AcquisitionMetadata
+    questions: tuple[MissingField | Contradiction, ...]
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ def read_radiographs(
     request = _Request(assumptions, headers, _names([path for path, _ in chosen]))
     check_count(described, [kind for _, kind in chosen])
     hashes: dict[str, Path] = {}
-    outcomes: list[Radiograph | _Questions] = []
+    outcomes: list[Radiograph | _Unfinished] = []
     usable_names = [name for path, _ in chosen for name in (str(path), request.names[path])]
     for position, (path, kind) in enumerate(chosen):
         digest = sha256_file(path)
@@ -102,9 +110,10 @@ def read_radiographs(
     radiographs = [one for one in outcomes if isinstance(one, Radiograph)]
     radiographs, others = check_patient(radiographs, assumptions)
     radiographs, copies = check_exposures(radiographs, assumptions)
-    questions = (*(q for one in outcomes if not isinstance(one, Radiograph) for q in one), *others, *copies)
+    asked = (q for one in outcomes if isinstance(one, _Unfinished) for q in one.questions)
+    questions = (*asked, *others, *copies)
     if questions:
-        raise MissingMetadata(questions)
+        raise MissingMetadata(questions, {one.name: one.metadata for one in outcomes})
     return [radiographs[0].with_warnings(*skipped), *radiographs[1:]]
 
 
@@ -184,12 +193,13 @@ def _finish(
     metadata: AcquisitionMetadata,
     modality: str,
     header: pydicom.Dataset | None = None,
-) -> Radiograph | _Questions:
+) -> Radiograph | _Unfinished:
     """The radiograph of (V, U) line integrals and field as stored, or what has to be asked first."""
     if metadata.questions or placement is None or pictures is None:
-        return tuple(
+        questions = (
             replace(one, file=one.file or file.name, sidecar=one.sidecar or file.sidecar) for one in metadata.questions
         )
+        return _Unfinished(file.name, metadata, tuple(questions))
     pixels, field_mask = (placement.flips.picture(picture) for picture in pictures)
     warnings = tuple(f"{file.name}: {sentence}" for sentence in metadata.warnings())
     return Radiograph(
@@ -197,7 +207,7 @@ def _finish(
     )
 
 
-def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Questions:
+def _read_dicom(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Unfinished:
     header, frame = request.headers[file.path], value_of(merge(file.reading).frame)
     stored, said = dicom_pixels.read_pixels(header, None if frame is None else int(frame))
     shape = (stored.shape[0], stored.shape[1])
@@ -223,7 +233,7 @@ def _of_picture(kind: str, path: Path) -> Reading:
     return own + found("beam", "cone", Origin.USUAL_VALUE, "a point source")
 
 
-def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Questions:
+def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Unfinished:
     pixels, highest, photometric = read_picture(file.path)
     shape = (pixels.shape[0], pixels.shape[1])
     own = _of_picture(kind, file.path)
@@ -237,7 +247,9 @@ def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request
     return _finish(file, digest, placement, pictures, merge(reading), kind)
 
 
-def _read_line_integrals(file: DescribedFile, image: Tensor, digest: str, request: _Request) -> Radiograph | _Questions:
+def _read_line_integrals(
+    file: DescribedFile, image: Tensor, digest: str, request: _Request
+) -> Radiograph | _Unfinished:
     """One view of a stack, which is stored as seen from the source unless something says otherwise."""
     own = _of_picture("NIfTI", file.path)
     own += found("intensity_relationship", "line integrals", Origin.FILE, f"file {file.path.name}")

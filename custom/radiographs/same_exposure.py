@@ -108,7 +108,7 @@ def check_exposures(
         problem = f"it shows the same exposure as {name} (the pictures correlate by {correlation:.3f}){claim}"
         if _OPTION not in accept:
             advice = f"leave one out, or give --accept {_OPTION} if both were taken and their views are right"
-            questions.append(Contradiction(problem, advice=advice, file=radiographs[second].name))
+            questions.append(Contradiction(problem, (), "", (_OPTION,), advice, radiographs[second].name))
             continue
         allowed = MetadataValue("exposure", f"another than {name}", Origin.OPTION, _OPTION)
         known = replace(radiographs[second].metadata, exposure=allowed)

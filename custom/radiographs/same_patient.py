@@ -36,7 +36,7 @@ def check_patient(
         problem = f"whose it is: {_said(one, name)}"
         if _OPTION not in accept:
             advice = f"leave one out, or give --accept {_OPTION} if they are one person"
-            questions.append(MissingField(problem, advice=advice, file=radiographs[index].name))
+            questions.append(MissingField(problem, (), "", (_OPTION,), advice, radiographs[index].name))
             continue
         allowed = MetadataValue("patient", f"that of {name}", Origin.OPTION, _OPTION)
         known = replace(radiographs[index].metadata, patient=allowed)
@@ -65,7 +65,7 @@ def _check_dates(
         problem = f"whether the body is still the same: it was taken on {both}, {days} days apart"
         if _DATES_OPTION not in accept:
             advice = f"give radiographs of one day, or --accept {_DATES_OPTION} if nothing changed or a date is wrong"
-            questions.append(MissingField(problem, advice=advice, file=name))
+            questions.append(MissingField(problem, (), "", (_DATES_OPTION,), advice, name))
             continue
         allowed = MetadataValue("study_date", f"{days} days from {checked[other].name}", Origin.OPTION, _DATES_OPTION)
         known = replace(checked[index].metadata, study_date=allowed)

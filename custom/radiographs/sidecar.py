@@ -16,6 +16,7 @@ from custom.radiographs.acquisition_metadata import MetadataValue, Origin, quant
 from custom.radiographs.readings import Reading
 
 __all__ = [
+    "KEYS",
     "SIDECAR_FORMAT",
     "DescriptionFile",
     "GivenView",

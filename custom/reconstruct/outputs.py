@@ -5,6 +5,8 @@
 | ct.nii.gz | int16 HU, RAS+ |
 | ct/ | the same as a DICOM CT series |
 | uncertainty.nii.gz, uncertainty.dcm | standard deviation of the samples, HU, where samples were drawn |
+| interval_lower.nii.gz, interval_upper.nii.gz, .dcm | limits of 90 % intervals, HU, where they were calibrated |
+| wider.nii.gz | 1 where the interval is wider than `grey_wider_than_hu`, where that was asked for |
 | samples/ | each sample, int16 HU |
 | report.html | what was made of what, and how far to trust it |
 | result.json | software, hashes (ct/: `series_sha256`), views, metadata with origins, checks and verdict, seconds |
@@ -24,7 +26,7 @@ import torch
 from custom import __version__
 from custom.core.files import sha256_file, write_json
 from custom.dicom.write_ct import SyntheticCT, write_ct_series
-from custom.dicom.write_map import write_uncertainty_map
+from custom.dicom.write_map import LOWER, SPREAD, UPPER, write_uncertainty_map
 from custom.models import Model, save_volume
 from custom.radiographs import Radiograph
 from custom.reconstruct.result import Reconstruction
@@ -37,7 +39,8 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 #: All that an output folder may hold.
 OUTPUTS = (
-    "ct.nii.gz", "ct", "uncertainty.nii.gz", "uncertainty.dcm", "samples", "report.html", RESULT,
+    "ct.nii.gz", "ct", "uncertainty.nii.gz", "uncertainty.dcm", "interval_lower.nii.gz", "interval_upper.nii.gz",
+    "interval_lower.dcm", "interval_upper.dcm", "wider.nii.gz", "samples", "report.html", RESULT,
 )  # fmt: skip
 #: So many samples are shown in the report; all are written as files.
 SAMPLES_SHOWN = 4
@@ -82,7 +85,7 @@ def write_outputs(
     Args:
         folder: exists, and is empty.
         found: to write.
-        dicom: write ct/ and uncertainty.dcm.
+        dicom: write ct/ and the maps as DICOM.
         report: write report.html.
         uid_seed: of the DICOM UIDs.
 
@@ -92,9 +95,19 @@ def write_outputs(
     """
     start = time.perf_counter()
     files = {"ct.nii.gz": save_volume(folder / "ct.nii.gz", found.hu, found.grid, found.isocenter_mm)}
-    if found.std is not None:
-        path = folder / "uncertainty.nii.gz"
-        files[path.name] = save_volume(path, found.std, found.grid, found.isocenter_mm, torch.float32)
+    maps = [("uncertainty", SPREAD, found.std)]
+    if found.intervals is not None:
+        maps += [("interval_lower", LOWER, found.intervals.lower), ("interval_upper", UPPER, found.intervals.upper)]
+    for name, kind, volume in maps:
+        if volume is not None:
+            path = folder / f"{name}.nii.gz"
+            kept = torch.float32 if kind is SPREAD else torch.int16
+            files[path.name] = save_volume(path, volume, found.grid, found.isocenter_mm, kept)
+    width = found.settings.get("grey_wider_than_hu")
+    wider = None if width is None or found.intervals is None else found.intervals.wider_than(width)
+    if wider is not None:
+        path = folder / "wider.nii.gz"
+        files[path.name] = save_volume(path, wider, found.grid, found.isocenter_mm, torch.uint8)
     for index, sample in enumerate(found.samples):
         name = f"samples/sample_{index:03d}.nii.gz"
         files[name] = save_volume(folder / name, sample, found.grid, found.isocenter_mm)
@@ -102,10 +115,11 @@ def write_outputs(
         headers = _headers(found.radiographs)
         ct = SyntheticCT(found.hu, found.affine, headers, found.model_identity, found.derivation)
         write_ct_series(ct, folder / "ct", uid_seed=uid_seed)
-        if found.std is not None:
-            path = folder / "uncertainty.dcm"
-            write_uncertainty_map(found.std, folder / "ct", path, found.model_identity, uid_seed=uid_seed)
-            files[path.name] = path
+        for name, kind, volume in maps:
+            if volume is not None:
+                path = folder / f"{name}.dcm"
+                write_uncertainty_map(volume, folder / "ct", path, found.model_identity, kind=kind, uid_seed=uid_seed)
+                files[path.name] = path
     hashes = {name: sha256_file(path) for name, path in files.items()}
     if dicom:
         hashes["ct/"] = series_sha256(folder / "ct")
@@ -142,6 +156,8 @@ def _content(found: Reconstruction, hashes: dict[str, str]) -> ReportContent:
         model=described,
         warnings=found.warnings,
         std=found.std,
+        intervals=found.intervals,
+        grey_wider_than_hu=found.settings.get("grey_wider_than_hu"),
         samples=[sample.float() for sample in found.samples[:SAMPLES_SHOWN]],
         files=hashes,
         created=found.created,

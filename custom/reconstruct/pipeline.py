@@ -28,7 +28,8 @@ from custom.radiographs.truncation import extrapolate_truncation
 from custom.reconstruct.model_detector import resample_for_model
 from custom.reconstruct.outputs import OUTPUTS, RESULT, dry_run, write_outputs
 from custom.reconstruct.result import Reconstruction
-from custom.trust import CheckResult, Evidence, Thresholds, Verdict, find_prior, overall, run_checks
+from custom.trust import Evidence, Thresholds, Verdict, find_prior, overall, run_checks, state_intervals
+from custom.trust.body_measures import loaded_segmenter
 
 __all__ = ["reconstruct"]
 
@@ -48,6 +49,7 @@ def reconstruct(
     device: str | None = None,
     precision: str = "auto",
     thresholds: str | os.PathLike[str] | None = None,
+    grey_wider_than_hu: float | None = None,
     dicom: bool = True,
     report: bool = True,
     overwrite: bool = False,
@@ -68,7 +70,9 @@ def reconstruct(
         device: torch device; None: a GPU where there is one, else the CPU. Not for a model that was loaded already.
         precision: "auto", "bf16" or "fp32". Not for a model that was loaded already.
         thresholds: file of `fewview-ct calibrate`; None: that of the model.
-        dicom: write a CT series (and an uncertainty map).
+        grey_wider_than_hu: where the interval of a place is wider, the report's planes hide the CT, and wider.nii.gz
+            is 1; None: nowhere.
+        dicom: write a CT series (and maps of uncertainty and of the intervals' limits).
         report: write report.html.
         overwrite: replace an output that is there.
         uid_seed: makes the DICOM UIDs a function of it; None: new ones.
@@ -79,30 +83,37 @@ def reconstruct(
         ModuleNotFoundError: an optional package is missing, naming the extra to install.
     """
     _check_samples(samples)
+    if grey_wider_than_hu is not None and not 0 < grey_wider_than_hu < float("inf"):
+        raise ValueError(f"grey_wider_than_hu must be a positive number of HU, got {grey_wider_than_hu}")
     settings: dict[str, Any] = {
         "samples": samples,
         "seed": seed,
         "accept": sorted(check_accept(accept)),
         "angles_deg": None,
+        "grey_wider_than_hu": grey_wider_than_hu,
     }
 
     def run(folder: Path | None) -> Reconstruction:
         start = time.perf_counter()
         if not isinstance(model, Model):
             find_model(model)  # a mistyped name is said before anything is read
+        logger.debug("step: reading the radiographs")
         used = _read(radiographs, geometry, accept)
         if angles_deg is not None:
             used = _choose(used, angles_deg)
             settings["angles_deg"] = [float(angle) for angle in angles_deg]
+        logger.debug("step: loading the model")
         loaded = model if isinstance(model, Model) else load_model(model, device, precision)
         loaded.require(samples)
         limits, settings["thresholds"] = _thresholds(thresholds or loaded.thresholds, loaded)
         if folder is not None:
-            dry_run(folder, used, loaded, dicom, uncertainty=samples > 0)
+            maps = samples > 0 or (limits is not None and bool(limits.intervals))
+            dry_run(folder, used, loaded, dicom, uncertainty=maps)
         settings.update(device=str(loaded.device), precision=loaded.precision, threads=torch.get_num_threads())
         found = _compute(used, loaded, samples, seed, settings, limits)
         found.seconds = {"read": found.seconds.pop("began") - start, **found.seconds}
         if folder is not None:
+            logger.debug("step: writing CT and report")
             write_outputs(folder, found, dicom, report, uid_seed)
             logger.info("%s: %s, %s", output, found.verdict.value, _total(found.seconds))
             for check in found.checks:
@@ -139,8 +150,24 @@ def _compute(
         mean = model.mean(shown, views)
     hu = mean.round().to(torch.int16)
     reconstructed = time.perf_counter()
+    logger.debug("step: checking the CT against the radiographs")
     reprojections = _reproject(hu, model, image, views)
-    checks = _checks(thresholds, radiographs, model, image, views, field_mask, hu, std)
+    evidence = Evidence(
+        image=image,
+        views=views,
+        field_mask=field_mask,
+        hu=hu.float(),
+        grid=model.grid,
+        samples_std=std,
+        training=model.meta,
+        radiograph_metadata=[radiograph.metadata for radiograph in radiographs],
+        prior=find_prior(model.network),
+    )
+    checks = [] if thresholds is None else run_checks(evidence, thresholds)
+    intervals = None
+    if thresholds is not None:
+        segmenter = loaded_segmenter() if thresholds.intervals else None
+        intervals = state_intervals(evidence, checks, thresholds, model.hu_window, samples, segmenter)
     if thresholds is None:
         warnings.append(
             f"No thresholds came with the model {model.name}: nothing was checked. Make some with "
@@ -161,6 +188,7 @@ def _compute(
         reprojections=reprojections,
         checks=checks,
         verdict=overall(checks),
+        intervals=intervals,
         model=model,
         settings=settings,
         seconds={
@@ -227,6 +255,7 @@ def _draw(model: Model, image: Tensor, views: Tensor, count: int, seed: int) -> 
     for sample in tqdm(model.samples(image, views, count, seed), "samples", count, unit="sample", disable=None):
         statistics.update(sample[None, None])
         drawn.append(sample.round().to(torch.int16))
+        logger.debug("step: sample %d of %d", len(drawn), count)
     return drawn, statistics.mean().float(), statistics.std().float()
 
 
@@ -235,32 +264,6 @@ def _reproject(hu: Tensor, model: Model, image: Tensor, views: Tensor) -> Tensor
     projector = Projector(model.grid, image.shape[1:])
     with torch.inference_mode():
         return projector(hu_to_attenuation(hu[None, None].float(), model.energy_kev), views)[0]
-
-
-def _checks(
-    thresholds: Thresholds | None,
-    radiographs: list[Radiograph],
-    model: Model,
-    image: Tensor,
-    views: Tensor,
-    field_mask: Tensor,
-    hu: Tensor,
-    std: Tensor | None,
-) -> list[CheckResult]:
-    if thresholds is None:
-        return []
-    evidence = Evidence(
-        image=image,
-        views=views,
-        field_mask=field_mask,
-        hu=hu.float(),
-        grid=model.grid,
-        samples_std=std,
-        training=model.meta,
-        radiograph_metadata=[radiograph.metadata for radiograph in radiographs],
-        prior=find_prior(model.network),
-    )
-    return run_checks(evidence, thresholds)
 
 
 def _isocenter(radiographs: list[Radiograph]) -> tuple[tuple[float, float, float], list[str]]:

@@ -19,7 +19,7 @@ from custom import __version__
 from custom.geometry import VolumeGrid
 from custom.models import Model
 from custom.radiographs import MetadataValue, Radiograph
-from custom.trust import CheckResult, Verdict
+from custom.trust import CheckResult, StatedIntervals, Verdict
 
 __all__ = ["FORMAT", "WARNING", "Reconstruction", "hu_sha256"]
 
@@ -55,6 +55,7 @@ class Reconstruction:
         reprojections: line integrals of `hu` (K, V, U).
         checks: of `custom.trust`; empty where `checked` is False.
         verdict: of all checks; REVIEW where none could be made.
+        intervals: of voxels and measures, or why there are none; None: no thresholds came with the model.
         model: that made it.
         settings: seed, precision, device and others that it depends on.
         seconds: what each stage took.
@@ -75,6 +76,7 @@ class Reconstruction:
     reprojections: Tensor
     checks: list[CheckResult]
     verdict: Verdict
+    intervals: StatedIntervals | None
     model: Model
     settings: dict[str, Any]
     seconds: dict[str, float]
@@ -129,6 +131,7 @@ class Reconstruction:
             "warning": WARNING,
             "verdict": self.verdict.value,
             "checks": [_check(check) for check in self.checks],
+            "intervals": _intervals(self.intervals),
             "warnings": self.all_warnings(),
             "model": {
                 "name": self.model.name,
@@ -165,6 +168,24 @@ def _check(check: CheckResult) -> dict[str, Any]:
         "review_above": check.review_above,
         "reject_above": check.reject_above,
         "message": check.message,
+    }
+
+
+def _intervals(stated: StatedIntervals | None) -> dict[str, Any] | None:
+    if stated is None:
+        return None
+    measures = {
+        one.name: {"value": one.value, "lower": one.lower, "upper": one.upper, "why_not": one.why_not}
+        for one in stated.measures
+    }
+    block = None if stated.block_mm is None else list(stated.block_mm)
+    return {
+        "abstained": stated.abstained,
+        "basis": stated.basis,
+        "coverage": stated.coverage,
+        "patients": stated.patients,
+        "block_mm": block,
+        "measures": measures,
     }
 
 

@@ -23,7 +23,18 @@ from PIL import Image
 
 from custom.core.files import write_bytes
 
-__all__ = ["Document", "Markup", "escape", "fragment", "hashes", "image", "picture", "render_page", "write_page"]
+__all__ = [
+    "Document",
+    "Markup",
+    "escape",
+    "fragment",
+    "hashes",
+    "image",
+    "picture",
+    "render_page",
+    "visible",
+    "write_page",
+]
 
 #: Pixels across the page.
 _WIDEST = 1152
@@ -49,7 +60,7 @@ def escape(text: object) -> Markup:
     return text if isinstance(text, Markup) else Markup(html.escape(_INVISIBLE.sub("\ufffd", str(text))))
 
 
-def _visible(value: Any) -> Any:
+def visible(value: Any) -> Any:
     """A value on its way into a page, before Jinja escapes it."""
     return value if hasattr(value, "__html__") else _INVISIBLE.sub("\ufffd", str(value))
 
@@ -78,7 +89,7 @@ def _templates() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("custom.report"),
         autoescape=True,
-        finalize=_visible,
+        finalize=visible,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -20,7 +20,7 @@ from custom.report.radiograph_pictures import difference_picture, grey_limits, g
 if TYPE_CHECKING:
     from custom.radiographs import Radiograph
 
-__all__ = ["add_geometry", "add_radiographs", "patient_facts"]
+__all__ = ["add_geometry", "add_radiographs", "patient_facts", "value_words"]
 
 #: mm of water at the ends of the residual's colours: fixed, so that pages can be compared by eye.
 RESIDUAL_LIMIT_MM = 30.0
@@ -182,9 +182,15 @@ def add_geometry(document: Document, radiographs: Sequence[Radiograph]) -> None:
 def _cell(found: MetadataValue[Any] | None) -> Markup:
     if found is None:
         return Markup('<span class="muted">not given</span>')
-    mark = f'<span class="assumed">{_MARKS[found.origin]}</span>' if found.origin in _MARKS else ""
+    _, value, mark, by = value_words(found)
+    mark = f'<span class="assumed">{mark}</span>' if mark else ""
+    return Markup(f"<bdi>{escape(value)}</bdi><small>{mark}<bdi>{escape(by)}</bdi></small>")
+
+
+def value_words(found: MetadataValue[Any]) -> tuple[str, str, str, str]:
+    """Name with unit, value, what marks a value that no file says ("assumed: ", else ""), and where it comes from."""
     by = found.where if found.origin is Origin.USUAL_VALUE else found.provenance
-    return Markup(f"<bdi>{escape(_value(found.value))}</bdi><small>{mark}<bdi>{escape(by)}</bdi></small>")
+    return _label(found.key, found.unit), _value(found.value), _MARKS.get(found.origin, ""), by
 
 
 def _label(key: str, unit: str) -> str:

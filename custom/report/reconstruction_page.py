@@ -20,6 +20,7 @@ from custom import __version__
 from custom.geometry import ViewRow, VolumeGrid
 from custom.metrics import BODY_THRESHOLD_HU, body_mask
 from custom.report.document import Document, Markup, hashes, image, render_page, write_page
+from custom.report.interval_section import interval_section
 from custom.report.radiograph_pictures import grey_limits, grey_picture
 from custom.report.radiograph_section import add_geometry, add_radiographs, patient_facts
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
@@ -31,7 +32,7 @@ from custom.report.volume_pictures import (
     samples_picture,
     tissue_shares,
 )
-from custom.trust import NAMES, CheckResult, Verdict
+from custom.trust import NAMES, CheckResult, StatedIntervals, Verdict
 
 if TYPE_CHECKING:
     from custom.radiographs import Radiograph
@@ -72,6 +73,8 @@ class ReportContent:
         samples: (X, Y, Z) HU each, of the same box in space, on grids of their own.
         files: SHA-256 by name of what was written beside the report; of a folder, whose name ends in "/", that of
             `custom.reconstruct.outputs.series_sha256`.
+        intervals: of voxels and measures, or why there are none; None: nothing was calibrated.
+        grey_wider_than_hu: where intervals are wider, the planes beside them hide the CT; None: nowhere.
         version: of the software.
         created: when the reconstruction was made.
     """
@@ -91,6 +94,8 @@ class ReportContent:
     std: Tensor | None = None
     samples: Sequence[Tensor] = ()
     files: Mapping[str, str] = field(default_factory=dict)
+    intervals: StatedIntervals | None = None
+    grey_wider_than_hu: float | None = None
     version: str = __version__
     created: datetime = field(default_factory=lambda: datetime.now().astimezone())
 
@@ -138,6 +143,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
         "has_spread": content.std is not None,
         "spread_limit_hu": SPREAD_LIMIT_HU,
         "planes": _planes(content),
+        **interval_section(content.intervals, content.hu, content.grid, content.grey_wider_than_hu),
         **_histogram(content),
         **_model(content.model),
         "files": _files(content),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -43,6 +44,8 @@ Volume = npt.NDArray[np.floating[Any]]
 
 # Lightness grows evenly, so that it reads without colours too. The scale is fixed: pages can be compared by eye.
 SPREAD_LIMIT_HU = DIFFERENCE_HU
+#: Colour of what is hidden: no grey, so that it is not taken for a CT value.
+_HIDDEN = "#7a8799"
 #: Samples that are drawn; the viewer has them all.
 _SAMPLES_SHOWN = 4
 #: HU ranges in which a body's voxels are counted.
@@ -55,13 +58,24 @@ TISSUES = {
 }
 
 
-def planes_picture(hu: Volume, spacing_mm: Sequence[float], std_hu: Volume | None = None) -> Image.Image:
+def planes_picture(
+    hu: Volume,
+    spacing_mm: Sequence[float],
+    std_hu: Volume | None = None,
+    *,
+    limit_hu: float = SPREAD_LIMIT_HU,
+    words: tuple[str, str] = ("uncertainty", "standard deviation of the samples in HU"),
+    hidden: npt.NDArray[np.bool_] | None = None,
+) -> Image.Image:
     """Three planes through the middle: CT values, below them their uncertainty.
 
     Args:
         hu: (X, Y, Z) HU, RAS+.
         spacing_mm: voxel size along X, Y, Z, so that pictures have the patient's proportions.
-        std_hu: standard deviation on the same grid; None leaves its row out.
+        std_hu: standard deviation, or another uncertainty, on the same grid; None leaves its row out.
+        limit_hu: at the end of its scale.
+        words: beside its row and its scale.
+        hidden: bool (X, Y, Z), where a flat colour stands for the CT value; None: nowhere.
     """
     extent_mm = [size * step for size, step in zip(hu.shape, spacing_mm, strict=True)]
     width = (WIDTH - 2 * MARGIN - 2 * GAP) / 3
@@ -69,25 +83,28 @@ def planes_picture(hu: Volume, spacing_mm: Sequence[float], std_hu: Volume | Non
     tallest = max(heights.values())
     rows = [("CT value", hu, "gray", HU_DISPLAY)]
     if std_hu is not None:
-        rows.append(("uncertainty", std_hu, SPREAD_COLOURS, (0.0, SPREAD_LIMIT_HU)))
+        rows.append((words[0], std_hu, SPREAD_COLOURS, (0.0, limit_hu)))
     page = Page(0.4 + len(rows) * (tallest + GAP) + 0.65)
-    for row, (words, volume, colours, limits) in enumerate(rows):
+    for row, (beside, volume, colours, limits) in enumerate(rows):
         top = 0.4 + row * (tallest + GAP)
         for column, (name, (_, across, _down, *letters)) in enumerate(PLANES.items()):
             left = MARGIN + column * (width + GAP)
             axes = page.panel(left, top, width, heights[name])
             _show(axes, volume, name, colours, limits)
+            if row == 0 and hidden is not None:
+                cut = np.ma.masked_equal(plane(hidden.astype(np.float32), name), 0)
+                axes.imshow(cut, cmap=ListedColormap([_HIDDEN]), aspect="auto", interpolation="nearest")
             compass(axes, *letters)
             if row == 0:
                 page.text(left + width / 2, top - 0.22, name, ha="center", fontsize=10.5)
             if row == column == 0:
                 scale_bar(axes, extent_mm[across])
-        page.text(MARGIN - 0.14, top + tallest / 2, words, rotation=90, va="center", ha="right")
+        page.text(MARGIN - 0.14, top + tallest / 2, beside, rotation=90, va="center", ha="right")
     bars, half = page.height - 0.5, (WIDTH - 2 * MARGIN) / 2
     colour_bar(page, (MARGIN + 0.1 * half, bars, 0.8 * half), HU_DISPLAY, "gray", "CT value in HU")
     if std_hu is not None:
         box = (MARGIN + 1.1 * half, bars, 0.8 * half)
-        colour_bar(page, box, (0.0, SPREAD_LIMIT_HU), SPREAD_COLOURS, "standard deviation of the samples in HU")
+        colour_bar(page, box, (0.0, limit_hu), SPREAD_COLOURS, words[1])
     return rendered(page.figure, 115)
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,54 +14,28 @@ import torch
 from custom import __version__
 from custom.core.files import sha256_file, write_json
 from custom.core.json_models import validated
-from custom.core.tensor_files import load_tensors
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
 from custom.geometry import BEAMS
 from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG
 from custom.models import Model
-from custom.networks.population_prior import OutOfFoldPriors, PopulationPrior
-from custom.training.initial_weights import take_over_priors
+from custom.trust.body_measures import loaded_segmenter, measure_body
+from custom.trust.calibrated_intervals import CalibratedIntervals, fit_intervals, interval_record
+from custom.trust.calibration_model import OutOfFold, loaded_model, meeting
 from custom.trust.check_statistics import Meter, Quantiles
-from custom.trust.evidence import Evidence, find_prior
+from custom.trust.evidence import Evidence
 from custom.trust.expected_error import ExpectedError, fit_expected_error
 from custom.trust.picture_statistics import LEVELS, body_quantiles
-from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
+from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, reconstructed
 from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, fit_thresholds, group_name
 
-__all__ = ["calibrate", "loaded_model", "measured"]
+__all__ = ["calibrate", "measured"]
 
 logger = logging.getLogger(__name__)
 
 
 #: What calibration draws its acquisitions from, unless options say otherwise.
 SIMULATION = SimulationSettings()
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """Priors that do not know one part of the training patients each.
-
-    Args:
-        checkpoint: checkpoint_last.pt of the training.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is no such file, or it holds none.
-    """
-
-    checkpoint: str
-    folds: int = field(init=False)
-    sha256: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        path = Path(self.checkpoint)
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such checkpoint to take priors from: pass a checkpoint_last.pt")
-        found = [name for name in load_tensors(path).get("out_of_fold", {}) if name.endswith(".mean")]
-        if not found:
-            raise ValueError(f"{path} holds no priors out of fold: it must be the checkpoint_last.pt of a training")
-        object.__setattr__(self, "folds", len(found))
-        object.__setattr__(self, "sha256", sha256_file(path))
 
 
 @dataclass(frozen=True)
@@ -93,6 +65,7 @@ class _Job:
             "groups": [group_name(*group) for group in self.groups],
             "simulation": asdict(self.simulation),
             "priors_sha256": self.priors.sha256 if self.priors else None,
+            "segmenter_sha256": None if (segmenter := loaded_segmenter()) is None else segmenter[1],
             "software": f"fewview-ct {__version__}",
         }
         return json.loads(json.dumps(content))
@@ -222,8 +195,10 @@ def calibrate(
         raise ValueError(f"{datalist} and {phantom_list_file}: two cases have the same name")
     with Workers(workers) as pool:
         pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="calibrating")
-    records = [json.loads(job.file.read_text())["groups"] for job in jobs]
+    cases_found = [json.loads(job.file.read_text()) for job in jobs]
+    records = [one["groups"] for one in cases_found]
     quantiles, fitted, errors = _fitted(records, groups, false_alarms, reject_factor)
+    intervals = _intervals(cases_found, jobs, loaded)
     made_from = {
         "software": f"fewview-ct {__version__}",
         "model": {"name": loaded.name, "sha256": loaded.sha256, "voxels": list(loaded.grid.shape), "samples": samples},
@@ -238,7 +213,7 @@ def calibrate(
         "simulation": asdict(simulation),
         "priors_sha256": priors.sha256 if priors else None,
     }
-    Thresholds(fitted, quantiles, trained, made_from, errors).save(path)
+    Thresholds(fitted, quantiles, trained, made_from, errors, intervals).save(path)
     logger.info("%s: thresholds from %d cases for %s", path, len(cases), ", ".join(fitted))
     return path
 
@@ -293,43 +268,6 @@ def _trained(
     return validated(TrainedRange, found, f"what {model.name} was trained for")
 
 
-@functools.lru_cache(maxsize=1)
-def loaded_model(
-    model: str, size: int | None, device: str | None, priors: OutOfFold | None = None
-) -> tuple[Model, Meter, OutOfFoldPriors]:
-    """A model, a meter, and priors out of fold (none without `priors`), kept by a process that works on many cases.
-
-    Raises:
-        ValueError: for priors that are not of the model's kind.
-    """
-    loaded = model_on(model, size, device)
-    own = find_prior(loaded.network)
-    if priors is not None and own is None:
-        raise ValueError(f"{model} has no prior, so that priors out of fold have no place in it")
-    others = OutOfFoldPriors(own, priors.folds if priors else 0)
-    if priors is not None:
-        take_over_priors(others, Path(priors.checkpoint))
-    return loaded, Meter(), others
-
-
-@contextmanager
-def _meeting(model: Model, prior: PopulationPrior | None) -> Iterator[None]:
-    """While it lasts the model holds another prior; None: its own."""
-    own = find_prior(model.network)
-    if prior is None or own is None:
-        yield
-        return
-    roots = [model.network, *getattr(getattr(model.network, "mean", None), "networks", ())]
-    holders = [m for root in roots for m in root.modules() if getattr(m, "prior", None) is own]
-    try:
-        for holder in holders:
-            holder.prior = prior
-        yield
-    finally:
-        for holder in holders:
-            holder.prior = own
-
-
 def measured(evidence: Evidence, meter: Meter) -> dict[str, Any]:
     """Statistics (None where not measured) and the pictures' quantiles, as plain numbers."""
     statistics = {name: statistic.value for name, statistic in meter.measure(evidence).items()}
@@ -350,7 +288,10 @@ def _run(job: _Job) -> bool:
             logger.warning("%s is damaged and is made again", job.file)
     ct = load_ct(job.case, model.pixel_at_isocenter_mm, job.warp, job.simulation)
     found = {}
-    with _meeting(model, priors.priors[job.case["fold"]] if "fold" in job.case else None):
+    segmenter = loaded_segmenter()
+    network = None if segmenter is None else segmenter[0]
+    truth = ct.on_grid(model.grid).clamp(*model.hu_window)
+    with meeting(model, priors.priors[job.case["fold"]] if "fold" in job.case else None):
         for beam, count in job.groups:
             sets = PAPER_ANGLES_DEG[count]
             angles = sets[job.index % len(sets)]
@@ -359,9 +300,12 @@ def _run(job: _Job) -> bool:
             evidence = reconstructed(model, radiographs, samples=job.samples, seed=job.simulation.seed)
             assert evidence.hu is not None
             found[group_name(beam, count)] = {
-                **measured(evidence, meter), "error_hu": error_hu(model, evidence.hu, ct),
-            }  # fmt: skip
-    write_json(job.file, {"settings": settings, "groups": found})
+                **measured(evidence, meter),
+                "error_hu": error_hu(model, evidence.hu, ct),
+                "intervals": interval_record(evidence.hu.clamp(*model.hu_window), truth, model.grid, network),
+            }
+    true_measures = dict(measure_body(truth, model.grid, network).values)
+    write_json(job.file, {"settings": settings, "groups": found, "measures": true_measures})
     return True
 
 
@@ -390,3 +334,23 @@ def _fitted(
         expected = [{**case, "expected_error": errors[name].of(case)[0]} for case in cases]
         fitted[name] = fit_thresholds(expected, false_alarms, reject_factor)
     return quantiles, fitted, errors
+
+
+def _intervals(
+    found: Sequence[Mapping[str, Any]], jobs: Sequence[_Job], model: Model
+) -> dict[str, CalibratedIntervals]:
+    segmenter = loaded_segmenter()
+    patients = [str(job.case.get("patient", job.case["case"])) for job in jobs]
+    intervals = {}
+    for beam, count in jobs[0].groups:
+        acquisition = {
+            "spacing_mm": model.grid.spacing_mm,
+            "angles_deg": PAPER_ANGLES_DEG[count],
+            "samples": jobs[0].samples,
+            "segmenter_sha256": None if segmenter is None else segmenter[1],
+        }
+        records = [one["groups"][group_name(beam, count)]["intervals"] for one in found]
+        fitted = fit_intervals(records, [one["measures"] for one in found], patients, acquisition)
+        if fitted is not None:
+            intervals[group_name(beam, count)] = fitted
+    return intervals

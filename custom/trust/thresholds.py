@@ -14,6 +14,7 @@ from pydantic import AfterValidator, ConfigDict
 from custom.core.files import read_json_object, write_json
 from custom.core.json_models import validated
 from custom.geometry import BEAMS
+from custom.trust.calibrated_intervals import CalibratedIntervals
 from custom.trust.check_results import Verdict
 from custom.trust.check_statistics import STATISTICS, Quantiles
 from custom.trust.expected_error import ExpectedError
@@ -124,6 +125,7 @@ class Thresholds:
         trained: acquisitions that the model was trained for.
         made_from: data lists and model with their SHA-256, simulation, number of cases, false-alarm level, software.
         expected_error: by `group_name`; files of older versions have none.
+        intervals: likewise.
     """
 
     groups: Mapping[GroupName, Mapping[StatisticName, Threshold]]
@@ -131,6 +133,7 @@ class Thresholds:
     trained: TrainedRange
     made_from: Mapping[str, Any]
     expected_error: Mapping[GroupName, ExpectedError] = field(default_factory=dict)
+    intervals: Mapping[GroupName, CalibratedIntervals] = field(default_factory=dict)
 
     def of(self, beam: str, views: int) -> tuple[Mapping[str, Threshold], str] | None:
         """Thresholds for a beam and a number of views, and the name of their group.
@@ -170,6 +173,7 @@ class Thresholds:
             "trained": asdict(self.trained),
             "made_from": dict(self.made_from),
             "expected_error": {g: asdict(e) for g, e in self.expected_error.items()},
+            "intervals": {g: asdict(i) for g, i in self.intervals.items()},
         }
         write_json(Path(path), content)
         return Path(path)

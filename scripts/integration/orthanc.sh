@@ -48,7 +48,7 @@ echo "== dciodvfy"
 
 echo "== Orthanc"
 run=("$VENV/bin/python" -m pytest -m integration -ra tests/integration/test_orthanc.py
-    tests/integration/test_round_trip.py "$@")
+    tests/integration/test_round_trip.py tests/integration/test_app_pacs.py "$@")
 if unshare -rn ip link set lo up 2>/dev/null; then
     FEWVIEW_ORTHANC=namespace exec unshare -rn bash -c 'ip link set lo up && exec "$@"' orthanc "${run[@]}"
 fi

@@ -87,8 +87,28 @@ class Chromium:
         Raises:
             TimeoutError: with the console's texts.
         """
-        self._call("Page.navigate", url=path.resolve().as_uri())
+        self.visit(path.resolve().as_uri(), ready, timeout)
+
+    def visit(self, address: str, ready: str = "document.readyState === 'complete'", timeout: float = 240) -> None:
+        """Open an address and wait until an expression is true in its page."""
+        self._call("Page.navigate", url=address)
         self.wait_for(ready, timeout)
+
+    def give_files(self, selector: str, *files: Path) -> None:
+        """Choose files in a field, as a person does in the dialogue that it opens."""
+        field = self._call("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
+        names = [str(path) for path in files]
+        self._call("DOM.setFileInputFiles", files=names, objectId=field["result"]["objectId"])
+
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """Press a key, such as "Tab", 9 or "Enter", 13, "\\r"."""
+        options = {"key": key, "windowsVirtualKeyCode": code, **({"text": text} if text else {})}
+        self._call("Input.dispatchKeyEvent", type="keyDown", **options)
+        self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def write(self, text: str) -> None:
+        """Type a text where the focus is."""
+        self._call("Input.insertText", text=text)
 
     def wait_for(self, expression: str, timeout: float = 60) -> None:
         """Wait until an expression is true."""

@@ -121,6 +121,18 @@ def test_values_that_are_no_standard_deviation(values: np.ndarray, message: str,
     assert not (tmp_path / "map.dcm").exists()
 
 
+@pytest.mark.parametrize("kind", [write_map.LOWER, write_map.UPPER])
+def test_limits_of_an_interval_are_maps_of_their_own(kind: write_map.MapKind, tmp_path: Path) -> None:
+    folder, values = series(tmp_path / "ct"), np.linspace(-1000, 1000, int(np.prod(SHAPE))).reshape(SHAPE)
+    path = write_map.write_uncertainty_map(values, folder, tmp_path / "map.dcm", MODEL, kind=kind, uid_seed="x")
+    read, _ = write_map.read_uncertainty_map(path)
+    np.testing.assert_allclose(np.sort(read.ravel()), np.sort(values.ravel()), atol=1e-3)
+    header = pydicom.dcmread(path)
+    assert kind.label in header.SeriesDescription and header.ContentLabel == kind.label
+    spread = pydicom.dcmread(write_map.write_uncertainty_map(abs(values), folder, tmp_path / "sd.dcm", MODEL))
+    assert header.SeriesInstanceUID != spread.SeriesInstanceUID and header.SeriesNumber != spread.SeriesNumber
+
+
 def test_map_needs_its_ct(tmp_path: Path) -> None:
     path = save(dx(1), tmp_path / "only" / "dx.dcm")
     with pytest.raises(ValueError, match="no CT series"):

@@ -48,6 +48,9 @@ def test_picture_without_sidecar_asks_for_everything(tmp_path: Path) -> None:
     with pytest.raises(MissingMetadata) as caught:
         read_radiographs([path])
     problems = [gap.problem for gap in caught.value.questions]
+    assert {name: known.get("modality") is not None for name, known in caught.value.known.items()} == {
+        "frontal.png": True
+    }
     assert len(problems) == 6
     for name in ("angle", "source to detector", "middle of the patient", "size of its pixels", "values follow"):
         assert any(name in problem for problem in problems)

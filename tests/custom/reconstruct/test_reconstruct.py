@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -22,10 +23,14 @@ from custom.cli import ExitCode
 from custom.cli.reconstruct_command import command
 from custom.core.files import sha256_file
 from custom.dicom.write_ct import read_ct_series
+from custom.dicom.write_map import read_uncertainty_map
 from custom.models import Model, load_model, save_volume
 from custom.radiographs import read_radiographs
 from custom.reconstruct import hu_sha256, pipeline, reconstruct
 from custom.trust import CheckResult, Verdict
+from custom.trust.calibrated_intervals import CalibratedIntervals
+from custom.trust.measure_intervals import MeasureInterval
+from custom.trust.voxel_intervals import TISSUES, VoxelIntervals
 from tests.custom.benchmark.tiny_benchmark import GRID, ISOCENTER
 from tests.custom.reconstruct.dx_pair import write_pair
 
@@ -33,7 +38,7 @@ from tests.custom.reconstruct.dx_pair import write_pair
 def the_only_check(monkeypatch: pytest.MonkeyPatch, check: CheckResult, tmp_path: Path) -> str:
     """Checks that find this alone; the name of their thresholds' file."""
     monkeypatch.setattr(pipeline, "run_checks", lambda evidence, thresholds: [check])
-    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: Mock()))
+    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: Mock(intervals={})))
     (tmp_path / "thresholds.json").write_text("{}")
     return str(tmp_path / "thresholds.json")
 
@@ -109,6 +114,56 @@ def test_samples_give_a_mean_and_its_uncertainty(folder: Path, case: dict[str, s
     again = reconstruct([case["image"]], **options)
     assert again.hu_sha256 == found.hu_sha256 and again.folder is None
     assert reconstruct([case["image"]], **{**options, "seed": 5}).hu_sha256 != found.hu_sha256
+
+
+def known_intervals(patients: int = 20) -> CalibratedIntervals:
+    """Ten HU to either side, and depths that are right to a tenth."""
+    rows = tuple((10.0,) for _ in range(3))
+    below = tuple((-10.0,) for _ in range(3))
+    factor = dict.fromkeys(("outside", *TISSUES), 2.0)
+    depth = MeasureInterval(0.0, math.log(1.1), 50.0, 200.0, patients)
+    voxels = VoxelIntervals((0.0,), (), below, rows, factor, 0.85)
+    return CalibratedIntervals(0.9, patients, (20.0,) * 3, ((0.0, 90.0),), 0, None, voxels, {"frontal_depth_mm": depth})
+
+
+@pytest.mark.parametrize("views", ["parallel 2", "cone 2"])
+def test_intervals_are_written_or_a_reason(
+    folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: str
+) -> None:
+    check = CheckResult("population", Verdict.PASS, 0.1, 1.0, 2.0, "As usual.")
+    thresholds = the_only_check(monkeypatch, check, tmp_path)
+    limits = Mock(intervals={views: known_intervals()}, groups={views: {}})
+    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: limits))
+    output, options = tmp_path / "out", {"geometry": case["geometry"], "model": folder / "inr.pt"}
+    found = reconstruct([case["image"]], output=output, thresholds=thresholds, grey_wider_than_hu=39.0, **options)
+    record = json.loads((output / "result.json").read_text())
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert found.intervals is not None
+    if views == "cone 2":  # these radiographs are of parallel beam
+        assert "parallel 2) were not calibrated" in record["intervals"]["abstained"]
+        assert "were not calibrated" in page and not list(output.glob("interval_*")) + list(output.glob("wider*"))
+        return
+    names = [f"interval_{end}.{kind}" for end in ("lower", "upper") for kind in ("nii.gz", "dcm")]
+    assert {*names, "wider.nii.gz"} <= set(record["files"])
+    hu = found.hu.numpy()
+    lower, upper = (np.asarray(nib.load(output / f"interval_{end}.nii.gz").dataobj) for end in ("lower", "upper"))
+    np.testing.assert_array_equal(lower, np.clip(hu - 20, *found.model.hu_window))
+    np.testing.assert_array_equal(upper, np.clip(hu + 20, *found.model.hu_window))
+    np.testing.assert_allclose(read_uncertainty_map(output / "interval_lower.dcm")[0], lower, atol=0.5)
+    wider = np.asarray(nib.load(output / "wider.nii.gz").dataobj)
+    np.testing.assert_array_equal(wider, upper - lower > 39)
+    assert "90% of patients like the 20" in record["intervals"]["basis"] and "90% of patients like the 20" in page
+    depth = record["intervals"]["measures"]["frontal_depth_mm"]
+    if depth["value"] is None:
+        assert depth["why_not"]
+    else:
+        assert depth["upper"] / depth["value"] == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("width", [0.0, -5.0, float("nan")])
+def test_a_width_to_hide_must_be_one(folder: Path, case: dict[str, str], width: float) -> None:
+    with pytest.raises(ValueError, match="grey_wider_than_hu must be a positive number"):
+        reconstruct([case["image"]], model=folder / "inr.pt", grey_wider_than_hu=width)
 
 
 @pytest.mark.parametrize(("dicom", "report"), [(False, True), (True, False), (False, False)])

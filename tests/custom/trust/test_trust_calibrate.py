@@ -18,8 +18,9 @@ from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 from custom.networks.population_prior import OutOfFoldPriors
-from custom.trust import Thresholds, run_checks
-from custom.trust.calibrate import calibrate, loaded_model
+from custom.trust import Thresholds, run_checks, state_intervals
+from custom.trust.calibrate import calibrate
+from custom.trust.calibration_model import loaded_model
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
 from tests.custom.networks.test_coarse_to_fine import small
 
@@ -104,6 +105,14 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
     error = made.expected_error["parallel 2"]
     assert error.lowest <= results["expected_error"].statistic <= error.highest
     assert error.lowest * 0.8 < error_hu(network, found.hu, ct) < error.highest * 1.2
+
+    # Of these bodies, intervals hold what was known; organs need voxels that fit the segmenter's.
+    stated = state_intervals(found, [], made, network.hu_window, 0)
+    assert stated.patients == 11 and stated.lower is not None and stated.upper is not None
+    true = ct.on_grid(network.grid).clamp(*network.hu_window)
+    assert float(((true >= stated.lower) & (true <= stated.upper)).float().mean()) > 0.85
+    assert {m.name: m.lower for m in stated.measures}["lung_volume_ml"] is None
+    assert {m.name: m.lower for m in stated.measures}["frontal_depth_mm"] is not None
 
     # Started again, finished cases are kept, and another seed makes them anew.
     files = sorted((tmp_path / "models" / "thresholds_cases").glob("*.json"))

@@ -1,0 +1,254 @@
+"""`Case`: one patient's radiographs, answers and results, in a folder whose name is a secret; and `Cases`, all of them.
+
+| in the folder | is |
+|---|---|
+| case.json | state, names, options, answers; written by the server alone |
+| files/ | radiographs and sidecars, under names of our own |
+| reading.json, picture_N.png | what was read (`custom.app.read_case`) |
+| answered-on-the-page.json | the answers, as `--geometry` reads them |
+| log.txt | what the last step said |
+| result/, plan/ | of `fewview-ct reconstruct` and `fewview-ct plan` |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from custom.core.files import read_json_object, write_json
+from custom.radiographs import SIDECAR_FORMAT
+
+__all__ = ["ANSWERS", "ID", "Case", "Cases", "Limits", "Refused"]
+
+FORMAT, RECORD, ANSWERS = "fewview-ct case 1", "case.json", "answered-on-the-page.json"
+#: 192 random bits in base64, as a pattern.
+ID = r"[A-Za-z0-9_-]{32}"
+#: Endings that a file may keep, the longest first; any other file is taken for DICOM, whose content is looked at.
+_ENDINGS = (".nii.gz", ".nii", ".png", ".tiff", ".tif", ".json", ".dicom", ".dcm")
+_FREE_BYTES = 2**30
+
+
+class Refused(Exception):
+    """Something that a client asked for and does not get: the status of the answer, and why."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is taken from clients.
+
+    Attributes:
+        file_mb: megabytes (1e6 bytes) of a file.
+        files: in a case.
+        cases: at a time.
+        keep_days: after which a case is removed; 0: never.
+        samples: volumes that may be drawn of a case.
+    """
+
+    file_mb: int = 200
+    files: int = 16
+    cases: int = 200
+    keep_days: float = 30.0
+    samples: int = 16
+
+
+class Case:
+    """One case; `record` is case.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record: dict[str, Any] = read_json_object(folder / RECORD)
+
+    @property
+    def id(self) -> str:
+        """The secret that its links hold."""
+        return self.folder.name
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a step waits or runs."""
+        return self.record["state"] != "idle"
+
+    def has(self, name: str) -> bool:
+        """Whether the folder has a file of a step."""
+        return (self.folder / name).exists()
+
+    def save(self, **changes: Any) -> None:
+        """Change the record, as it is on the disk by now, and write it."""
+        self.record = read_json_object(self.folder / RECORD) | changes
+        write_json(self.folder / RECORD, self.record)
+
+    def wait_for(self, task: str, **options: Any) -> None:
+        """Put the next step into the queue.
+
+        Raises:
+            Refused: another one is there.
+        """
+        if self.is_busy:
+            raise Refused(409, "This case is being worked on: wait until that is done.")
+        self.save(state="waiting", task=task, options=options, since=time.time(), error="")
+
+    @contextlib.contextmanager
+    def new_file(self, name: str, most: int) -> Iterator[BinaryIO]:
+        """A stream for a file that a client sends, under a name of our own; nothing stays where it breaks off.
+
+        Args:
+            name: the client's; a text that is shown, never a path. A sidecar (.json) gets the number of the radiograph
+                with its name.
+            most: files of the case.
+
+        Raises:
+            Refused: there are too many.
+        """
+        files: dict[str, str] = self.record["files"]
+        if len(files) >= most:
+            raise Refused(413, f"At most {most} files are taken for one patient.")
+        stem, ending = _parts(name)
+        same = [own for own, other in files.items() if _parts(other)[0] == stem]
+        numbers = [int(own.split("_")[1].split(".")[0]) for own in files]
+        paired = [own for own in same if own.endswith(".json") != (ending == ".json")]
+        number = int(paired[0].split("_")[1].split(".")[0]) if paired else max(numbers, default=0) + 1
+        own = f"radiograph_{number}{ending}"
+        if own in files:
+            raise Refused(409, f"{name}: two files of this name; give one of them another name.")
+        self.save(files={**files, own: name})
+        path = self.folder / "files" / own
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                yield stream
+        except BaseException:
+            path.unlink(missing_ok=True)
+            if self.folder.is_dir():
+                now = Case(self.folder).record["files"]
+                self.save(files={key: value for key, value in now.items() if key != own})
+            raise
+
+    def remove_file(self, own: str) -> None:
+        """Take out a radiograph and its sidecar, by its name in the record.
+
+        Raises:
+            Refused: there is none.
+        """
+        own = own.split("[")[0]
+        if own not in self.record["files"]:
+            raise Refused(404, "There is no such file.")
+        gone = {own} | {one for one in self.record["files"] if one == f"{_parts(own)[0]}.json"}
+        for one in gone:
+            (self.folder / "files" / one).unlink(missing_ok=True)
+        self.save(
+            files={key: value for key, value in self.record["files"].items() if key not in gone},
+            answers={key: value for key, value in self.record["answers"].items() if key.split("[")[0] != own},
+        )
+
+    def write_answers(self) -> None:
+        """The answers as a file for `--geometry`; no file where there are none."""
+        given = self.record["answers"].items()
+        views = [{"file": name, **values} for name, values in given if values]
+        (self.folder / ANSWERS).unlink(missing_ok=True)
+        if views:
+            write_json(self.folder / ANSWERS, {"format": SIDECAR_FORMAT, "views": views})
+
+    def clear(self, *names: str) -> None:
+        """Remove what earlier steps left."""
+        for name in names:
+            for path in self.folder.glob(name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def shown(self, text: str) -> str:
+        """A message with the client's names in the place of ours."""
+        for own, name in self.record["files"].items():
+            text = name.join(re.split(rf"(?:files/)?\b{re.escape(own)}\b(?!\.json)", text))
+        return text.replace(str(self.folder), "this case")
+
+
+class Cases:
+    """All cases of a folder, which one server has for itself.
+
+    Args:
+        folder: made where it is not there, for this user alone.
+        limits: of them.
+
+    Raises:
+        ValueError: another server has it.
+    """
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.chmod(folder, 0o700)
+        self.folder, self.limits = folder.resolve(), limits
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = os.fdopen(lock, "w")  # held as long as the server runs
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._lock.close()
+            raise ValueError(f"{folder}: another app works in this folder; give --folder another one") from error
+        for case in self:
+            if case.record["state"] == "running":
+                case.save(state="waiting")
+
+    def close(self) -> None:
+        """Let another server have the folder."""
+        self._lock.close()
+
+    def __iter__(self) -> Iterator[Case]:
+        for path in sorted(self.folder.iterdir()):
+            if re.fullmatch(ID, path.name) and (path / RECORD).is_file():
+                yield Case(path)
+
+    def create(self) -> Case:
+        """A new case.
+
+        Raises:
+            Refused: there are too many, or the disk is nearly full.
+        """
+        self.expire()
+        if sum(1 for _ in self) >= self.limits.cases:
+            raise Refused(503, f"There are {self.limits.cases} cases already: remove those that are done with.")
+        if shutil.disk_usage(self.folder).free < _FREE_BYTES:
+            raise Refused(507, "The disk of this machine is nearly full.")
+        folder = self.folder / secrets.token_urlsafe(24)
+        (folder / "files").mkdir(mode=0o700, parents=True)
+        os.chmod(folder, 0o700)
+        start = {"format": FORMAT, "created": time.time(), "state": "idle", "task": "", "error": "", "sent": ""}
+        write_json(folder / RECORD, {**start, "options": {}, "files": {}, "answers": {}, "accept": []})
+        return Case(folder)
+
+    def find(self, name: str) -> Case:
+        """The case of a link.
+
+        Raises:
+            Refused: there is none.
+        """
+        if not re.fullmatch(ID, name) or not (self.folder / name / RECORD).is_file():
+            raise Refused(404, "There is no such case. It may have been removed.")
+        return Case(self.folder / name)
+
+    def expire(self) -> None:
+        """Remove what is older than it is kept, but nothing that is worked on."""
+        oldest = time.time() - 86_400 * self.limits.keep_days
+        for case in self:
+            if self.limits.keep_days and case.record["created"] < oldest and not case.is_busy:
+                shutil.rmtree(case.folder, ignore_errors=True)
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """A name without its endings, in small letters, and the ending that our own name gets."""
+    low = name.lower()
+    ending = next((one for one in _ENDINGS if low.endswith(one)), "")
+    stem = low.removesuffix(ending)
+    if ending == ".json":
+        stem = stem.removesuffix(next((one for one in _ENDINGS if stem.endswith(one)), ""))
+    return stem, ending if ending not in ("", ".dicom") else ".dcm"

@@ -1,0 +1,376 @@
+"""The pages and what they ask the server to do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import shutil
+import time
+import zipfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from custom import __version__
+from custom.app.case_folder import Case, Cases, Refused
+from custom.app.guard import Guard, form_of
+from custom.app.question_fields import ASSUMPTIONS, FIELDS, SKETCHED, parse_answer, written
+from custom.app.work_queue import Installation, WorkQueue, progress
+from custom.core.files import read_json_object
+from custom.report.document import visible
+
+__all__ = ["create_app"]
+
+_HERE = Path(__file__).parent
+_QUERIES = ("accession", "study", "patient")
+#: What a case gives away: files by the name in the link, with the name that a client gets.
+_FILES = {"ct.nii.gz": "result/ct.nii.gz", "report.html": "result/report.html", "result.json": "result/result.json",
+          "uncertainty.nii.gz": "result/uncertainty.nii.gz", "plan.html": "plan/plan.html"}  # fmt: skip
+#: A report brings scripts of its own, which its own policy names; here it may do nothing with this server.
+_OF_REPORTS = {"Content-Security-Policy": "sandbox allow-scripts allow-modals allow-downloads; frame-ancestors 'none'"}
+
+
+def create_app(cases: Cases, installation: Installation, hosts: Collection[str], token: str | None = None) -> Starlette:
+    """The application, for an ASGI server or a test client.
+
+    Args:
+        cases: where they are kept.
+        installation: what this machine has.
+        hosts: names and addresses that the server is reached by.
+        token: that every client has to give once; None: only this machine reaches the server.
+    """
+    pages = _Pages(cases, installation)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        pages.queue = WorkQueue(cases, installation)
+        worker = asyncio.create_task(pages.queue.work())
+        yield
+        worker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker
+        cases.close()
+
+    case = "/cases/{id}"
+    routes = [
+        Route("/", pages.start),
+        Route("/health", lambda _: PlainTextResponse("ok\n")),
+        Route("/cases", pages.create, methods=["POST"]),
+        Route(case, pages.show),
+        Route(f"{case}/state", pages.state),
+        Route(f"{case}/files", pages.upload, methods=["POST"]),
+        Route(f"{case}/picture/{{number:int}}", pages.picture),
+        Route(f"{case}/view/{{name}}", pages.view),
+        Route(f"{case}/download/{{name}}", pages.download),
+        *(
+            Route(f"{case}/{name}", pages.step(action), methods=["POST"])
+            for name, action in {
+                "read": pages.read, "answers": pages.answer, "remove-file": pages.remove_file,
+                "reconstruct": pages.reconstruct, "plan": pages.plan, "send": pages.send, "edit": pages.edit,
+            }.items()
+        ),
+        Route(f"{case}/delete", pages.delete, methods=["POST"]),
+        Mount("/static", StaticFiles(directory=_HERE / "static")),
+    ]  # fmt: skip
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        middleware=[Middleware(Guard, hosts=hosts, token=token, sign_in=pages.sign_in)],
+        exception_handlers={Refused: pages.refused, 404: pages.unknown},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Pages:
+    queue: WorkQueue
+
+    def __init__(self, cases: Cases, installation: Installation) -> None:
+        self.cases, self.here = cases, installation
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_HERE / "templates"),
+            autoescape=True,
+            finalize=visible,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._templates.filters["sentence"] = lambda text: text[:1].upper() + text[1:].rstrip(".") + "."
+
+    def _page(self, template: str, status: int = 200, **content: Any) -> HTMLResponse:
+        text = self._templates.get_template(template).render(
+            version=__version__, here=self.here, limits=self.cases.limits, **content
+        )
+        return HTMLResponse(text, status)
+
+    def _case(self, request: Request) -> Case:
+        return self.cases.find(request.path_params["id"])
+
+    def sign_in(self, request: Request, wrong: bool) -> Response:
+        """The page that asks for the token."""
+        target = request.url.path if request.method == "GET" else "/"
+        return self._page("sign_in.html", 403 if wrong else 401, wrong=wrong, target=target)
+
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """A page, or one line for the page's own script."""
+        assert isinstance(error, Refused)
+        if "text/html" not in request.headers.get("accept", ""):
+            return PlainTextResponse(f"{error}\n", error.status)
+        return self._page("message.html", error.status, text=str(error))
+
+    async def unknown(self, request: Request, error: Exception) -> Response:
+        """There is nothing at this address."""
+        return await self.refused(request, Refused(404, "There is nothing at this address."))
+
+    async def start(self, request: Request) -> Response:
+        """Where radiographs are dropped."""
+        return self._page("start.html")
+
+    async def create(self, request: Request) -> Response:
+        """A new case, for the page's script, or from the form that asks the PACS."""
+        fields = await form_of(request)
+        query = {key: values[0].strip() for key, values in fields.items() if key in ("by", "value")}
+        if query:
+            _check_query(query, self.here)
+        case = self.cases.create()
+        if query:
+            case.wait_for("fetch", **query)
+            self.queue.wake()
+            return RedirectResponse(f"/cases/{case.id}", 303)
+        return JSONResponse({"id": case.id}, 201)
+
+    async def upload(self, request: Request) -> Response:
+        """One file, as it is, bounded while it comes."""
+        case, most = self._case(request), self.cases.limits.file_mb * 1_000_000
+        if case.is_busy:
+            raise Refused(409, "This case is being worked on.")
+        too_large = Refused(413, f"A file of more than {self.cases.limits.file_mb} MB is not taken.")
+        if int(request.headers.get("content-length", "0") or 0) > most:
+            raise too_large
+        size = 0
+        try:
+            with case.new_file(request.query_params.get("name", "")[:200], self.cases.limits.files) as stream:
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > most:
+                        raise too_large
+                    stream.write(chunk)
+        except ClientDisconnect as error:
+            raise Refused(400, "The file did not come whole.") from error
+        return JSONResponse({"bytes": size}, 201)
+
+    def step(self, action: Callable[[Case, dict[str, list[str]]], None]) -> Callable[[Request], Awaitable[Response]]:
+        """A form that changes a case and leads back to its page."""
+
+        async def handle(request: Request) -> Response:
+            case, fields = self._case(request), await form_of(request)
+            if case.is_busy:
+                raise Refused(409, "This case is being worked on: wait until that is done.")
+            action(case, fields)
+            self.queue.wake()
+            return RedirectResponse(f"/cases/{case.id}", 303)
+
+        return handle
+
+    def read(self, case: Case, fields: dict[str, list[str]]) -> None:
+        """Read the files."""
+        if not any(not own.endswith(".json") for own in case.record["files"]):
+            raise Refused(400, "There is no radiograph yet.")
+        lonely = [
+            name for own, name in case.record["files"].items() if own.endswith(".json") and not _has_picture(case, own)
+        ]
+        if lonely:
+            raise Refused(400, f"{lonely[0]}: no radiograph has this name; a sidecar is called as its radiograph.")
+        case.wait_for("read")
+
+    def answer(self, case: Case, fields: dict[str, list[str]]) -> None:
+        """Take the form's answers, and read again with them."""
+        answers = {name: dict(values) for name, values in case.record["answers"].items()}
+        wrong = ""
+        for number, one in enumerate(_reading(case)["radiographs"]):
+            own = answers.setdefault(one["file"], {})
+            for key in FIELDS:
+                given = fields.get(f"{number}:{key}")
+                if given is None:
+                    continue
+                try:
+                    value = parse_answer(key, given[-1])
+                except ValueError as error:
+                    wrong = wrong or case.shown(f"{one['file']}: {error}")
+                    continue
+                if value is None:
+                    own.pop(key, None)
+                else:
+                    own[key] = value
+        kept = [name for name in case.record["accept"] if name not in fields.get("offered", [])]
+        accept = [name for name in fields.get("accept", []) if name in ASSUMPTIONS]
+        case.save(answers=answers, accept=sorted({*kept, *accept}), error=wrong)
+        case.write_answers()
+        if not wrong:
+            self.read(case, fields)
+
+    def remove_file(self, case: Case, fields: dict[str, list[str]]) -> None:
+        """Go on without a radiograph."""
+        case.remove_file(fields.get("file", [""])[0])
+        case.write_answers()
+        case.clear("reading.json", "picture_*.png")
+        case.save(error="")
+        if any(not own.endswith(".json") for own in case.record["files"]):
+            self.read(case, fields)
+
+    def edit(self, case: Case, fields: dict[str, list[str]]) -> None:
+        """Back to the radiographs of a finished case."""
+        self.read(case, fields)
+
+    def reconstruct(self, case: Case, fields: dict[str, list[str]]) -> None:
+        """Make the CT."""
+        if _reading(case)["questions"]:
+            raise Refused(409, "Something is still missing about the radiographs.")
+        model = fields.get("model", [""])[0]
+        if model not in self.here.models:
+            raise Refused(400, "There is no such model here.")
+        text = fields.get("samples", ["0"])[0].strip() or "0"
+        samples = int(text) if text.isdecimal() and len(text) < 4 else -1
+        if not self.here.models[model][1]:
+            samples = 0
+        if samples not in (0, *range(2, self.cases.limits.samples + 1)):
+            raise Refused(400, f"The number of samples is 0, or 2 to {self.cases.limits.samples}.")
+        case.wait_for("reconstruct", model=model, samples=samples)
+
+    def plan(self, case: Case, fields: dict[str, list[str]]) -> None:
+        """Plan on the CT."""
+        template = fields.get("template", [""])[0]
+        if template not in self.here.templates or not case.has("result/result.json"):
+            raise Refused(400, "There is no such plan here.")
+        case.wait_for("plan", template=template)
+
+    def send(self, case: Case, fields: dict[str, list[str]]) -> None:
+        """Send the CT to the PACS."""
+        if self.here.send_to is None or not case.has("result/ct"):
+            raise Refused(400, "Nothing can be sent from here.")
+        case.wait_for("send")
+
+    async def delete(self, request: Request) -> Response:
+        """Remove a case with all its files, whatever it is doing."""
+        case = self._case(request)
+        self.queue.stop(case)
+        await run_in_threadpool(shutil.rmtree, case.folder, ignore_errors=True)
+        return RedirectResponse("/", 303)
+
+    async def state(self, request: Request) -> Response:
+        """What the page's script asks for each second."""
+        return JSONResponse(self._state(self._case(request)))
+
+    def _state(self, case: Case) -> dict[str, Any]:
+        state, since = case.record["state"], case.record.get("began", 0.0)
+        ids = [one.id for one in self.queue.waiting()]
+        before = ids.index(case.id) if case.id in ids else 0
+        elapsed = round(time.time() - since) if state == "running" else 0
+        step = progress(case) if state == "running" else ""
+        return {"state": state, "before": before, "seconds": elapsed, "step": step}
+
+    async def show(self, request: Request) -> Response:
+        """The page of a case, as far as it has come."""
+        case = self._case(request)
+        content: dict[str, Any] = {"case": case, "record": case.record, "until": None}
+        if self.cases.limits.keep_days:
+            until = case.record["created"] + 86_400 * self.cases.limits.keep_days
+            content["until"] = time.strftime("%Y-%m-%d", time.localtime(until))
+        if case.is_busy:
+            return self._page("working.html", **content, **self._state(case))
+        if case.has("result/result.json"):
+            result = read_json_object(case.folder / "result" / "result.json")
+            plan = read_json_object(case.folder / "plan" / "plan.json") if case.has("plan/plan.json") else None
+            return self._page("result.html", **content, result=result, plan=plan, files=_downloads(case))
+        if case.has("reading.json"):
+            reading = _reading(case)
+            asked = {one["file"]: _asked(reading, one["file"]) for one in reading["radiographs"]}
+            words: dict[str, Any] = {
+                "fields": FIELDS,
+                "sketched": SKETCHED,
+                "assumptions": ASSUMPTIONS,
+                "written": written,
+            }
+            return self._page("radiographs.html", **content, reading=reading, asked=asked, **words)
+        return self._page("files.html", **content)
+
+    async def picture(self, request: Request) -> Response:
+        """A radiograph."""
+        case, number = self._case(request), request.path_params["number"]
+        return _file(case.folder / f"picture_{number}.png")
+
+    async def view(self, request: Request) -> Response:
+        """A report, to be read in the browser."""
+        case, name = self._case(request), request.path_params["name"]
+        if name not in ("report.html", "plan.html"):
+            raise Refused(404, "There is nothing at this address.")
+        return _file(case.folder / _FILES[name], headers=_OF_REPORTS)
+
+    async def download(self, request: Request) -> Response:
+        """A file of the result, or a zip of its DICOM objects."""
+        case, name = self._case(request), request.path_params["name"]
+        if name not in _downloads(case):
+            raise Refused(404, "There is nothing at this address.")
+        if name in _FILES:
+            return _file(case.folder / _FILES[name], filename=f"fewview-{name}")
+        content = await run_in_threadpool(_zipped, case)
+        return Response(content, media_type="application/zip",
+                        headers={"Content-Disposition": f'attachment; filename="fewview-{name}"'})  # fmt: skip
+
+
+def _check_query(query: dict[str, str], here: Installation) -> None:
+    if here.fetch_from is None or query.get("by") not in _QUERIES or not 0 < len(query.get("value", "")) <= 64:
+        raise Refused(400, "Say which study to fetch: 1 to 64 characters.")
+
+
+def _has_picture(case: Case, sidecar: str) -> bool:
+    stem = sidecar.removesuffix(".json")
+    return any(own.split(".")[0] == stem and not own.endswith(".json") for own in case.record["files"])
+
+
+def _reading(case: Case) -> dict[str, Any]:
+    if not case.has("reading.json"):
+        raise Refused(409, "The radiographs have not been read yet.")
+    return read_json_object(case.folder / "reading.json")
+
+
+def _asked(reading: dict[str, Any], file: str) -> list[dict[str, Any]]:
+    """What is asked about a radiograph; an assumption that answers several questions stands below the last of them."""
+    questions = [one for one in reading["questions"] if one["file"] == file]
+    for number, one in enumerate(questions):
+        later = {name for other in questions[number + 1 :] for name in other["accept"]}
+        one["accept"] = [name for name in one["accept"] if name not in later]
+    return questions
+
+
+def _dicom(case: Case) -> list[Path]:
+    result = case.folder / "result"
+    return sorted([*result.glob("ct/*.dcm"), *result.glob("*.dcm"), *(case.folder / "plan").glob("*.dcm")])
+
+
+def _downloads(case: Case) -> list[str]:
+    return [name for name, path in _FILES.items() if case.has(path)] + (["dicom.zip"] if _dicom(case) else [])
+
+
+def _zipped(case: Case) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in _dicom(case):
+            archive.write(path, path.relative_to(case.folder).as_posix())
+    return stream.getvalue()
+
+
+def _file(path: Path, **options: Any) -> Response:
+    if not path.is_file():
+        raise Refused(404, "There is nothing at this address.")
+    return FileResponse(path, **options)

@@ -1,0 +1,98 @@
+"use strict";
+// Sends files one by one as they are, follows a step that runs, turns the sketch, asks before something is removed.
+
+const form = document.getElementById("drop");
+if (form) {
+  const input = document.getElementById("files");
+  const said = document.getElementById("sending");
+  const post = async (address, body) => {
+    const answer = await fetch(address, { method: "POST", body, redirect: "manual" });
+    if (!answer.ok && answer.type !== "opaqueredirect") throw new Error((await answer.text()).trim());
+    return answer;
+  };
+  const send = async (files) => {
+    said.className = "";
+    const most = Number(form.dataset.files), megabytes = Number(form.dataset.megabytes);
+    try {
+      if (files.length > most) throw new Error(`These are ${files.length} files; at most ${most} are taken.`);
+      const large = files.find((file) => file.size > megabytes * 1e6);
+      if (large) throw new Error(`${large.name} is larger than ${megabytes} MB.`);
+      input.disabled = true;
+      const { id } = await (await post("/cases", "")).json();
+      for (const [index, file] of files.entries()) {
+        said.textContent = `Sending ${index + 1} of ${files.length}: ${file.name}`;
+        await post(`/cases/${id}/files?name=${encodeURIComponent(file.name)}`, file);
+      }
+      await post(`/cases/${id}/read`, "");
+      location.assign(`/cases/${id}`);
+    } catch (error) {
+      said.className = "problem";
+      said.textContent = error instanceof TypeError ? "The server cannot be reached." : error.message;
+      input.disabled = false;
+      input.value = "";
+      input.focus();
+    }
+  };
+  input.addEventListener("change", () => input.files.length && send([...input.files]));
+  form.addEventListener("dragover", (event) => { event.preventDefault(); form.classList.add("over"); });
+  form.addEventListener("dragleave", () => form.classList.remove("over"));
+  form.addEventListener("drop", (event) => {
+    event.preventDefault();
+    form.classList.remove("over");
+    if (!input.disabled && event.dataTransfer.files.length) send([...event.dataTransfer.files]);
+  });
+}
+
+const working = document.getElementById("working");
+if (working) {
+  const bar = working.querySelector("progress"), said = working.querySelector("p");
+  const words = (now) => {
+    if (now.state === "waiting") return now.before ? `Waiting: ${now.before} before it.` : "Waiting: it is next.";
+    return `${now.step ? now.step[0].toUpperCase() + now.step.slice(1) : "Starting"} (${now.seconds} s)`;
+  };
+  const look = async () => {
+    try {
+      const answer = await fetch(working.dataset.state);
+      if (!answer.ok) return location.reload();
+      const now = await answer.json();
+      if (now.state === "idle") return location.reload();
+      said.textContent = words(now);
+      const samples = /sample (\d+) of (\d+)/.exec(now.step);
+      if (samples) [bar.value, bar.max] = [Number(samples[1]), Number(samples[2])];
+      else bar.removeAttribute("value");
+    } catch {
+      said.textContent = "The server cannot be reached; trying again.";
+    }
+    setTimeout(look, 1000);
+  };
+  look();
+}
+
+const ANGLES = { '"AP"': 90, '"PA"': 270, '"LL"': 0, '"RL"': 180 };
+for (const sketch of document.querySelectorAll(".sketch")) {
+  const named = (key) => document.getElementsByName(`${sketch.dataset.radiograph}:${key}`)[0];
+  const side = named("view_position"), angle = named("angle_deg");
+  const turn = () => {
+    const written = angle?.value ? Number(angle.value.replace(",", ".")) : ANGLES[side?.value];
+    const degrees = (Number.isFinite(written) ? written : Number(sketch.dataset.angle ?? 90)) - 90;
+    sketch.querySelector(".setup").setAttribute("transform", `rotate(${degrees})`);
+    for (const text of sketch.querySelectorAll(".upright")) {
+      text.setAttribute("transform", `rotate(${-degrees} ${text.getAttribute("x")} ${text.getAttribute("y") - 4})`);
+    }
+  };
+  for (const field of [side, angle]) field?.addEventListener("input", turn);
+  turn();
+}
+
+const model = document.getElementById("model");
+if (model) {
+  const samples = document.getElementById("samples");
+  const show = () => { samples.hidden = model.selectedOptions[0].dataset.samples !== "1"; };
+  model.addEventListener("change", show);
+  show();
+}
+
+document.addEventListener("submit", (event) => {
+  const text = event.submitter?.dataset.confirm;
+  if (text && !confirm(text)) event.preventDefault();
+});
