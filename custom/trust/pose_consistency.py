@@ -19,12 +19,12 @@ from custom.geometry import ViewRow, is_cone, is_vertical_parallel
 from custom.trust.picture_statistics import AIR_SHARE, largest, lateral_edges
 from custom.trust.view_agreement import disagreement_of, pair_profiles
 
-__all__ = ["ViewRotation", "best_rotation", "centers_of_mass", "rotated", "row_misfit"]
+__all__ = ["FEWEST_ROWS", "ViewRotation", "best_rotation", "centers_of_mass", "rotated", "row_misfit"]
 
 #: Rotations that are tried [degrees].
 ROTATIONS_DEG = (-10.0, -7.5, -5.0, -2.5, 2.5, 5.0, 7.5, 10.0)
 #: Fewest rows of parallel views that say something.
-_FEWEST_ROWS = 8
+FEWEST_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,13 @@ def _cone_rotation(image: Tensor, views: Tensor, field_mask: Tensor, k: int) -> 
 
 
 def _parallel_rotations(image: Tensor, views: Tensor, field_mask: Tensor) -> list[ViewRotation | None]:
-    centers = centers_of_mass(image, views, field_mask)
-    if centers is None:
+    centers, whole = centers_of_mass(image, field_mask)
+    row, rows = ViewRow.from_tensor(views), whole.all(0)
+    heights = row.detector_center[:, 2:] + row.v_step[:, 2:] * _centred(image.shape[1])
+    uneven = float((heights - heights[:1]).abs().max()) > 0.1 * float(row.v_step[:, 2].abs().mean())
+    if uneven or int(rows.sum()) < FEWEST_ROWS:
         return []
+    centers = centers[:, rows]
 
     def misfit(views: Tensor) -> float:
         return float(row_misfit(centers, views).square().mean())
@@ -114,28 +118,21 @@ def _parallel_rotations(image: Tensor, views: Tensor, field_mask: Tensor) -> lis
     return rotations
 
 
-def centers_of_mass(image: Tensor, views: Tensor, field_mask: Tensor) -> Tensor | None:
-    """Of the rows of upright parallel views that show the body whole.
+def centers_of_mass(image: Tensor, field_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the rows of radiographs.
 
     Args:
         image: line integrals (K, V, U).
-        views: (K, 13), float64.
         field_mask: bool (K, V, U).
 
     Returns:
-        (K, rows) [columns from the middle of the picture]; None for too few rows, or rows at unlike heights.
+        (K, V) float64 [columns from the middle of the picture]; bool (K, V): the row shows the body from side to side.
     """
     air = AIR_SHARE * largest(image, field_mask)[:, None, None]
     body = torch.where(field_mask & (image > air), image, 0.0).double()
     edges, whole = lateral_edges(image, field_mask)
-    row = ViewRow.from_tensor(views)
-    heights = row.detector_center[:, 2:] + row.v_step[:, 2:] * _centred(image.shape[1])
-    rows = (whole & (edges <= air).all(2)).all(0)
-    spacing = float(row.v_step[:, 2].abs().mean())
-    if float((heights - heights[:1]).abs().max()) > 0.1 * spacing or int(rows.sum()) < _FEWEST_ROWS:
-        return None
-    body = body[:, rows]
-    return (body * _centred(image.shape[2])).sum(2) / body.sum(2).clamp(min=1e-9)
+    centers = (body * _centred(image.shape[2])).sum(2) / body.sum(2).clamp(min=1e-9)
+    return centers, whole & (edges <= air).all(2)
 
 
 def row_misfit(centers: Tensor, views: Tensor) -> Tensor:
