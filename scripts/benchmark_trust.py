@@ -153,10 +153,6 @@ def _run(job: _Job) -> bool:
     return True
 
 
-class _NeverRaised(Exception):
-    """Every error stops the run."""
-
-
 def _statistics(record: Mapping[str, Any], thresholds: Thresholds, beam: str) -> dict[str, float | None]:
     """With "intensities", which need the thresholds' quantiles."""
     quantiles = thresholds.quantiles[beam]
@@ -285,7 +281,7 @@ def main(
             following, file = cases[(index + 1) % len(cases)], folder / "cases" / f"{case['case']}.json"
             jobs.append(_Job(case, following, kind, model, size, samples, len(jobs) % step == 0, simulation, file))
     with Workers(workers) as pool:
-        pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="cases")
+        pool.run(_run, jobs, label="cases")
     records = [json.loads(job.file.read_text()) for job in jobs]
     limits = Thresholds.load(thresholds)
     lines = _tables(records, limits) + _errors(records, limits)

@@ -11,6 +11,8 @@
 #   install sdist and wheel, and the wheel used outside of the repository
 #   deploy  the MONAI Deploy application against the command line, in .venv-deploy
 #   dose    PyDoseRT against pyRadPlan on a real CT, in .venv-pyradplan
+#   cluster two Dask workers against one, with 200 cases, and one that is killed
+#   federated two sites in NVFLARE's simulator
 #   label   the MONAI Label application over REST against the command line, in .venv-label
 #
 # As root on Debian it installs the programs that a step needs; elsewhere it names them. What passed is not run again
@@ -20,7 +22,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
-STEPS=(core install report app pacs fuzz deploy dose label)
+STEPS=(core install report app pacs fuzz deploy dose cluster federated label)
 OUT="${FEWVIEW_INTEGRATION:-$ROOT/outputs/integration}"
 
 programs() {
@@ -59,6 +61,16 @@ step_pacs() { bash scripts/integration/orthanc.sh; }
 step_fuzz() { marked tests/integration/test_fuzz_reconstruct.py; }
 step_deploy() { bash scripts/integration/deploy.sh; }
 step_dose() { bash scripts/integration/pyradplan.sh; }
+step_cluster() {
+    make_venv
+    install_package '.[dev]'
+    OMP_NUM_THREADS=1 "$VENV/bin/python" scripts/benchmark_cluster.py --cases 200
+}
+step_federated() {
+    make_venv
+    install_package '.[dev,federated]'
+    MPLBACKEND=Agg "$VENV/bin/python" -m pytest -m integration -ra tests/integration/test_federated.py
+}
 step_label() { bash scripts/integration/monailabel.sh; }
 
 again=""

@@ -6,14 +6,13 @@
 # DATALIST  of `fewview-ct prepare` and `simulate`. OUTPUT  folder of weights and latents.
 # PRESET    of both bundles, such as grid_64; none: 128^3.
 # GPUS      (environment) processes on this node; 1 trains without torchrun.
-# NODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (environment) several nodes; scripts/train_ldm.slurm sets them.
+# NODES, NODE_RANK, MASTER_ADDR, MASTER_PORT (environment) several nodes; scripts/train.slurm sets them.
 # OPTIONS_VQGAN, OPTIONS_LATENTS, OPTIONS_LDM (environment) more options of each stage, such as "--epochs 10".
 set -euo pipefail
 
 datalist=$(realpath -m "${1:?"usage: bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]"}")
 output=$(realpath -m "${2:?"usage: bash scripts/train_ldm.sh DATALIST OUTPUT [PRESET]"}")
 preset=${3:-}
-gpus=${GPUS:-1} nodes=${NODES:-1}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -f $datalist ]] || { echo "$datalist: no such datalist; 'fewview-ct prepare' writes one" >&2; exit 2; }
 for bundle in vqgan ldm_recon; do
@@ -22,15 +21,6 @@ for bundle in vqgan ldm_recon; do
 done
 # Before the first stage, in which all nodes meet: a mark from an earlier run must not start the third one too early.
 ((${NODE_RANK:-0} > 0)) || rm -f "$output/latents/complete"
-
-# configs BUNDLE OVERLAY...: the --config_file list, with the preset and, on several devices, their overlay.
-configs() {
-    local folder="bundles/$1/configs" list="'bundles/$1/configs/train.json'"
-    [[ -n $preset ]] && list+=",'$folder/presets/$preset.json'"
-    shift
-    for overlay in "$@"; do list+=",'$folder/$overlay'"; done
-    echo "[$list]"
-}
 
 # stage COMMAND...: a signal goes to it, so that it keeps what it has; the script then ends as it did.
 stage() {
@@ -51,13 +41,7 @@ stage() {
 train() {
     local bundle=$1
     shift
-    if ((gpus * nodes > 1)); then
-        stage torchrun --nnodes="$nodes" --nproc_per_node="$gpus" --node_rank="${NODE_RANK:-0}" \
-            --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${MASTER_PORT:-29500}" \
-            -m monai.bundle run training --config_file "$(configs "$bundle" multi_gpu_train.json)" "$@"
-    else
-        stage python -m monai.bundle run training --config_file "$(configs "$bundle")" "$@"
-    fi
+    stage bash scripts/train.sh "$bundle" ${preset:+"presets/$preset"} "$@"
 }
 
 autoencoder="$output/vqgan/models/model.pt"
@@ -69,7 +53,7 @@ train vqgan --data_list_file "$datalist" --ckpt_dir "$output/vqgan/models" --out
 
 # Latents are computed once, by the first node; the others wait for them.
 if ((${NODE_RANK:-0} == 0)); then
-    stage python -m monai.bundle run encoding --config_file "$(configs ldm_recon latents.json)" \
+    stage env RUN=encoding GPUS=1 NODES=1 bash scripts/train.sh ldm_recon ${preset:+"presets/$preset"} latents \
         --data_list_file "$datalist" --autoencoder_checkpoint "$autoencoder" --latents_dir "$output/latents" \
         "${more_latents[@]}"
     touch "$output/latents/complete"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from tqdm import tqdm
 
 from custom.benchmark import summary
 from custom.benchmark.benchmark_page import write_report
 from custom.benchmark.cohort import comparison_grid, load_cohort
-from custom.benchmark.jobs import DONE, Job, Plan, run_jobs
+from custom.benchmark.jobs import DONE, Bench, Plan
 from custom.benchmark.methods_file import Entry, Setting, SimpleEntry, read_methods, with_null_rows
 from custom.benchmark.radiotherapy_judge import RadiotherapyJudge
 from custom.benchmark.resources import Team
+from custom.core.workers import Workers
 from custom.metrics import METRIC_NAMES, check_window
 from custom.models import SEGMENTER, find_model
 
@@ -53,6 +55,7 @@ def compare(
     title: str = "Comparison of reconstructions",
     radiotherapy: bool = False,
     templates: str = TEMPLATES,
+    scheduler: str | None = None,
 ) -> None:
     """Run every method on the same radiographs of the same patients, and write tables, pictures and one HTML page.
 
@@ -82,6 +85,8 @@ def compare(
         radiotherapy: also plan on every reconstruction, with tables of how wrong the plans are, their pictures in
             plans/, and null rows to read them by (docs/how-to/benchmark.md).
         templates: of fewview-ct plan, separated by commas.
+        scheduler: address of a Dask scheduler, such as tcp://host:8786, whose workers reconstruct; it must be one that
+            you trust (docs/how-to/cluster.md).
 
     Raises:
         FileNotFoundError, ValueError: input that does not serve, before the first reconstruction.
@@ -91,7 +96,8 @@ def compare(
     with Team() as team:
         if team.rank:
             logging.getLogger("custom").setLevel(logging.WARNING)
-        plan = _plan(
+        make_plan = partial(
+            _plan,
             [datalist, *([cone_datalist] if cone_datalist else [])],
             methods,
             Path(output),
@@ -102,14 +108,17 @@ def compare(
             _names(metrics) or [],
             check_window(hu_window),
             _names(segmenters) or [],
-            _device(device) or team.device,
+            device,
             volumes,
             (_names(templates) or []) if radiotherapy else None,
         )
+        plan = make_plan()
         chosen = _reference(plan.entries, reference)
         pending = team.agreed(plan.pending(retry) if team.rank == 0 else [])
         logger.info("%d of %d reconstructions are there already", len(plan.jobs) - len(pending), len(plan.jobs))
-        _run(plan, pending[team.rank :: team.size], team)
+        run = Bench(plan).run if scheduler is None else partial(_run_there, uuid.uuid4().hex, make_plan)
+        with Workers(1, scheduler) as pool:
+            pool.run(run, pending[team.rank :: team.size], label=None if team.rank else "benchmark")
         team.wait()
         if team.rank == 0:
             page = write_report(plan, chosen, montages, title)
@@ -131,7 +140,7 @@ def _plan(
     metrics: Sequence[str],
     hu_window: tuple[float, float],
     segmenters: Sequence[str],
-    device: torch.device,
+    device: str | None,
     volumes: bool,
     templates: Sequence[str] | None = None,
 ) -> Plan:
@@ -150,7 +159,7 @@ def _plan(
         raise ValueError("radiotherapy compares with another patient's CT and needs at least two cases, got one")
     if len(cohort.cases) < 2 and any(entry.shuffled for entry in entries):
         raise ValueError('another patient\'s radiographs ("shuffled") need at least two cases, got one')
-    setting = Setting(datalists[0], cohort.cube, comparison_grid(cohort.cube, size), device)
+    setting = Setting(datalists[0], cohort.cube, comparison_grid(cohort.cube, size), _device(device))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="monai")
         for entry in entries:
@@ -178,9 +187,9 @@ def _judges(segmenters: Sequence[str], setting: Setting) -> tuple[dict[str, Any]
     return judges, hashes
 
 
-def _device(name: str | None) -> torch.device | None:
+def _device(name: str | None) -> torch.device:
     if name is None:
-        return None
+        return Team().device
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -203,15 +212,16 @@ def _reference(entries: Sequence[Entry], wanted: str | None) -> str:
     return wanted
 
 
-def _run(plan: Plan, indices: Sequence[int], team: Team) -> None:
-    with tqdm(total=len(indices), desc="benchmark", unit="case", disable=True if team.rank else None) as bar:
+#: On a Dask worker, of one command: when the next one comes, files may have changed.
+_benches: dict[str, Bench] = {}
 
-        def on_done(job: Job, status: str) -> None:
-            logger.debug("%s, %s, %s: %s", job.entry.name, job.views.name, job.case.name, status)
-            bar.set_postfix_str(f"{job.entry.name}, {job.views.name}")
-            bar.update()
 
-        run_jobs(plan, indices, on_done)
+def _run_there(command: str, make_plan: Callable[[], Plan], index: int) -> None:
+    """Run a job on a Dask worker, which reads and checks everything once for each command."""
+    if command not in _benches:
+        _benches.clear()
+        _benches[command] = Bench(make_plan())
+    _benches[command].run(index)
 
 
 def _print(rows: Sequence[Mapping[str, Any]], plan: Plan) -> None:

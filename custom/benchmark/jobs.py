@@ -32,7 +32,7 @@ from custom.metrics import evaluate_volume
 from custom.models import save_volume
 from custom.report.figures import PLANES, plane
 
-__all__ = ["DONE", "FAILED", "REFUSED", "Job", "Plan", "run_jobs"]
+__all__ = ["DONE", "FAILED", "REFUSED", "Bench", "Job", "Plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -178,28 +178,35 @@ def slug(name: str) -> str:
     return plain if plain == name else f"{plain[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def run_jobs(plan: Plan, indices: Sequence[int], on_done: Callable[[Job, str], None]) -> None:
-    """Run jobs and write each one's rows as soon as it is there.
+class Bench:
+    """Runs jobs of a comparison and writes each one's rows as soon as it is there.
 
     Args:
         plan: of the comparison.
-        indices: of `plan.jobs`.
-        on_done: called after each with its status.
     """
-    method: Method | None = None
-    built = ""
-    before_mb = 0.0
-    for index in indices:
-        job = plan.jobs[index]
-        if method is None or built != job.entry.name:
-            method = None
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._method: Method | None = None
+        self._built, self._before_mb = "", 0.0
+
+    def run(self, index: int) -> None:
+        """Run a job; the method is kept for the next one, which is likely to be of the same.
+
+        Args:
+            index: in `plan.jobs`.
+        """
+        plan, job = self.plan, self.plan.jobs[index]
+        if self._method is None or self._built != job.entry.name:
+            self._method = None
             release_memory()
-            before_mb = held_mb(plan.setting.device)
-            method, built = job.entry.build(plan.setting), job.entry.name
+            self._before_mb = held_mb(plan.setting.device)
+            self._method, self._built = job.entry.build(plan.setting), job.entry.name
         truth = truth_of(job.case, plan.cohort.cube, plan.setting.grid)
-        rows = _run(plan, job, method, truth, before_mb)
+        rows = _run(plan, job, self._method, truth, self._before_mb)
         write_json(plan.path(job), {"fingerprint": plan.fingerprint(job), "rows": rows}, sort_keys=False)
-        on_done(job, rows[0]["status"])
+        names = (job.entry.name, job.views.name, job.case.name)
+        logger.debug("%s, %s, %s: %s", *names, rows[0]["status"])
 
 
 def _run(plan: Plan, job: Job, method: Method, truth: Tensor, before_mb: float) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ SEPARATOR = ReferenceResolver.sep
 READ_BY_MONAI: set[str] = {
     str(item[BundlePropertyConfig.ID]) for table in (TrainProperties, InferProperties) for item in table.values()
 } | {
-    "imports", "initialize", "run", "finalize", "save_execute_config", "name", "training", "evaluating",
+    "imports", "initialize", "run", "finalize", "save_execute_config", "name", "training", "evaluating", "run_name",
 }  # fmt: skip
 
 

@@ -42,6 +42,7 @@ def prepare(
     licence: str = "",
     series_per_study: str = "best",
     workers: int = 0,
+    scheduler: str | None = None,
     name: str = "fewview-ct",
 ) -> str:
     """Turn a tree of CTs (DICOM, NIfTI, MetaImage) into cubes, sources, a datalist with a split, and a manifest.
@@ -71,6 +72,8 @@ def prepare(
         licence: of the scans for which the provenance gives none.
         series_per_study: "best" (original, thinnest slices) or "all".
         workers: processes; 0 means one for each core, at most 4. Each takes 2 to 4 GB.
+        scheduler: address of a Dask scheduler, such as tcp://host:8786, whose workers compute instead; it must be one
+            that you trust (docs/how-to/cluster.md).
         name: of the cohort.
 
     Returns:
@@ -107,7 +110,7 @@ def prepare(
     remove_parts(output)
     skip = [output, *([label_folder] if label_folder else [])]
     wanted: dict[str, str] = {}
-    with Workers(workers or min(os.cpu_count() or 1, 4)) as pool:
+    with Workers(workers or min(os.cpu_count() or 1, 4), scheduler) as pool:
         candidates, rejected = scan(root, skip, facts, series_per_study, map_headers=partial(pool.map, label="headers"))
         if spec is not None:
             candidates, wanted, unnamed = _choose(candidates, spec)

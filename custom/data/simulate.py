@@ -165,6 +165,7 @@ def simulate(
     parts: Sequence[str] | None = None,
     dicom: bool = False,
     workers: int = 1,
+    scheduler: str | None = None,
 ) -> Path:
     """Compute and store radiographs of every case of a prepared cohort.
 
@@ -192,6 +193,8 @@ def simulate(
         dicom: write each view as a DICOM DX file, too: radiographs/<name>/<case>/<angle>_degrees.dcm, as an X-ray unit
             would (14 bits, for processing, all tags), one study for each case. Cone beam only.
         workers: processes, each of which needs up to 2 GB.
+        scheduler: address of a Dask scheduler, such as tcp://host:8786, whose workers compute instead; it must be one
+            that you trust (docs/how-to/cluster.md).
 
     Returns:
         The new datalist's path, datalist_<name>.json.
@@ -236,16 +239,12 @@ def simulate(
                     entry[key] = os.path.relpath(root / entry[key], folder)
             if part in wanted:
                 entry.update(image=os.path.relpath(image, folder), geometry=os.path.relpath(geometry, folder))
-    with Workers(workers) as pool:
-        pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label=f"radiographs {name}")
+    with Workers(workers, scheduler) as pool:
+        pool.run(_run, jobs, label=f"radiographs {name}")
     new = folder / f"datalist_{name}.json"
     write_json(new, content)
     logger.info("%d cases with %d radiographs each: %s", len(jobs), len(acquisition.angles_deg), new)
     return new
-
-
-class _NeverRaised(Exception):
-    """A cohort that is prepared has no case of its own that may fail: every error stops the run."""
 
 
 def _read_datalist(path: Path, parts: Sequence[str] | None) -> tuple[dict[str, Any], set[str]]:

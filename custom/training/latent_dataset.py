@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from custom.core.checkpoints import definition, load_checkpoint
 from custom.core.files import read_json_object, sha256_file, write_json, write_tensors
 from custom.core.hu_window import hu_to_unit
 from custom.core.tensor_files import load_tensors
+from custom.core.workers import Workers
 from custom.data.augmentation import RandThoraxAugment
 from custom.geometry import VolumeGrid
 
@@ -43,15 +45,16 @@ def write_latents(
     seed: int = 0,
     device: str | torch.device = "cpu",
     key: str = "source",
+    loading: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+    scheduler: str | None = None,
 ) -> Path:
     """Warp training CTs at random, encode them, and write `count` entries and an index.
 
-    Entry i is the same whenever it is written: a killed run is taken up where it stopped.
+    Entry i is the same whenever and wherever it is written: a killed run is taken up where it stopped.
 
     Args:
         folder: of the entries.
-        cases: training cases; `key` is a CT (1, X, Y, Z) in HU around the isocentre, "fold" (where there is one) the
-            part of the patients that it belongs to.
+        cases: training cases; "fold" (where there is one) is the part of the patients that one belongs to.
         weights: how often each case is drawn.
         augment: the warp, to `body_grid`.
         autoencoder_checkpoint: model.pt of `vqgan`; the middle of the warped CT on its grid is encoded.
@@ -60,6 +63,9 @@ def write_latents(
         seed: of cases and warps.
         device: where the autoencoder runs.
         key: of the CT.
+        loading: makes of a case the loaded one, in which `key` is the CT (1, X, Y, Z) in HU around the isocentre; all
+            are of one shape. One case is in memory at a time.
+        scheduler: see `custom.core.workers.Workers`; the unit of work is a case with all of its entries.
 
     Returns:
         The index, latents.json.
@@ -71,8 +77,9 @@ def write_latents(
         raise ValueError(f"at least 2 latents are needed to know their spread, got {count}")
     folder = Path(folder)
     checkpoint = load_checkpoint(autoencoder_checkpoint)
-    autoencoder: Any = checkpoint.network().to(device)
+    autoencoder: Any = checkpoint.network()
     cube = (slice(None), *autoencoder.grid.middle_of(body_grid))
+    shape = tuple(loading(cases[0])[key].shape[1:])
     settings = {
         "autoencoder_sha256": checkpoint.hash,
         "grid": definition(autoencoder.grid),
@@ -81,27 +88,35 @@ def write_latents(
         "seed": seed,
         "folds": [int(case.get("fold", 0)) for case in cases],
         "weights": [round(float(weight), 9) for weight in weights],
-        "loaded_shapes": sorted({tuple(case[key].shape[1:]) for case in cases}),
+        "loaded_shapes": [shape],
         "augmentation": {k: v for k, v in vars(augment).items() if isinstance(v, int | float | tuple) and k != "R"},
     }
     settings = json.loads(json.dumps(settings))
     _claim(folder, settings)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(torch.tensor(weights), count, replacement=True, generator=generator).tolist()
+    waiting: dict[int, list[int]] = {}
+    for index, case in enumerate(drawn):
+        if not entry_path(folder, index).is_file():
+            waiting.setdefault(case, []).append(index)
+    jobs = [_Job(cases[case], tuple(indices)) for case, indices in waiting.items()]
+    work = partial(
+        _encode,
+        folder=folder,
+        loading=loading,
+        key=key,
+        shape=shape,
+        augment=augment,
+        seed=seed,
+        checkpoint=Path(autoencoder_checkpoint),
+        cube=cube,
+        device=device,
+    )
+    with Workers(1, scheduler) as pool:
+        pool.run(work, jobs, label="latents")
     total, squares, voxels = torch.zeros(0), torch.zeros(0), 0
-    for index in tqdm(range(count), desc="latents", unit="latent", disable=None):
-        path = entry_path(folder, index)
-        if path.is_file():
-            latent = load_tensors(path)["latent"]
-        else:
-            augment.set_random_state(seed * 1_000_003 + index)
-            case = cases[drawn[index]]
-            volume = augment(torch.as_tensor(case[key])).round().to(torch.int16)
-            unit = hu_to_unit(volume[cube].to(device), autoencoder.hu_window)
-            with torch.no_grad():
-                latent = autoencoder.encode(unit[None])[0].half().cpu()
-            write_tensors(path, {"latent": latent, "source": volume, "fold": torch.tensor(int(case.get("fold", 0)))})
-        wide = latent.double().flatten(1)
+    for index in range(count):
+        wide = load_tensors(entry_path(folder, index), mmap=True)["latent"].double().flatten(1)
         total = wide.sum(1) + (total if len(total) else 0)
         squares = wide.square().sum(1) + (squares if len(squares) else 0)
         voxels += wide.shape[1]
@@ -111,6 +126,41 @@ def write_latents(
     write_json(folder / INDEX, content)
     logger.info("%d latents in %s", count, folder)
     return folder / INDEX
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A case, and its entries that are not there yet."""
+
+    case: Mapping[str, Any]
+    indices: tuple[int, ...]
+
+
+@torch.no_grad()
+def _encode(
+    job: _Job,
+    folder: Path,
+    loading: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    key: str,
+    shape: tuple[int, ...],
+    augment: RandThoraxAugment,
+    seed: int,
+    checkpoint: Path,
+    cube: tuple[slice, ...],
+    device: str | torch.device,
+) -> None:
+    """Write the entries of one case."""
+    autoencoder: Any = load_checkpoint(checkpoint).network().to(device)
+    loaded = torch.as_tensor(loading(job.case)[key])
+    if tuple(loaded.shape[1:]) != shape:
+        raise ValueError(f"{job.case.get('case', 'a case')}: {tuple(loaded.shape[1:])} voxels, the first has {shape}")
+    for index in job.indices:
+        augment.set_random_state(seed * 1_000_003 + index)
+        volume = augment(loaded).round().to(torch.int16)
+        unit = hu_to_unit(volume[cube].to(device), autoencoder.hu_window)
+        latent = autoencoder.encode(unit[None])[0].half().cpu()
+        entry = {"latent": latent, "source": volume, "fold": torch.tensor(int(job.case.get("fold", 0)))}
+        write_tensors(entry_path(folder, index), entry)
 
 
 def entry_path(folder: Path, index: int) -> Path:

@@ -194,7 +194,7 @@ def calibrate(
     if len({job.file for job in jobs}) < len(jobs):
         raise ValueError(f"{datalist} and {phantom_list_file}: two cases have the same name")
     with Workers(workers) as pool:
-        pool.run(_run, jobs, _NeverRaised, lambda job, error: None, label="calibrating")
+        pool.run(_run, jobs, label="calibrating")
     cases_found = [json.loads(job.file.read_text()) for job in jobs]
     records = [one["groups"] for one in cases_found]
     quantiles, fitted, errors = _fitted(records, groups, false_alarms, reject_factor)
@@ -216,10 +216,6 @@ def calibrate(
     Thresholds(fitted, quantiles, trained, made_from, errors, intervals).save(path)
     logger.info("%s: thresholds from %d cases for %s", path, len(cases), ", ".join(fitted))
     return path
-
-
-class _NeverRaised(Exception):
-    """A case that fails stops the calibration: thresholds of what happened to work would be too good."""
 
 
 def _groups(beams: Sequence[str], views: Sequence[int]) -> tuple[tuple[str, int], ...]:

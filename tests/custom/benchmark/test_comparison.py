@@ -226,11 +226,13 @@ def test_processes_share_the_jobs(cohort: Path, tmp_path: Path, calls: list[tupl
     methods = write_methods(tmp_path, "sirt", "sirt_from_mean")
     window = (-1000.0, 1000.0)
     arguments = [[str(cohort)], str(methods), tmp_path / "out", "test", None, None, None, ["mae_hu"], window, []]
-    plan = comparison._plan(*arguments, torch.device("cpu"), False)  # type: ignore[arg-type]
+    plan = comparison._plan(*arguments, "cpu", False)  # type: ignore[arg-type]
     pending = plan.pending()
     assert pending == list(range(8))
     for rank in range(2):
-        jobs.run_jobs(plan, pending[rank::2], lambda job, status: None)
+        bench = jobs.Bench(plan)
+        for index in pending[rank::2]:
+            bench.run(index)
     assert plan.pending() == []
     assert len(calls) == 8
 

@@ -218,8 +218,14 @@ def test_a_grid_of_any_size_is_refused() -> None:
         CaseOptions(size=100_000)
 
 
+@pytest.fixture(scope="module")
+def imports_mb() -> int:
+    """What the software itself takes, with the optional packages that are here: pandas and others come with MONAI."""
+    return run_measured("evaluate", "missing.nii.gz", "missing.nii.gz", "--output", "out")[1]
+
+
 @pytest.mark.parametrize("verb", ["prepare", "evaluate", "reconstruct"])
-def test_a_command_under_a_bomb(verb: str, tmp_path: Path) -> None:
+def test_a_command_under_a_bomb(verb: str, tmp_path: Path, imports_mb: int) -> None:
     source = tmp_path / "input"
     source.mkdir()
     if verb == "evaluate":
@@ -232,7 +238,7 @@ def test_a_command_under_a_bomb(verb: str, tmp_path: Path) -> None:
             [verb, source, tmp_path / "out", "--workers", "1"] if verb == "prepare" else [verb, bomb, "--output", "o"]
         )
     code, peak, said = run_measured(*words)
-    assert code == 2 and peak < 500, (code, peak)
+    assert code == 2 and peak < imports_mb + 50, (code, peak, imports_mb)
     assert "bomb" in said.splitlines()[-1] and said.splitlines()[-1].startswith("error: "), said
 
 
