@@ -20,7 +20,8 @@ usual, `--debug` that and the traceback of an error. `fewview-ct COMMAND --help`
 `fewview-ct completion bash` (or `zsh`, `fish`) prints what makes a shell complete them.
 
 Exit codes: 0 done, 2 the input was at fault, 1 anything else, 130 stopped by Ctrl-C; with `reconstruct --strict` 3 for
-the verdict REJECT, 4 for REVIEW; with `plan` 5 where no plan is possible.
+the verdict REJECT, 4 for REVIEW; with `plan` 5 where no plan is possible; with `drift` 6 where something
+has changed.
 
 This page is written by `python scripts/cli_reference.py`.
 """

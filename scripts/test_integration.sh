@@ -8,7 +8,7 @@
 #   app     the local web page in headless Chromium, from radiographs to the report
 #   pacs    radiographs into Orthanc, reconstructed, and back, by C-STORE and by STOW-RS
 #   fuzz    10,000 mutated DICOM files through reading, 200 through the whole command
-#   install sdist and wheel, and the wheel used outside of the repository
+#   install sdist and wheel, the wheel used outside of the repository, and every bundle by MONAI's own checks
 #   deploy  the MONAI Deploy application against the command line, in .venv-deploy
 #   dose    PyDoseRT against pyRadPlan on a real CT, in .venv-pyradplan
 #   cluster two Dask workers against one, with 200 cases, and one that is killed
@@ -48,6 +48,7 @@ step_install() {
     make_venv
     install_package '.[dev]'
     bash scripts/check_install.sh
+    "$VENV/bin/python" scripts/bundle_checks.py
 }
 step_report() {
     programs chromium poppler-utils

@@ -65,6 +65,12 @@ VERBS = {
         "Say which further radiograph would tell most",
         group=RECONSTRUCT,
     ),
+    "drift": Verb(
+        "custom.cli.drift_command",
+        "command",
+        "Say whether patients or devices have changed since calibration",
+        group=RECONSTRUCT,
+    ),
     "plan": Verb(
         "custom.cli.plan_command",
         "command",

@@ -16,4 +16,5 @@ class ExitCode(enum.IntEnum):
     REJECTED = 3  # reconstruct --strict: the verdict is REJECT
     TO_REVIEW = 4  # reconstruct --strict: the verdict is REVIEW
     NOT_POSSIBLE = 5  # plan: no plan of this kind is possible
+    DRIFTED = 6  # drift: patients or devices have changed
     INTERRUPTED = 130

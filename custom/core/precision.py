@@ -7,6 +7,8 @@ import torch
 __all__ = ["PRECISIONS", "check_precision", "uses_bf16"]
 
 PRECISIONS = ("auto", "bf16", "fp32")
+#: Asked once: TorchScript cannot trace the question.
+_CPU_HAS_BF16 = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def check_precision(precision: str) -> str:
@@ -26,8 +28,4 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
         return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return (
-        device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    )
+    return device.type == "cpu" and _CPU_HAS_BF16

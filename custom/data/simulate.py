@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
+from custom.core.devices import usable_device
 from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
 from custom.core.names import inside, no_link, plain_name
 from custom.core.nifti_files import open_nifti
@@ -84,6 +85,7 @@ class _Job:
     geometry: Path
     acquisition: Acquisition
     dicom: bool = False
+    device: str = "cpu"
 
     def dicom_file(self, angle_deg: float) -> Path:
         return self.image.parent / self.case / f"{angle_deg:g}_degrees.dcm"
@@ -118,6 +120,7 @@ def simulate_case(
     source_hu: np.ndarray | None = None,
     source_affine: np.ndarray | None = None,
     case: str = "",
+    device: str = "cpu",
 ) -> tuple[Tensor, Geometry]:
     """Radiographs of one CT, without a file.
 
@@ -128,9 +131,10 @@ def simulate_case(
         source_hu: CT values [HU] before cropping and resizing; needed for the setting "fine".
         source_affine: its affine.
         case: name that the noise depends on.
+        device: torch device that projects.
 
     Returns:
-        Line integrals (K, V, U), float32, and the geometry.
+        Line integrals (K, V, U), float32, on the CPU, and the geometry.
 
     Raises:
         ValueError: where the source is missing, or see `simulate_fine`.
@@ -138,12 +142,14 @@ def simulate_case(
     geometry = case_geometry(cube_hu.shape, cube_affine, acquisition)
     preset = SIMULATION_PRESETS[acquisition.setting]
     if not preset.from_source:
-        image = simulate_paper(cube_hu, geometry, acquisition.energy_kev, preset.hu_window, preset.oversampling)
+        cube = torch.as_tensor(cube_hu, device=device)
+        image = simulate_paper(cube, geometry, acquisition.energy_kev, preset.hu_window, preset.oversampling)
     elif source_hu is None or source_affine is None:
         raise ValueError(f"the setting {acquisition.setting!r} needs the uncropped CT ('source'), which is missing")
     else:
-        image = simulate_fine(source_hu, source_affine, geometry, acquisition.energy_kev, preset.oversampling)
-    return acquisition.degrade(image, geometry.tensor(), case), geometry
+        source = torch.as_tensor(source_hu, device=device)
+        image = simulate_fine(source, source_affine, geometry, acquisition.energy_kev, preset.oversampling)
+    return acquisition.degrade(image.cpu(), geometry.tensor(), case), geometry
 
 
 def simulate(
@@ -166,6 +172,7 @@ def simulate(
     dicom: bool = False,
     workers: int = 1,
     scheduler: str | None = None,
+    device: str = "cpu",
 ) -> Path:
     """Compute and store radiographs of every case of a prepared cohort.
 
@@ -195,6 +202,7 @@ def simulate(
         workers: processes, each of which needs up to 2 GB.
         scheduler: address of a Dask scheduler, such as tcp://host:8786, whose workers compute instead; it must be one
             that you trust (docs/how-to/cluster.md).
+        device: torch device that projects, such as cuda:0; the CPU gives the same bits everywhere.
 
     Returns:
         The new datalist's path, datalist_<name>.json.
@@ -219,6 +227,7 @@ def simulate(
     )
     if dicom and beam != "cone":
         raise ValueError("DICOM knows no parallel beam: pass --beam cone with --dicom")
+    usable_device(device)
     name = setting if name is None else name
     plain_name(name, "--name")
     path = Path(datalist)
@@ -232,7 +241,7 @@ def simulate(
             image, geometry = (stem.with_name(stem.name + suffix) for suffix in (".nii.gz", ".json"))
             if part in wanted:
                 jobs.append(
-                    _Job(str(entry["case"]), root / entry["label"], source, image, geometry, acquisition, dicom)
+                    _Job(str(entry["case"]), root / entry["label"], source, image, geometry, acquisition, dicom, device)
                 )
             for key in FILE_KEYS:
                 if key in entry:
@@ -286,7 +295,7 @@ def _run(job: _Job) -> bool:
     cube, cube_affine = _load_ct(job.label)
     source, source_affine = _load_ct(job.source) if from_source and job.source is not None else (None, None)
     try:
-        image, geometry = simulate_case(cube, cube_affine, job.acquisition, source, source_affine, job.case)
+        image, geometry = simulate_case(cube, cube_affine, job.acquisition, source, source_affine, job.case, job.device)
     except ValueError as error:
         raise ValueError(f"{job.case} ({used}): {error}") from error
     pixel_v, pixel_u = geometry.pixel_mm[0]

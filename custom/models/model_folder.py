@@ -19,6 +19,7 @@ from torch import Tensor
 from custom import __version__
 from custom.core.atomic_directory import atomic_directory
 from custom.core.checkpoints import Checkpoint, load_checkpoint
+from custom.core.devices import usable_device
 from custom.core.files import sha256_file, write_json
 from custom.core.hu_window import require_finite, unit_to_hu
 from custom.core.precision import check_precision
@@ -157,7 +158,7 @@ def load_model(
             does not reconstruct volumes; an unknown device or option.
     """
     check_precision(precision)
-    chosen = _device(device)
+    chosen = usable_device(device)
     files = find_model(model)
     checkpoint = load_checkpoint(files.model)
     target = _target(checkpoint)
@@ -189,15 +190,6 @@ def load_model(
 def _target(checkpoint: Checkpoint) -> str:
     """Name of the network's class."""
     return str(checkpoint.meta["network_def"].get("_target_")).rsplit(".", 1)[-1]
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros((), device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return chosen
 
 
 def _with_parents_used(files: ModelFiles, checkpoint: Checkpoint) -> ModelFiles:

@@ -306,13 +306,12 @@ def _in_body(hu: Tensor) -> np.ndarray:
 
 
 def _model(model: Mapping[str, str]) -> dict[str, Any]:
-    """Names and values of what the model's files say, and the tables of its card beyond the first without a head."""
+    """Names and values of what the model's files and its card's tables without a head say, and the card's others."""
     named = {name: "SHA-256" if name == "sha256" else name.replace("_", " ") for name in model}
     own = [[named[name], value] for name, value in model.items() if name != "card"]
-    card = card_tables(model.get("card", ""))
-    if card and not any(card[0][0]):
-        own += [row for row in card.pop(0)[1] if len(row) == 2]
-    return {"model": [[name, hashes(value)] for name, value in own], "card": card}
+    tables = card_tables(model.get("card", ""))
+    own += [row for head, rows in tables if not any(head) for row in rows if len(row) == 2]
+    return {"model": [[name, hashes(value)] for name, value in own], "card": [t for t in tables if any(t[0])]}
 
 
 def _files(content: ReportContent) -> list[list[str]]:

@@ -27,12 +27,14 @@ from custom.trust.evidence import Evidence
 from custom.trust.expected_error import ExpectedError, fit_expected_error
 from custom.trust.picture_statistics import LEVELS, body_quantiles
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, reconstructed
-from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, fit_thresholds, group_name
+from custom.trust.thresholds import FEWEST_CASES, Threshold, Thresholds, TrainedRange, fit_thresholds, group_name
 
-__all__ = ["calibrate", "measured"]
+__all__ = ["calibrate", "fit_groups", "measured"]
 
 logger = logging.getLogger(__name__)
 
+
+Calibrated = tuple[float, ...]
 
 #: What calibration draws its acquisitions from, unless options say otherwise.
 SIMULATION = SimulationSettings()
@@ -197,8 +199,9 @@ def calibrate(
         pool.run(_run, jobs, label="calibrating")
     cases_found = [json.loads(job.file.read_text()) for job in jobs]
     records = [one["groups"] for one in cases_found]
-    quantiles, fitted, errors = _fitted(records, groups, false_alarms, reject_factor)
-    intervals = _intervals(cases_found, jobs, loaded)
+    patients = [str(job.case.get("patient", job.case["case"])) for job in jobs]
+    quantiles, fitted, errors, calibrated = fit_groups(records, patients, groups, false_alarms, reject_factor)
+    intervals = _intervals(cases_found, jobs, patients, loaded)
     made_from = {
         "software": f"fewview-ct {__version__}",
         "model": {"name": loaded.name, "sha256": loaded.sha256, "voxels": list(loaded.grid.shape), "samples": samples},
@@ -213,7 +216,7 @@ def calibrate(
         "simulation": asdict(simulation),
         "priors_sha256": priors.sha256 if priors else None,
     }
-    Thresholds(fitted, quantiles, trained, made_from, errors, intervals).save(path)
+    Thresholds(fitted, quantiles, trained, made_from, errors, intervals, calibrated).save(path)
     logger.info("%s: thresholds from %d cases for %s", path, len(cases), ", ".join(fitted))
     return path
 
@@ -305,12 +308,23 @@ def _run(job: _Job) -> bool:
     return True
 
 
-def _fitted(
+def fit_groups(
     records: Sequence[Mapping[str, Any]],
+    patients: Sequence[str],
     groups: Sequence[tuple[str, int]],
     false_alarms: float,
     reject_factor: float,
-) -> tuple[dict[str, Quantiles], dict[str, Any], dict[str, ExpectedError]]:
+) -> tuple[
+    dict[str, Quantiles], dict[str, dict[str, Threshold]], dict[str, ExpectedError], dict[str, dict[str, Calibrated]]
+]:
+    """Quantiles by beam; thresholds, model of errors and calibrated values by `group_name`.
+
+    Args:
+        records: of each case, by `group_name`, what `measured` gives and "error_hu".
+        patients: whose case it is; of a patient's cases the first alone is kept among the calibrated values.
+        groups: beams and numbers of views.
+        false_alarms, reject_factor: as in `fit_thresholds`.
+    """
     quantiles = {}
     for beam in dict.fromkeys(beam for beam, _ in groups):
         names = [group_name(b, count) for b, count in groups if b == beam]
@@ -318,7 +332,8 @@ def _fitted(
             torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS)) for record in records for name in names
         ]
         quantiles[beam] = Quantiles.of(torch.cat(pictures))
-    fitted, errors = {}, {}
+    fitted, errors, calibrated = {}, {}, {}
+    firsts = sorted({patient: k for k, patient in reversed(list(enumerate(patients)))}.values())
     for beam, count in groups:
         name = group_name(beam, count)
         cases = []
@@ -329,14 +344,19 @@ def _fitted(
         errors[name] = fit_expected_error(cases, [record[name]["error_hu"] for record in records])
         expected = [{**case, "expected_error": errors[name].of(case)[0]} for case in cases]
         fitted[name] = fit_thresholds(expected, false_alarms, reject_factor)
-    return quantiles, fitted, errors
+        calibrated[name] = {s: _values(s, [expected[k] for k in firsts]) for s in fitted[name]}
+    return quantiles, fitted, errors, calibrated
+
+
+def _values(statistic: str, cases: Sequence[Mapping[str, float | None]]) -> Calibrated:
+    """Sorted, to six digits."""
+    return tuple(sorted(float(f"{v:.6g}") for case in cases if (v := case[statistic]) is not None))
 
 
 def _intervals(
-    found: Sequence[Mapping[str, Any]], jobs: Sequence[_Job], model: Model
+    found: Sequence[Mapping[str, Any]], jobs: Sequence[_Job], patients: Sequence[str], model: Model
 ) -> dict[str, CalibratedIntervals]:
     segmenter = loaded_segmenter()
-    patients = [str(job.case.get("patient", job.case["case"])) for job in jobs]
     intervals = {}
     for beam, count in jobs[0].groups:
         acquisition = {

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, FiniteFloat
 
 from custom.core.files import read_json_object, write_json
 from custom.core.json_models import validated
@@ -126,6 +126,7 @@ class Thresholds:
         made_from: data lists and model with their SHA-256, simulation, number of cases, false-alarm level, software.
         expected_error: by `group_name`; files of older versions have none.
         intervals: likewise.
+        calibrated: by `group_name` and statistic the values of the patients, sorted; likewise.
     """
 
     groups: Mapping[GroupName, Mapping[StatisticName, Threshold]]
@@ -134,6 +135,7 @@ class Thresholds:
     made_from: Mapping[str, Any]
     expected_error: Mapping[GroupName, ExpectedError] = field(default_factory=dict)
     intervals: Mapping[GroupName, CalibratedIntervals] = field(default_factory=dict)
+    calibrated: Mapping[GroupName, Mapping[StatisticName, tuple[FiniteFloat, ...]]] = field(default_factory=dict)
 
     def of(self, beam: str, views: int) -> tuple[Mapping[str, Threshold], str] | None:
         """Thresholds for a beam and a number of views, and the name of their group.
@@ -174,6 +176,7 @@ class Thresholds:
             "made_from": dict(self.made_from),
             "expected_error": {g: asdict(e) for g, e in self.expected_error.items()},
             "intervals": {g: asdict(i) for g, i in self.intervals.items()},
+            "calibrated": self.calibrated,
         }
         write_json(Path(path), content)
         return Path(path)

@@ -210,6 +210,8 @@ def test_bad_input(cohort: Path) -> None:
         simulate(cohort, name="../up")
     with pytest.raises(ValueError, match="beam must be one of"):
         simulate(cohort, beam="fan")
+    with pytest.raises(ValueError, match="device 'nonsense' cannot be used"):
+        simulate(cohort, device="nonsense")
     with pytest.raises(ValueError, match="no parallel beam: pass --beam cone"):
         simulate(cohort, dicom=True)
     assert not (cohort.parent / "radiographs").exists(), "all this is said before any work"

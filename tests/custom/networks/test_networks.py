@@ -266,7 +266,7 @@ def test_features_of_larger_pixels() -> None:
 
 @pytest.mark.parametrize("supported", [True, False])
 def test_auto_precision_takes_bf16_where_the_processor_has_it(supported: bool, monkeypatch) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.setattr("custom.core.precision._CPU_HAS_BF16", supported)
     cpu = torch.device("cpu")
     assert uses_bf16("auto", cpu) == supported
     assert uses_bf16("bf16", cpu) and not uses_bf16("fp32", cpu)

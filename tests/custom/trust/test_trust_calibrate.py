@@ -85,6 +85,10 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
     assert made.groups["cone 2"]["agreement"].cases == 11
     assert made.trained.views == (1, 2)
     assert made.made_from["cases"] == 11
+    values = made.calibrated["parallel 2"]
+    assert set(values) == set(made.groups["parallel 2"])
+    assert len(values["reprojection"]) == 11 and list(values["reprojection"]) == sorted(values["reprojection"])
+    assert values["reprojection"][-1] == pytest.approx(made.groups["parallel 2"]["reprojection"].largest, rel=1e-5)
     assert made.made_from["model"]["sha256"] == loaded_model(model, None, "cpu")[0].sha256
     for key in ("software", "datalist", "phantoms", "false_alarms", "simulation"):
         assert made.made_from[key], key

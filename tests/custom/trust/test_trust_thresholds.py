@@ -77,7 +77,11 @@ def made() -> Thresholds:
     quantiles = Quantiles(tuple(float(i) for i in range(len(LEVELS))), (1.0,) * len(LEVELS))
     made_from = {"model": {"sha256": "0" * 64}, "cases": 40}
     return Thresholds(
-        {"parallel 1": fitted, "parallel 2": fitted, "parallel 8": fitted}, {"parallel": quantiles}, TRAINED, made_from
+        {"parallel 1": fitted, "parallel 2": fitted, "parallel 8": fitted},
+        {"parallel": quantiles},
+        TRAINED,
+        made_from,
+        calibrated={"parallel 1": {"truncation": (0.1, 0.2)}},
     )
 
 
