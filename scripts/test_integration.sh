@@ -3,12 +3,13 @@
 #
 #   bash scripts/test_integration.sh [--again] [STEP...]
 #
-#   core    the marked tests of package and bundles: trainings on the command line, two processes, peak memory
+#   core    the marked tests of package and bundles: trainings on the command line, two processes, peak memory, MLflow
 #   report  the report in headless Chromium, and printed
 #   app     the local web page in headless Chromium, from radiographs to the report
 #   pacs    radiographs into Orthanc, reconstructed, and back, by C-STORE and by STOW-RS
 #   fuzz    10,000 mutated DICOM files through reading, 200 through the whole command
 #   install sdist and wheel, the wheel used outside of the repository, and every bundle by MONAI's own checks
+#   container  the Containerfile's steps in a bare Debian: built, then run without network and rights; for root
 #   deploy  the MONAI Deploy application against the command line, in .venv-deploy
 #   dose    PyDoseRT against pyRadPlan on a real CT, in .venv-pyradplan
 #   cluster two Dask workers against one, with 200 cases, and one that is killed
@@ -22,7 +23,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
-STEPS=(core install report app pacs fuzz deploy dose cluster federated label)
+STEPS=(core install report app pacs fuzz container deploy dose cluster federated label)
 OUT="${FEWVIEW_INTEGRATION:-$ROOT/outputs/integration}"
 
 programs() {
@@ -43,7 +44,11 @@ marked() {
     MPLBACKEND=Agg "$VENV/bin/python" -m pytest -m integration -ra "$@"
 }
 
-step_core() { marked tests --ignore=tests/integration; }
+step_core() {
+    make_venv
+    install_package '.[dev,mlflow]'
+    marked tests --ignore=tests/integration
+}
 step_install() {
     make_venv
     install_package '.[dev]'
@@ -60,6 +65,14 @@ step_app() {
 }
 step_pacs() { bash scripts/integration/orthanc.sh; }
 step_fuzz() { marked tests/integration/test_fuzz_reconstruct.py; }
+step_container() {
+    if [ "$(id -u)" != 0 ]; then
+        echo "skipped: mounts and chroot need root"
+        return
+    fi
+    programs mmdebstrap iproute2 util-linux
+    bash scripts/integration/container.sh
+}
 step_deploy() { bash scripts/integration/deploy.sh; }
 step_dose() { bash scripts/integration/pyradplan.sh; }
 step_cluster() {
@@ -89,7 +102,7 @@ done
 
 # Of everything that a step runs: the same files need not be tested twice.
 state() {
-    find bundles custom scripts tests pyproject.toml constraints.txt -type f -not -path '*/__pycache__/*' -print0 |
+    find bundles custom scripts tests Containerfile .dockerignore pyproject.toml constraints.txt -type f -not -path '*/__pycache__/*' -print0 |
         LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c 1-64
 }
 

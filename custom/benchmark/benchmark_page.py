@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from custom import __version__
-from custom.benchmark import summary
+from custom.benchmark import conclusion, summary
 from custom.benchmark.jobs import DONE, Job, Plan, slug
+from custom.benchmark.null_rows import is_control
 from custom.benchmark.radiotherapy_tables import radiotherapy_names, radiotherapy_tables
 from custom.core.files import write_bytes, write_json
 from custom.metrics.tables import write_csv
 from custom.report.boxplots import method_boxplots
-from custom.report.document import picture, write_page
+from custom.report.document import Markup, picture, write_page
 from custom.report.montage import Panel, montage
+from custom.report.ranking_plot import ranking_plot
 
 __all__ = ["write_report"]
 
@@ -54,19 +56,27 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
     content = {**record, "means": _means(rows, names), "paired": tests}
     write_json(plan.output / f"{STEM}.json", content, sort_keys=False)
     views = [views.name for views in plan.cohort.views]
+    found = conclusion.leads(rows, names[0]) if names else []
     boxes = {name: _boxes(rows, name, plan.output / "figures" / f"{name}.png", views) for name in compared}
     pictures = _montages(plan, montages, names[0] if names else "")
     return write_page(
         plan.output / f"{STEM}.html",
         "benchmark.html",
         title,
-        lead=_lead(plan, rows, record),
+        lead=conclusion.conclusion(found, names[0], record["patients"]) if names else "No method gave a volume.",
+        compared=_compared(plan, rows, record),
+        leads=[conclusion.lead_cells(lead, names[0]) for lead in found],
+        others=conclusion.other_metrics(rows, found, [name for name in compared if name != names[0]]),
+        ranking=_ranking(plan, rows, names[0]) if names else None,
         **_tables(plan, rows, names, record),
         **_tests(tests),
         gaps=[[gap[key] for key in ("method", "views", "cases", "status", "reason")] for gap in summary.gaps(rows)],
         planned=planned,
         boxes=[
-            picture(path, f"{summary.metric_name(name)} of every case by view set and method")
+            (
+                summary.metric_name(name),
+                picture(path, f"{summary.metric_name(name)} of every case by view set and method"),
+            )
             for name, path in boxes.items()
             if path is not None
         ],
@@ -159,7 +169,17 @@ def _panels(plan: Plan, job: Job, name: str) -> list[Panel]:
     return panels
 
 
-def _lead(plan: Plan, rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
+def _ranking(plan: Plan, rows: Sequence[Mapping[str, Any]], name: str) -> Markup | None:
+    """The first metric against the number of views; None where no row has it."""
+    known = [row for row in rows if row["status"] == DONE and math.isfinite(row.get(name, math.nan))]
+    if not known:
+        return None
+    columns = {views.name: (views.beam, len(views.angles_deg)) for views in plan.cohort.views}
+    path = ranking_plot(known, plan.output / "figures" / "ranking.png", name, columns, is_control)
+    return picture(path, f"Mean {summary.metric_name(name)} of every method by view set; the tables hold the numbers")
+
+
+def _compared(plan: Plan, rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
     """What was compared, in a paragraph."""
     methods, (low, high) = {row["method"] for row in rows}, record["hu_window"]
     shape, spacing = record["grid"]["shape"], record["grid"]["spacing_mm"]

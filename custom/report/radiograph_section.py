@@ -85,7 +85,8 @@ def add_radiographs(
     document.paragraph(
         "The reconstruction is projected again the way each radiograph was taken. Where both agree, the difference is "
         "black. Agreement is necessary and not sufficient: many volumes give the same few radiographs. Tissue outside "
-        "the reconstructed box is in the radiograph and not in its reprojection."
+        "the reconstructed box is in the radiograph and not in its reprojection: the numbers below count it too. "
+        "The trust check of the reprojection leaves out all that is too thin, and takes off the scatter that fits best."
     )
     flipped = [str(k + 1) for k, view in enumerate(views) if "L" in side_letters(view)[0]]
     if flipped:
@@ -142,7 +143,7 @@ def _in_numbers(radiograph: Tensor, reprojection: Tensor, field_mask: Tensor, en
     found = residual(radiograph, reprojection, field_mask, energy_kev)
     return (
         f"Difference: {found.rms_mm:.1f} mm of water root mean square ({100 * found.share:.1f} % of the radiograph), "
-        f"{found.mean_mm:+.1f} mm on average"
+        f"{found.mean_mm:+.1f} mm on average; too thin and too dense both count, tissue outside the box too"
     ).replace("-", "−")
 
 

@@ -22,7 +22,7 @@ from custom.metrics import BODY_THRESHOLD_HU, body_mask
 from custom.report.document import Document, Markup, hashes, image, render_page, write_page
 from custom.report.interval_section import interval_section
 from custom.report.pose_section import pose_section
-from custom.report.radiograph_pictures import grey_limits, grey_picture
+from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
 from custom.report.radiograph_section import add_geometry, add_radiographs, patient_facts
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
 from custom.report.volume_pictures import (
@@ -147,6 +147,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
         "has_spread": content.std is not None,
         "spread_limit_hu": SPREAD_LIMIT_HU,
         "planes": _planes(content),
+        "samples": _samples(content),
         **interval_section(content.intervals, content.hu, content.grid, content.grey_wider_than_hu),
         **_histogram(content),
         **_model(content.model),
@@ -158,7 +159,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
 
 
 def head(content: ReportContent) -> dict[str, Any]:
-    """What templates/reconstruction_head.html is given."""
+    """What the report begins with: stamp, verdict, overview, facts and warnings."""
     facts = patient_facts([radiograph.header for radiograph in content.radiographs])
     facts["Reconstructed"] = content.created.strftime("%Y-%m-%d %H:%M %Z").strip()
     facts["Model"] = content.model.get("name", "not named")
@@ -189,14 +190,16 @@ def _reasons(checks: Sequence[CheckResult]) -> list[str]:
     return [check.message for check in found if check.name != "expected_error"][:REASONS]
 
 
-def _overview(content: ReportContent) -> list[tuple[Markup, str]]:
-    """The radiographs, and beside them the planes of the CT, each with its caption."""
+def _overview(content: ReportContent) -> list[tuple[Markup, str, str, str]]:
+    """The first radiographs, each with the patient's sides at its left and right, and a caption."""
     found = []
     for k, view in enumerate(content.views[:OVERVIEW_RADIOGRAPHS]):
         seen, pixel = content.field_mask[k].bool(), tuple(ViewRow.from_tensor(view).pixel_mm.tolist())
         picture = grey_picture(content.image[k], seen, grey_limits(content.image[k], seen), pixel)
-        found.append((image(picture, f"Radiograph {k + 1}", photograph=True), f"Radiograph {k + 1}"))
-    return [*found, (_planes(content)[0], "The CT: planes through its middle")]
+        found.append(
+            (image(picture, f"Radiograph {k + 1}", photograph=True), *side_letters(view), f"Radiograph {k + 1}")
+        )
+    return found
 
 
 def _warnings(content: ReportContent) -> list[str]:
@@ -264,16 +267,19 @@ def _times(numbers: Sequence[float]) -> str:
     return " × ".join(f"{number:g}" for number in numbers)
 
 
-def _planes(content: ReportContent) -> list[Markup]:
+def _planes(content: ReportContent) -> Markup:
     hu = content.hu.cpu().float().numpy()
     std = None if content.std is None else content.std.cpu().float().numpy()
     words = "Axial, coronal and sagittal plane through the middle of the reconstruction"
     words += ", below them the standard deviation of the samples" if std is not None else ""
-    pictures = [image(planes_picture(hu, content.grid.spacing_mm, std), words, photograph=True)]
-    if content.samples:
-        strip = samples_picture([sample.cpu().float().numpy() for sample in content.samples], content.grid)
-        pictures.append(image(strip, "The coronal plane of each sample, side by side", photograph=True))
-    return pictures
+    return image(planes_picture(hu, content.grid.spacing_mm, std), words, photograph=True)
+
+
+def _samples(content: ReportContent) -> Markup | None:
+    if not content.samples:
+        return None
+    strip = samples_picture([sample.cpu().float().numpy() for sample in content.samples], content.grid)
+    return image(strip, "The coronal plane of each sample, side by side", photograph=True)
 
 
 def _histogram(content: ReportContent) -> dict[str, Any]:

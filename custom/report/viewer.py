@@ -37,8 +37,8 @@ LAYOUTS = {
     "render": "Rendering in 3D",
 }
 AXES = {"x": "Left to right", "y": "Back to front", "z": "Foot to head"}
-#: Overlay: transparent where the samples agree, opaque from this share of the scale on.
-_OPAQUE_FROM = 0.3
+#: Opacity of the uncertainty, none to begin with: one or the other, so that it never colours the CT.
+SPREADS = {"0": "Not shown", "1": f"Instead of the CT, 0 to {SPREAD_LIMIT_HU:g} HU"}
 _SMALLEST = 16
 
 
@@ -123,21 +123,21 @@ def viewer_content(volumes: Sequence[PackedVolume]) -> dict[str, Any]:
     settings = {
         "spread": "volume-spread" if spread else None,
         "limits": [0, SPREAD_LIMIT_HU],
-        "colormap": _overlay_colours(),
+        "colormap": _spread_colours(),
     }
     return {
         "volumes": {volume.name: volume.label for volume in volumes if volume.name != "volume-spread"},
         "windows": {f"{low} {high}": f"{name}, {low} to {high}" for name, (low, high) in WINDOWS_HU.items()},
         "layouts": LAYOUTS,
+        "spreads": SPREADS,
         "axes": AXES,
         "data": {"viewer-settings": json.dumps(settings).encode()} | {one.name: one.content for one in volumes},
     }
 
 
-def _overlay_colours() -> dict[str, list[int]]:
-    """The colours of the spread as NiiVue takes them: red, green, blue, alpha at indices 0 to 255."""
+def _spread_colours() -> dict[str, list[int]]:
+    """The colours of the spread as NiiVue takes them: red, green, blue, alpha at indices 0 to 255, all opaque."""
     at = np.linspace(0, 255, 16).round().astype(int)
     colours = (np.asarray(matplotlib.colormaps[SPREAD_COLOURS](at / 255)) * 255).round().astype(int)
-    alpha = np.clip(at / 255 / _OPAQUE_FROM, 0, 1) * 255
     channels = dict(zip("RGB", colours[:, :3].T.tolist(), strict=True))
-    return channels | {"A": alpha.round().astype(int).tolist(), "I": at.tolist()}
+    return channels | {"A": [255] * len(at), "I": at.tolist()}

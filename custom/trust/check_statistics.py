@@ -123,7 +123,7 @@ class Meter:
         return Statistic(
             values[worst],
             f"seen along {evidence.name(worst)}, the CT holds {values[worst]:.1%} more tissue than the radiograph "
-            "(root mean square)",
+            "(root mean square; tissue that the CT lacks, as beside its box, does not count)",
         )
 
     def _expected_error(self, statistics: dict[str, float | None]) -> Statistic:

@@ -1,8 +1,8 @@
-"""Pictures of a report for the documentation: its head, and its radiographs or viewer, each a PNG below 300 kB.
+"""Pictures of a report for the documentation: its head, and its viewer with the uncertainty, each a PNG below 300 kB.
 
     python scripts/integration/report_screenshots.py RESULT/report.html docs/images
 
-writes report_head.png and report_viewer.png with a headless Chromium.
+writes report_head.png and, of a report with samples, report_viewer.png with a headless Chromium.
 """
 
 from __future__ import annotations
@@ -32,11 +32,17 @@ def main() -> None:
         whole = Image.open(io.BytesIO(browser.screenshot(whole=True))).convert("RGB")
         top = {
             name: int(browser.evaluate(f"document.getElementById('{name}').getBoundingClientRect().top + scrollY"))
-            for name in ("geometry-and-its-sources", "reconstruction", "ct-values-in-the-body")
+            for name in ("geometry-and-its-sources", "viewer-note")
         }
+        show = (
+            "(() => { const e = document.getElementById('viewer-spread'); if (!e) return false;"
+            " e.value = 1; e.dispatchEvent(new Event('change')); return true; })()"
+        )
+        if browser.evaluate(show):
+            browser.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            viewer = Image.open(io.BytesIO(browser.screenshot(whole=True))).convert("RGB")
+            save(viewer.crop((0, 0, WIDTH, top["viewer-note"])), arguments.folder / "report_viewer.png")
     save(whole.crop((0, 0, WIDTH, top["geometry-and-its-sources"])), arguments.folder / "report_head.png")
-    viewer = (0, top["reconstruction"] - 12, WIDTH, top["ct-values-in-the-body"])
-    save(whole.crop(viewer), arguments.folder / "report_viewer.png")
 
 
 def save(picture: Image.Image, path: Path) -> None:

@@ -106,6 +106,17 @@ class Chromium:
         self._call("Input.dispatchKeyEvent", type="keyDown", **options)
         self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float], button: str = "left") -> None:
+        """Drag the mouse from one place of the window to another, CSS pixels."""
+        held = {"button": button, "buttons": {"left": 1, "right": 2}[button], "clickCount": 1}
+        for kind, (x, y), state in (
+            ("mouseMoved", start, {}),
+            ("mousePressed", start, held),
+            ("mouseMoved", end, held),
+            ("mouseReleased", end, {**held, "buttons": 0}),
+        ):
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **state)
+
     def write(self, text: str) -> None:
         """Type a text where the focus is."""
         self._call("Input.insertText", text=text)

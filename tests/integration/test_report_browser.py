@@ -47,6 +47,10 @@ def pixels(picture: bytes) -> npt.NDArray[np.int16]:
 
 
 def canvas(browser: Chromium) -> npt.NDArray[np.int16]:
+    browser.wait_for(
+        "(() => { const c = document.getElementById('viewer-canvas');"
+        " return c.width === c.clientWidth && c.height === c.clientHeight; })()"
+    )
     # Two frames later the canvas shows what was asked for.
     browser.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
     return pixels(browser.screenshot("#viewer-canvas"))
@@ -75,17 +79,55 @@ def coloured(picture: npt.NDArray[np.int16]) -> float:
     return float(((spread > 12) & (picture[..., 2] >= picture[..., 1])).mean())
 
 
-def test_the_canvas_shows_the_volume_and_the_slider_fades_the_overlay(browser: Chromium) -> None:
-    pictures = {}
-    for opacity in (0, 0.5, 1):
-        put(browser, "opacity", opacity)
-        pictures[opacity] = canvas(browser)
-    grey = pictures[0]
+def test_the_uncertainty_is_off_at_first_and_stands_instead_of_the_ct(browser: Chromium) -> None:
+    grey = canvas(browser)
     assert grey.std() > 30 and len(np.unique(grey)) > 50, "air, lung, water and bone"
-    assert coloured(grey) < 0.002
-    assert coloured(pictures[0.5]) > 0.1 and coloured(pictures[1]) > 0.1
-    change = [np.abs(pictures[one] - pictures[other]).mean() for one, other in ((0, 0.5), (0, 1))]
-    assert 3 < change[0] < change[1]
+    assert coloured(grey) < 0.002, "nothing colours the CT"
+    put(browser, "spread", 1, "change")
+    spread = canvas(browser)
+    assert coloured(spread) > 0.1
+    # The same picture whatever the grey levels are: nothing of the CT shines through.
+    put(browser, "window", "-300 1000", "change")
+    assert np.abs(canvas(browser) - spread).mean() < 0.05
+    put(browser, "window", "-1000 400", "change")
+    put(browser, "spread", 0, "change")
+    assert np.abs(canvas(browser) - grey).mean() < 0.05
+
+
+@pytest.mark.parametrize("height", [800, 720])
+def test_the_viewer_stands_beside_the_radiographs_within_the_first_screen(browser: Chromium, height: int) -> None:
+    browser.resize(1280, height)
+    boxes = browser.evaluate(
+        "['.given', '.given figure', '#viewer-canvas'].map(name => {"
+        " const b = document.querySelector(name).getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom]; })"
+    )
+    column, _, viewer = boxes
+    assert column[2] <= viewer[0] and abs(column[1] - viewer[1]) < 5, "beside each other"
+    assert viewer[3] <= height, "the planes are seen without scrolling"
+
+
+def test_the_menu_follows_a_box_that_is_drawn(browser: Chromium) -> None:
+    before = canvas(browser)
+    left, top, width, height = browser.evaluate(
+        "(() => { const b = document.getElementById('viewer-canvas').getBoundingClientRect();"
+        " return [b.left, b.top, b.width, b.height]; })()"
+    )
+    # Within the first of three planes, the axial one: lung, heart and what is between them.
+    box = [(left + x * width / 3, top + y * height) for x, y in ((0.25, 0.35), (0.75, 0.65))]
+    browser.drag(*box, button="right")
+    browser.wait_for("document.getElementById('viewer-window').selectedOptions[0].textContent.startsWith('Drawn, ')")
+    low, high = map(int, browser.evaluate("document.getElementById('viewer-window').value").split())
+    assert low == -800 and 0 <= high <= 400, "from lung to water or spine"
+    assert np.abs(canvas(browser) - before).mean() > 1
+    # Another volume keeps it, and a preset takes its place.
+    put(browser, "volume", "volume-sample-1", "change")
+    browser.wait_for("document.getElementById('viewer-readout').textContent.includes('HU')")
+    assert browser.evaluate("document.getElementById('viewer-window').value") == f"{low} {high}"
+    put(browser, "volume", "volume-ct", "change")
+    put(browser, "window", "-1000 400", "change")
+    browser.drag(*box, button="right")
+    browser.wait_for(f"document.getElementById('viewer-window').value === '{low} {high}'")
+    assert browser.evaluate("document.getElementById('viewer-window').options.length") == 5, "one entry for all boxes"
 
 
 def test_values_and_sides_are_those_of_the_volume(browser: Chromium) -> None:
@@ -94,7 +136,6 @@ def test_values_and_sides_are_those_of_the_volume(browser: Chromium) -> None:
     move_to(browser, MARK_MM)
     assert readout(browser).startswith("1000 HU ± 150 HU")
     assert re.search(r"\d+ mm right, \d+ mm anterior, \d+ mm superior", readout(browser))
-    put(browser, "opacity", 0)
     put(browser, "window", "-300 1000", "change")
     # The mark is the only white thing: to the patient's right, which is on the left, in front and above.
     for layout, across, down in (("axial", 0, 1), ("coronal", 0, 2), ("sagittal", 1, 2)):
@@ -109,7 +150,6 @@ def test_values_and_sides_are_those_of_the_volume(browser: Chromium) -> None:
 
 
 def test_samples_can_be_chosen_and_the_place_stays(browser: Chromium) -> None:
-    put(browser, "opacity", 0)
     move_to(browser, (65.0, 0.0, 0.0))
     before, place = canvas(browser), readout(browser).split(" at ")[1]
     for sample, value in ((1, -770), (2, -830)):
@@ -191,7 +231,7 @@ def test_nothing_sticks_out_at_any_width(browser: Chromium, width: int) -> None:
 
 
 def test_it_prints_on_a4(browser: Chromium, tmp_path: Path) -> None:
-    put(browser, "opacity", 1)
+    put(browser, "spread", 1, "change")
     content_of_pdf = browser.print_to_pdf()
     sizes = re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content_of_pdf)
     assert 2 <= len(sizes) <= MOST_PAGES
@@ -207,6 +247,14 @@ def test_it_prints_on_a4(browser: Chromium, tmp_path: Path) -> None:
     assert seen == {"#planes": True, "#viewer": False, ".controls": False, "nav": False, ".blend": False,
                     ".stamp": True, ".verdict": True}  # fmt: skip
     assert pixels(browser.screenshot("#planes img")).std() > 30
+    # No row is broken by the end of a page, unless it were longer than one.
+    rows = browser.evaluate(
+        "[...document.querySelectorAll('tr')].map(row =>"
+        " [getComputedStyle(row).breakInside, row.getBoundingClientRect().height])"
+    )
+    assert len(rows) > 20 and {how for how, _ in rows} == {"avoid"} and max(height for _, height in rows) < 500
+    heads = browser.evaluate("[...document.querySelectorAll('h2')].map(head => getComputedStyle(head).breakAfter)")
+    assert set(heads) == {"avoid"}
 
 
 @pytest.mark.skipif(

@@ -35,10 +35,12 @@
     const open = (name, colormap, opacity, [low, high]) => niivue.NVImage.loadFromBase64({
       base64: text(name), name: `${name}.nii.gz`, colormap, opacity, cal_min: low, cal_max: high,
     });
-    const opacity = part("viewer-opacity");
     let shown = await open(part("viewer-volume").value, "gray", 1, window_hu());
     nv.addVolume(shown);
-    if (settings.spread) nv.addVolume(await open(settings.spread, "spread", Number(opacity.value), settings.limits));
+    if (settings.spread) {
+      nv.addVolume(await open(settings.spread, "spread", 0, settings.limits));
+      part("viewer-spread").addEventListener("change", (event) => nv.setOpacity(1, Number(event.target.value)));
+    }
 
     const layouts = { planes: niivue.SLICE_TYPE.MULTIPLANAR, axial: niivue.SLICE_TYPE.AXIAL,
       coronal: niivue.SLICE_TYPE.CORONAL, sagittal: niivue.SLICE_TYPE.SAGITTAL, render: niivue.SLICE_TYPE.RENDER };
@@ -54,7 +56,15 @@
       [shown.cal_min, shown.cal_max] = window_hu();
       nv.updateGLVolume();
     });
-    opacity?.addEventListener("input", () => nv.setOpacity(1, Number(opacity.value)));
+    // A drag with the right button sets the grey levels, and the menu says to what.
+    const own = document.createElement("option");
+    nv.onIntensityChange = (volume) => {
+      const [low, high] = [volume.cal_min, volume.cal_max].map(Math.round), menu = part("viewer-window");
+      own.value = `${low} ${high}`;
+      own.textContent = `Drawn, ${low} to ${high}`;
+      menu.append(own);
+      menu.value = own.value;
+    };
     part("viewer-volume").addEventListener("change", async (event) => {
       const other = await open(event.target.value, "gray", 1, window_hu());
       const place = [...nv.scene.crosshairPos];
@@ -86,11 +96,11 @@
       });
     }
     move([0.5, 0.5, 0.5]);
-    part("viewer-note").textContent = "Click or drag in the planes to move the cross; after a click, scrolling leafs through them.";
+    part("viewer-note").textContent = "Click or drag in the planes to move the cross; after a click, scrolling leafs through them. A box drawn with the right button sets the window to what it holds.";
     document.documentElement.dataset.viewer = "ready";
   } catch (error) {
     document.documentElement.classList.remove("viewing");
     document.documentElement.dataset.viewer = "failed";
-    part("viewer-note").textContent = `The viewer cannot run here (${error.message}); the pictures below are the same volume.`;
+    part("viewer-note").textContent = `The viewer cannot run here (${error.message}); the picture below is the same volume.`;
   }
 })();

@@ -52,7 +52,11 @@ def page(tmp_path: Path) -> str:
         patients_of=EVIL,
         planned=[(EVIL, [EVIL, "views", EVIL], [[EVIL] * 3])],
         gaps=[[EVIL] * 5],
-        boxes=[picture(file, EVIL)],
+        ranking=picture(file, EVIL),
+        leads=[[EVIL] * 7],
+        others=EVIL,
+        compared=EVIL,
+        boxes=[(EVIL, picture(file, EVIL))],
         montages=[(EVIL, picture(file, EVIL, photograph=True))],
         guided=[EVIL],
         view_sets=[[EVIL] * 3],
@@ -74,7 +78,7 @@ def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("data:image/", "#")), (tag, attributes)
     kinds = [attributes["src"].split(";")[0] for tag, attributes in reader.tags if tag == "img"]  # type: ignore[union-attr]
-    assert kinds == ["data:image/png", "data:image/jpeg"]
+    assert kinds == ["data:image/png", "data:image/png", "data:image/jpeg"]
 
 
 def test_the_policy_allows_its_own_style_alone(page: str) -> None:

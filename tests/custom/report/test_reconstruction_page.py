@@ -351,7 +351,7 @@ def test_without_samples_the_page_says_so_and_has_no_overlay(tmp_path: Path) -> 
     page = written(tmp_path, std=None, samples=[])
     order = [page.text.index(words) for words in ("voxels of", "No samples were drawn", "Share of the body")]
     assert order == sorted(order)
-    assert "Warnings (4)" in page.text and 'viewer-opacity"' not in page.html.split("<script>")[0]
+    assert "Warnings (4)" in page.text and 'viewer-spread"' not in page.html.split("<script>")[0]
     assert json.loads(page.data("viewer-settings"))["spread"] is None
 
 
@@ -421,3 +421,24 @@ def test_no_card_breaks_the_reading(card: str) -> None:
 
 def test_the_date_is_the_readers_to_check() -> None:
     assert content().created == datetime(2026, 2, 1, 12, tzinfo=UTC)
+
+
+def test_the_ct_stands_beside_the_radiographs_before_everything_else(page: Page) -> None:
+    parts = ('class="verdict', 'class="given"', 'id="viewer-canvas"', 'id="planes"', 'class="facts"', 'id="warnings')
+    places = [page.html.index(part) for part in parts]
+    assert places == sorted(places)
+    given = page.html[places[1] : places[2]]
+    assert re.findall(r'<span class="(?:left|right)">(\w+)</span>', given) == ["R", "L", "P", "A"]
+
+
+def test_the_uncertainty_is_not_shown_at_first_and_never_mixed_with_the_ct(page: Page) -> None:
+    menu = re.search(r'<select id="viewer-spread"[^>]*>(.*?)</select>', page.html)[1]  # type: ignore[index]
+    assert re.findall(r'<option value="([^"]*)">([^<]*)', menu) == [
+        ("0", "Not shown"), ("1", "Instead of the CT, 0 to 500 HU"),
+    ]  # fmt: skip
+    assert set(json.loads(page.data("viewer-settings"))["colormap"]["A"]) == {255}, "opaque"
+
+
+def test_both_residuals_say_what_they_leave_out(page: Page) -> None:
+    assert page.text.count("too thin and too dense both count, tissue outside the box too") == 2
+    assert "The trust check of the reprojection leaves out all that is too thin" in page.text
