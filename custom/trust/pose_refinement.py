@@ -42,7 +42,7 @@ _LEAST = 0.01
 #: Of what planes show, round by round: a vertical shift is found from afar.
 _BLUR_MM = (40.0, 15.0, 0.0)
 #: Of a move that is believed.
-_LEAST_GAIN = 10.0
+_LEAST_GAIN = 20.0
 #: Of a tolerance: a fit that ends there has found no pose, but the way out of something else that is wrong.
 _AT_ITS_END = 0.95
 #: Of half a tolerance, for derivatives by differences.
