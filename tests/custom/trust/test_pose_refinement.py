@@ -89,8 +89,8 @@ def test_correct_poses_are_left_alone(views: tuple[list[float], str]) -> None:
 
 def test_a_fit_that_ends_at_its_tolerance_is_not_believed() -> None:
     image, stated, field_mask = acquired(CONE, ViewMove(along_columns_mm=15.0))
-    found = refine_poses(image, stated, field_mask, PoseTolerance(shift_mm=8.0))
-    assert found.at_limit == (False, True) and found.gains[1] > 10
+    found = refine_poses(image, stated, field_mask, PoseTolerance(shift_mm=12.0))
+    assert found.at_limit == (False, True) and found.gains[1] > 100
     assert torch.equal(found.views, stated)
     (warning,) = pose_warnings(found, NAMES[:2])
     assert warning.startswith("lateral.dcm stands as stated, although the radiographs disagree")
