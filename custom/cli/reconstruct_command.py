@@ -19,6 +19,10 @@ def command(
     geometry: str | None = None,
     accept: Sequence[str] = (),
     angles_deg: Sequence[float] | None = None,
+    refine_poses: bool = False,
+    pose_tolerance_deg: float = 12.0,
+    pose_tolerance_mm: float = 20.0,
+    pose_tolerance_distance: float = 0.05,
     seed: int = 0,
     device: str | None = None,
     precision: str = "auto",
@@ -48,6 +52,11 @@ def command(
         geometry: JSON with what the radiographs do not say about themselves.
         accept: assumptions that may be made where nothing says otherwise, by their names; see the how-to page.
         angles_deg: views to use, by angle; all by default.
+        refine_poses: move views until the radiographs agree best, where much speaks for it; the report says what was
+            moved.
+        pose_tolerance_deg: how far a view may be turned then.
+        pose_tolerance_mm: how far it may be shifted along rows and columns.
+        pose_tolerance_distance: by what share source and detector may stand closer or farther away.
         seed: of the samples.
         device: torch device, such as cuda:0; a GPU where there is one, else the CPU.
         precision: "auto" (bf16 where the device is fast at it), "bf16" or "fp32".
@@ -76,6 +85,10 @@ def command(
         geometry=geometry,
         accept=accept,
         angles_deg=angles_deg,
+        refine_poses=refine_poses,
+        pose_tolerance_deg=pose_tolerance_deg,
+        pose_tolerance_mm=pose_tolerance_mm,
+        pose_tolerance_distance=pose_tolerance_distance,
         seed=seed,
         device=device,
         precision=precision,

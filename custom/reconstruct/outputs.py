@@ -157,6 +157,7 @@ def _content(found: Reconstruction, hashes: dict[str, str]) -> ReportContent:
         warnings=found.warnings,
         std=found.std,
         intervals=found.intervals,
+        poses=found.poses,
         grey_wider_than_hu=found.settings.get("grey_wider_than_hu"),
         samples=[sample.float() for sample in found.samples[:SAMPLES_SHOWN]],
         files=hashes,

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,19 @@ from custom.radiographs.truncation import extrapolate_truncation
 from custom.reconstruct.model_detector import resample_for_model
 from custom.reconstruct.outputs import OUTPUTS, RESULT, dry_run, write_outputs
 from custom.reconstruct.result import Reconstruction
-from custom.trust import Evidence, Thresholds, Verdict, find_prior, overall, run_checks, state_intervals
+from custom.trust import (
+    Evidence,
+    PoseTolerance,
+    Thresholds,
+    Verdict,
+    find_prior,
+    overall,
+    refine_poses,
+    run_checks,
+    state_intervals,
+)
 from custom.trust.body_measures import loaded_segmenter
+from custom.trust.pose_words import pose_sentences, pose_warnings
 
 __all__ = ["reconstruct"]
 
@@ -45,6 +57,10 @@ def reconstruct(
     geometry: str | os.PathLike[str] | None = None,
     accept: Sequence[str] | str = (),
     angles_deg: Sequence[float] | None = None,
+    refine_poses: bool = False,
+    pose_tolerance_deg: float = 12.0,
+    pose_tolerance_mm: float = 20.0,
+    pose_tolerance_distance: float = 0.05,
     seed: int = 0,
     device: str | None = None,
     precision: str = "auto",
@@ -66,6 +82,10 @@ def reconstruct(
         geometry: JSON with what the radiographs do not say about themselves.
         accept: assumptions that may be made where nothing says otherwise (`custom.radiographs.ACCEPT`).
         angles_deg: views to use, by angle, in this order; None: all, in the order of the files.
+        refine_poses: move views until the radiographs agree best (`custom.trust.pose_refinement`), and say what was
+            moved; all that follows, checks too, is of the moved views.
+        pose_tolerance_deg, pose_tolerance_mm, pose_tolerance_distance: how far a view may be moved then: angle, shift
+            along rows and columns each, and distances from the isocentre as a share.
         seed: of the samples.
         device: torch device; None: a GPU where there is one, else the CPU. Not for a model that was loaded already.
         precision: "auto", "bf16" or "fp32". Not for a model that was loaded already.
@@ -85,11 +105,15 @@ def reconstruct(
     _check_samples(samples)
     if grey_wider_than_hu is not None and not 0 < grey_wider_than_hu < float("inf"):
         raise ValueError(f"grey_wider_than_hu must be a positive number of HU, got {grey_wider_than_hu}")
+    tolerance = None
+    if refine_poses:
+        tolerance = PoseTolerance(pose_tolerance_deg, pose_tolerance_mm, pose_tolerance_distance)
     settings: dict[str, Any] = {
         "samples": samples,
         "seed": seed,
         "accept": sorted(check_accept(accept)),
         "angles_deg": None,
+        "refine_poses": None if tolerance is None else asdict(tolerance),
         "grey_wider_than_hu": grey_wider_than_hu,
     }
 
@@ -110,7 +134,7 @@ def reconstruct(
             maps = samples > 0 or (limits is not None and bool(limits.intervals))
             dry_run(folder, used, loaded, dicom, uncertainty=maps)
         settings.update(device=str(loaded.device), precision=loaded.precision, threads=torch.get_num_threads())
-        found = _compute(used, loaded, samples, seed, settings, limits)
+        found = _compute(used, loaded, samples, seed, settings, limits, tolerance)
         found.seconds = {"read": found.seconds.pop("began") - start, **found.seconds}
         if folder is not None:
             logger.debug("step: writing CT and report")
@@ -136,10 +160,19 @@ def _compute(
     seed: int,
     settings: dict[str, Any],
     thresholds: Thresholds | None,
+    tolerance: PoseTolerance | None,
 ) -> Reconstruction:
     image, views, field_mask = resample_for_model(radiographs, model)
     names = [radiograph.name for radiograph in radiographs]
+    poses, of_poses = None, []
+    if tolerance is not None:
+        logger.debug("step: looking where the views stood")
+        poses = refine_poses(image, views, field_mask, tolerance)
+        views, of_poses = poses.views, pose_warnings(poses, names)
+        for sentence in pose_sentences(poses, names):
+            logger.log(logging.WARNING if sentence in of_poses else logging.INFO, "%s", sentence)
     shown, warnings = extrapolate_truncation(image, field_mask, names, model.pixel_at_isocenter_mm)
+    warnings = of_poses + warnings
     began = time.perf_counter()
     logger.info("%s from %d radiograph%s", model.name, len(views), "s"[: len(views) > 1])
     drawn: list[Tensor] = []
@@ -189,6 +222,7 @@ def _compute(
         checks=checks,
         verdict=overall(checks),
         intervals=intervals,
+        poses=poses,
         model=model,
         settings=settings,
         seconds={

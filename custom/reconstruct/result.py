@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from custom import __version__
 from custom.geometry import VolumeGrid
 from custom.models import Model
 from custom.radiographs import MetadataValue, Radiograph
-from custom.trust import CheckResult, StatedIntervals, Verdict
+from custom.trust import CheckResult, PoseRefinement, StatedIntervals, Verdict
+from custom.trust.pose_words import angles_deg, pose_sentences
 
 __all__ = ["FORMAT", "WARNING", "Reconstruction", "hu_sha256"]
 
@@ -50,12 +51,13 @@ class Reconstruction:
         samples: (X, Y, Z) HU each, int16.
         radiographs: as they were read, in the order of the views.
         image: line integrals as the model saw them (K, V, U).
-        views: (K, 13).
+        views: (K, 13), as it was made of them: moved where poses were refined.
         field_mask: bool (K, V, U), the exposed fields.
         reprojections: line integrals of `hu` (K, V, U).
         checks: of `custom.trust`; empty where `checked` is False.
         verdict: of all checks; REVIEW where none could be made.
         intervals: of voxels and measures, or why there are none; None: no thresholds came with the model.
+        poses: what was moved, or why nothing could be told; None: nobody asked.
         model: that made it.
         settings: seed, precision, device and others that it depends on.
         seconds: what each stage took.
@@ -77,6 +79,7 @@ class Reconstruction:
     checks: list[CheckResult]
     verdict: Verdict
     intervals: StatedIntervals | None
+    poses: PoseRefinement | None
     model: Model
     settings: dict[str, Any]
     seconds: dict[str, float]
@@ -132,6 +135,7 @@ class Reconstruction:
             "verdict": self.verdict.value,
             "checks": [_check(check) for check in self.checks],
             "intervals": _intervals(self.intervals),
+            "poses": _poses(self.poses, [radiograph.name for radiograph in self.radiographs]),
             "warnings": self.all_warnings(),
             "model": {
                 "name": self.model.name,
@@ -186,6 +190,33 @@ def _intervals(stated: StatedIntervals | None) -> dict[str, Any] | None:
         "patients": stated.patients,
         "block_mm": block,
         "measures": measures,
+    }
+
+
+def _poses(found: PoseRefinement | None, names: Sequence[str]) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    views = [
+        {
+            "stated_angle_deg": stated,
+            "angle_deg": taken,
+            "moved": asdict(move),
+            "gain": gain,
+            "at_limit": at_limit,
+            "stated_view": view,
+        }
+        for (stated, taken), move, gain, at_limit, view in zip(
+            angles_deg(found), found.moves, found.gains, found.at_limit, found.stated.tolist(), strict=True
+        )
+    ]
+    before, after = found.disagreement or (None, None)
+    return {
+        "why_not": found.why_not,
+        "free": list(found.free),
+        "disagreement_before": before,
+        "disagreement_after": after,
+        "views": views,
+        "in_words": pose_sentences(found, names),
     }
 
 

@@ -21,6 +21,7 @@ from custom.geometry import ViewRow, VolumeGrid
 from custom.metrics import BODY_THRESHOLD_HU, body_mask
 from custom.report.document import Document, Markup, hashes, image, render_page, write_page
 from custom.report.interval_section import interval_section
+from custom.report.pose_section import pose_section
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
 from custom.report.radiograph_section import add_geometry, add_radiographs, patient_facts
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
@@ -32,7 +33,7 @@ from custom.report.volume_pictures import (
     samples_picture,
     tissue_shares,
 )
-from custom.trust import NAMES, CheckResult, StatedIntervals, Verdict
+from custom.trust import NAMES, CheckResult, PoseRefinement, StatedIntervals, Verdict
 
 if TYPE_CHECKING:
     from custom.radiographs import Radiograph
@@ -74,6 +75,7 @@ class ReportContent:
         files: SHA-256 by name of what was written beside the report; of a folder, whose name ends in "/", that of
             `custom.reconstruct.outputs.series_sha256`.
         intervals: of voxels and measures, or why there are none; None: nothing was calibrated.
+        poses: what views were moved by, or why not; None: nobody asked.
         grey_wider_than_hu: where intervals are wider, the planes beside them hide the CT; None: nowhere.
         version: of the software.
         created: when the reconstruction was made.
@@ -95,6 +97,7 @@ class ReportContent:
     samples: Sequence[Tensor] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     intervals: StatedIntervals | None = None
+    poses: PoseRefinement | None = None
     grey_wider_than_hu: float | None = None
     version: str = __version__
     created: datetime = field(default_factory=lambda: datetime.now().astimezone())
@@ -138,6 +141,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
         "checks": _checks(content.checks),
         "radiographs": _radiographs(content),
         "geometry": _geometry(content),
+        **pose_section(content.poses, [radiograph.name for radiograph in content.radiographs]),
         "size": _times(content.grid.shape),
         "spacing": _times(content.grid.spacing_mm),
         "has_spread": content.std is not None,

@@ -41,7 +41,7 @@ ADVICE = {
     "like this.",
     "orientation": "Compare the side markers with the heart, which most people have on the left, and turn the picture "
     "round if it was stored so.",
-    "angles": "Make sure of the angles that were stated, or take the radiograph again.",
+    "angles": "Make sure of the angles that were stated; '--refine_poses' looks where the views may have stood.",
     "population": "Look at the radiographs: is this a chest, whole, upright and not inverted? Where the patient is "
     "unlike those of the training, the CT is a guess.",
     "intensities": "Make sure that these are values for processing, not inverted and not windowed for display.",

@@ -19,12 +19,12 @@ from custom.geometry import ViewRow, is_cone, is_vertical_parallel
 from custom.trust.picture_statistics import AIR_SHARE, largest, lateral_edges
 from custom.trust.view_agreement import disagreement_of, pair_profiles
 
-__all__ = ["ViewRotation", "best_rotation", "rotated"]
+__all__ = ["FEWEST_ROWS", "ViewRotation", "best_rotation", "centers_of_mass", "rotated", "row_misfit"]
 
 #: Rotations that are tried [degrees].
 ROTATIONS_DEG = (-10.0, -7.5, -5.0, -2.5, 2.5, 5.0, 7.5, 10.0)
 #: Fewest rows of parallel views that say something.
-_FEWEST_ROWS = 8
+FEWEST_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -97,33 +97,51 @@ def _cone_rotation(image: Tensor, views: Tensor, field_mask: Tensor, k: int) -> 
 
 
 def _parallel_rotations(image: Tensor, views: Tensor, field_mask: Tensor) -> list[ViewRotation | None]:
-    air = AIR_SHARE * largest(image, field_mask)[:, None, None]
-    body = torch.where(field_mask & (image > air), image, 0.0).double()
-    edges, whole = lateral_edges(image, field_mask)
-    row = ViewRow.from_tensor(views)
+    centers, whole = centers_of_mass(image, field_mask)
+    row, rows = ViewRow.from_tensor(views), whole.all(0)
     heights = row.detector_center[:, 2:] + row.v_step[:, 2:] * _centred(image.shape[1])
-    rows = (whole & (edges <= air).all(2)).all(0)
-    spacing = float(row.v_step[:, 2].abs().mean())
-    if float((heights - heights[:1]).abs().max()) > 0.1 * spacing or int(rows.sum()) < _FEWEST_ROWS:
+    uneven = float((heights - heights[:1]).abs().max()) > 0.1 * float(row.v_step[:, 2].abs().mean())
+    if uneven or int(rows.sum()) < FEWEST_ROWS:
         return []
-    body = body[:, rows]
-    across, width = torch.nn.functional.normalize(row.u_step, dim=-1), row.pixel_mm[:, 1:]
-    position = (row.detector_center * across).sum(-1, keepdim=True) + width * _centred(image.shape[2])
-    center = (body * position[:, None]).sum(2) / body.sum(2).clamp(min=1e-9)
+    centers = centers[:, rows]
 
-    def misfit(directions: Tensor) -> float:
-        solution = torch.linalg.lstsq(directions[:, :2], center).solution
-        return float((directions[:, :2] @ solution - center).square().mean())
+    def misfit(views: Tensor) -> float:
+        return float(row_misfit(centers, views).square().mean())
 
-    stated = misfit(across)
+    stated = misfit(views)
     rotations: list[ViewRotation | None] = []
     for k in range(len(views)):
         for degrees in ROTATIONS_DEG:
             moved = views.clone()
             moved[k] = rotated(views[k], degrees)
-            after = misfit(torch.nn.functional.normalize(ViewRow.from_tensor(moved).u_step, dim=-1))
-            rotations.append(ViewRotation(0.5 * math.log(max(stated, 1e-18) / max(after, 1e-18)), k, degrees))
+            rotations.append(ViewRotation(0.5 * math.log(max(stated, 1e-18) / max(misfit(moved), 1e-18)), k, degrees))
     return rotations
+
+
+def centers_of_mass(image: Tensor, field_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the rows of radiographs.
+
+    Args:
+        image: line integrals (K, V, U).
+        field_mask: bool (K, V, U).
+
+    Returns:
+        (K, V) float64 [columns from the middle of the picture]; bool (K, V): the row shows the body from side to side.
+    """
+    air = AIR_SHARE * largest(image, field_mask)[:, None, None]
+    body = torch.where(field_mask & (image > air), image, 0.0).double()
+    edges, whole = lateral_edges(image, field_mask)
+    centers = (body * _centred(image.shape[2])).sum(2) / body.sum(2).clamp(min=1e-9)
+    return centers, whole & (edges <= air).all(2)
+
+
+def row_misfit(centers: Tensor, views: Tensor) -> Tensor:
+    """How far centres of mass (K, rows) are from the projections of one point each [mm], for these views (K, 13)."""
+    row = ViewRow.from_tensor(views)
+    across = torch.nn.functional.normalize(row.u_step, dim=-1)
+    position = (row.detector_center * across).sum(-1, keepdim=True) + row.pixel_mm[:, 1:] * centers
+    directions = across[:, :2]
+    return directions @ torch.linalg.lstsq(directions, position).solution - position
 
 
 def _centred(count: int) -> Tensor:

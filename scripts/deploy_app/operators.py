@@ -135,6 +135,11 @@ class ReconstructionOperator(Operator):
                 samples=settings.samples,
                 accept=settings.accept,
                 angles_deg=settings.angles_deg,
+                refine_poses=settings.refine_poses,
+                pose_tolerance_deg=settings.pose_tolerance_deg,
+                pose_tolerance_mm=settings.pose_tolerance_mm,
+                pose_tolerance_distance=settings.pose_tolerance_distance,
+                grey_wider_than_hu=settings.grey_wider_than_hu,
                 seed=settings.seed,
                 thresholds=settings.thresholds,
             )

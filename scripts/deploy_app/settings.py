@@ -34,6 +34,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 #: How the text of a variable is read, by the type of its field, and what it has to be.
 _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "int": (int, "a whole number"),
+    "float": (float, "a number"),
+    "float | None": (float, "a number"),
     "bool": (_flag, "1 or 0"),
     "str": (str, "text"),
     "str | None": (str, "text"),
@@ -52,11 +54,14 @@ class Settings:
         geometry: JSON with what the radiographs do not say about themselves.
         accept: assumptions that may be made where nothing says otherwise.
         angles_deg: views to use, by angle; None: all.
+        refine_poses: move views until the radiographs agree best, where much speaks for it.
+        pose_tolerance_deg, pose_tolerance_mm, pose_tolerance_distance: how far at most.
         seed: of the samples.
         device: torch device; None: a GPU where there is one, else the CPU.
         precision: "auto", "bf16" or "fp32".
         thresholds: of the trust checks; None: those of the model.
         report: write report.html.
+        grey_wider_than_hu: hide what is less certain in the report's planes; None: nothing.
         strict: end with exit code 3 if the worst verdict is REJECT, 4 if it is REVIEW.
         overwrite: replace results that are there.
     """
@@ -66,11 +71,16 @@ class Settings:
     geometry: str | None = None
     accept: tuple[str, ...] = ()
     angles_deg: tuple[float, ...] | None = None
+    refine_poses: bool = False
+    pose_tolerance_deg: float = 12.0
+    pose_tolerance_mm: float = 20.0
+    pose_tolerance_distance: float = 0.05
     seed: int = 0
     device: str | None = None
     precision: str = "auto"
     thresholds: str | None = None
     report: bool = True
+    grey_wider_than_hu: float | None = None
     strict: bool = False
     overwrite: bool = False
 

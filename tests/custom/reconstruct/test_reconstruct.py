@@ -24,6 +24,7 @@ from custom.cli.reconstruct_command import command
 from custom.core.files import sha256_file
 from custom.dicom.write_ct import read_ct_series
 from custom.dicom.write_map import read_uncertainty_map
+from custom.geometry import ViewRow
 from custom.models import Model, load_model, save_volume
 from custom.radiographs import read_radiographs
 from custom.reconstruct import hu_sha256, pipeline, reconstruct
@@ -310,6 +311,54 @@ def test_the_verdict_is_recorded_and_ends_a_strict_command(
     assert verdict.value in (tmp_path / "a/report.html").read_text(encoding="utf-8")
 
 
+# --- where the views stood ---
+
+
+def test_moved_views_are_used_recorded_and_said(folder: Path, tmp_path: Path) -> None:
+    """A lateral plate that stood 10 mm higher than its file says."""
+    place = tmp_path / "in"
+    place.mkdir()
+    write_pair(place)
+    read = read_radiographs([place])
+    row = ViewRow.from_tensor(read[1].view)
+    up = 10.0 * row.v_step / row.v_step.norm()
+    wrong = replace(row, head=row.head + up, detector_center=row.detector_center + up).to_tensor()
+    options: dict[str, Any] = {"model": folder / "inr.pt", "dicom": False}
+    right = reconstruct(read, **options)
+    given = [read[0], replace(read[1], view=wrong)]
+    as_stated = reconstruct(given, output=tmp_path / "stated", **options)
+    found = reconstruct(given, output=tmp_path / "out", refine_poses=True, pose_tolerance_mm=30.0, **options)
+    assert as_stated.poses is None and found.poses is not None
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert record["settings"]["refine_poses"] == {"angle_deg": 12.0, "shift_mm": 30.0, "distance": 0.05}
+    poses = record["poses"]
+    first, second = poses["views"]
+    assert not any(first["moved"].values()) and second["moved"]["along_columns_mm"] == pytest.approx(-10, abs=2)
+    assert second["gain"] > 10 and poses["disagreement_after"] < poses["disagreement_before"]
+    assert np.allclose(second["stated_view"], as_stated.views[1]) and poses["why_not"] is None
+    assert np.allclose(record["radiographs"][1]["view"], found.views[1])
+    height = [float(one.views[1, 2]) for one in (right, as_stated, found)]  # of the source
+    assert abs(height[1] - height[0]) == pytest.approx(10, abs=0.1) and abs(height[2] - height[0]) < 2
+    assert torch.equal(found.hu.float(), load_model(folder / "inr.pt").mean(found.image, found.views).round())
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    (sentence,) = [one for one in poses["in_words"] if "was taken as if from" in one]
+    assert sentence in record["warnings"] and "Where the views stood" in page and "towards the picture" in page
+    plain = json.loads((tmp_path / "stated/result.json").read_text())
+    assert plain["poses"] is None and plain["settings"]["refine_poses"] is None
+    assert "Where the views stood" not in (tmp_path / "stated/report.html").read_text(encoding="utf-8")
+
+
+def test_poses_that_cannot_be_known_are_said(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"geometry": case["geometry"], "model": folder / "inr.pt", "dicom": False}
+    found = reconstruct([case["image"]], output=tmp_path / "out", refine_poses=True, **options)
+    assert found.hu_sha256 == reconstruct([case["image"]], **options).hu_sha256
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert record["poses"]["why_not"] == "two parallel views agree at any angle"
+    assert any("No position could be refined: two parallel views" in warning for warning in record["warnings"])
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "Where the views stood" in page and "Angle taken" not in page
+
+
 # --- what is refused, before long work ---
 
 
@@ -327,6 +376,7 @@ def test_the_verdict_is_recorded_and_ends_a_strict_command(
         ({"angles_deg": [45]}, ValueError, "no radiograph at 45 degrees; there are 0, 90"),
         ({"angles_deg": []}, ValueError, "angles_deg names no angle"),
         ({"angles_deg": [0, 90, 0.001]}, ValueError, "angles_deg 0, 90, 0.001 names a radiograph twice"),
+        ({"refine_poses": True, "pose_tolerance_mm": 0.0}, ValueError, "tolerance shift_mm must be above 0"),
         ({"accept": ["everything"]}, ValueError, "--accept everything is not known"),
         ({"thresholds": "none.json"}, FileNotFoundError, r"none\.json"),
         ({"mixed": True}, ValueError, "files, or radiographs that were read already, not both"),

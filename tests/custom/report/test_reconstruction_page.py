@@ -30,7 +30,8 @@ from custom.report.radiograph_pictures import side_letters
 from custom.report.radiograph_section import patient_facts
 from custom.report.reconstruction_page import STAMP, card_tables, head, write_report
 from custom.report.viewer import pack_volumes
-from custom.trust import NAMES, CheckResult, Verdict
+from custom.trust import NAMES, CheckResult, PoseRefinement, Verdict
+from custom.trust.pose_refinement import ViewMove, moved_view
 
 EVIL = "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'&\u202e\x00\ud800"
 CARD = """# Card
@@ -142,6 +143,22 @@ def test_warnings_stand_above_everything_else_each_once(tmp_path: Path) -> None:
     order = [page.text.index(words) for words in starts]
     assert order == sorted(order) and order[-1] < page.text.index("What was measured against")
     assert page.text.count("twice") == 1 and "Warnings (4)" in page.text
+
+
+def test_moved_views_stand_in_a_table(tmp_path: Path) -> None:
+    stated = content().views
+    move = ViewMove(angle_deg=-5.4, along_columns_mm=8.0)
+    views = torch.stack([stated[0], moved_view(stated[1], move)])
+    moves, free = (ViewMove(), move), ("angle_deg", "along_rows_mm", "along_columns_mm")
+    found = PoseRefinement(stated, views, moves, (0.0, 41.0), (False, False), free, (0.08, 0.03))
+    page = written(tmp_path, poses=found)
+    for words in (
+        "Where the views stood", "frontal.dcm stands as stated", "as if from 354.6 instead of 0.0 degrees",
+        "8 mm towards the picture's lower edge", "Angle taken", "354.6", "+8.0", "41",
+        "8.0% as stated", "3.0% as taken",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert not page.open
 
 
 def test_what_is_in_no_file_is_marked_as_allowed_or_usual(tmp_path: Path) -> None:
