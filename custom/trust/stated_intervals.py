@@ -82,8 +82,8 @@ class StatedIntervals:
         return (
             f"Each interval holds in {self.coverage:.0%} of patients like the {self.patients} that it was calibrated "
             f"on; of the intervals of single places (means over {block} mm) {self.coverage:.0%} hold in the mean over "
-            f"such patients, and at least {math.floor(100 * self.lowest)}% held in each of the calibrated. Of a patient unlike them "
-            "they say nothing."
+            f"such patients, and at least {math.floor(100 * self.lowest)}% held in each of the calibrated. Of a "
+            "patient unlike them they say nothing."
         )
 
     def wider_than(self, width_hu: float) -> Tensor | None:
