@@ -20,12 +20,11 @@ class Lead(NamedTuple):
 
     Attributes:
         views: name of the view set.
-        best: method with the best mean over the patients.
+        best: method with the best mean over the patients of whom all methods gave volumes.
         second: method with the next.
-        ahead: mean of the paired differences over the patients, positive where `best` is better; NaN without a patient
-            that has both.
+        ahead: mean of the paired differences over these patients, not negative.
         interval: bootstrap 95% interval of it; None below five patients.
-        patients: that have both.
+        patients: how many these are.
         better: of them, in how many `best` is better.
         unsure: methods that cannot be told from `best`: the interval of their difference is not above zero, or there is
             none.
@@ -42,7 +41,7 @@ class Lead(NamedTuple):
 
 
 def leads(rows: Sequence[Mapping[str, Any]], name: str) -> list[Lead]:
-    """The best method of every view set from which two or more gave volumes.
+    """The best method of every view set from which two or more gave volumes, over the patients of whom all did.
 
     Controls cannot win. Of a method that draws samples their mean stands for it, not a single one.
 
@@ -54,28 +53,27 @@ def leads(rows: Sequence[Mapping[str, Any]], name: str) -> list[Lead]:
     cells, (patients, table) = summary.cells(rows, [name])[name], summary.patient_cells(rows, name)
     found = []
     for views in dict.fromkeys(row["views"] for row in rows):
-        means = {
-            method: sign * cell.mean
+        values = {
+            method: np.array([sign * table.get((method, p), {}).get(views, math.nan) for p in patients])
             for (method, of), cell in cells.items()
             if of == views and cell.patients and not is_control(method) and not method.endswith(", a single sample")
         }
-        order = sorted(means, key=lambda method: -means[method])
+        # Whoever fails on the hard patients must not win by the easy ones.
+        shared = np.isfinite([*values.values()]).all(0) if values else np.zeros(0, bool)
+        order = sorted(values, key=lambda method: -float(np.mean(values[method][shared]))) if shared.any() else []
         if len(order) < 2:
             continue
-        values = {m: [sign * table.get((m, p), {}).get(views, math.nan) for p in patients] for m in order}
-        compared = {m: _paired(values[order[0]], values[m]) for m in order[1:]}
+        compared = {m: _paired(values[order[0]][shared], values[m][shared]) for m in order[1:]}
         unsure = tuple(m for m, (_, interval, *_) in compared.items() if interval is None or interval[0] <= 0)
         found.append(Lead(views, order[0], order[1], *compared[order[1]], unsure))
     return found
 
 
-def _paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, tuple[float, float] | None, int, int]:
+def _paired(one: np.ndarray, other: np.ndarray) -> tuple[float, tuple[float, float] | None, int, int]:
     """Mean of the differences, its interval, their number, and how many are positive."""
-    differences = [a - b for a, b in zip(one, other, strict=True) if math.isfinite(a - b)]
-    if not differences:
-        return math.nan, None, 0, 0
-    found = summarise_cohort([{"difference": value} for value in differences])["metrics"]["difference"]
-    return found["mean"], found["ci95"], len(differences), int((np.array(differences) > 0).sum())
+    differences = one - other
+    found = summarise_cohort([{"difference": float(value)} for value in differences])["metrics"]["difference"]
+    return found["mean"], found["ci95"], len(differences), int((differences > 0).sum())
 
 
 def conclusion(found: Sequence[Lead], name: str, patients: int) -> str:
@@ -104,6 +102,9 @@ def conclusion(found: Sequence[Lead], name: str, patients: int) -> str:
                 "the patients' spread"
             )
     text = "; ".join(parts)
+    if any(lead.patients < patients for lead in found):
+        text += "; compared are the patients of whom every method gave a volume, "
+        text += _and([f"{lead.patients} of {patients} with {lead.views}" for lead in found if lead.patients < patients])
     if few:
         return f"{text}. Fewer than five patients: this may be chance."
     if told:

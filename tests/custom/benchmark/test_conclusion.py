@@ -67,6 +67,15 @@ def test_a_method_far_behind_on_average_may_still_not_be_told_apart() -> None:
     assert found[0].second == "b" and found[0].unsure == ("c",)
 
 
+def test_who_fails_on_hard_patients_does_not_win_by_the_easy_ones() -> None:
+    all_nine = [30.0, 30, 30, 30, 30, 10, 10, 10, 10]
+    found = leads(rows(a__2=all_nine, b__2=[29.0] * 5), "psnr_range")
+    assert (found[0].best, found[0].ahead, found[0].patients) == ("a", 1.0, 5)
+    assert "compared are the patients of whom every method gave a volume, 5 of 9 with 2" in conclusion(
+        found, "psnr_range", 9
+    )
+
+
 def test_few_patients_give_no_interval() -> None:
     few = [row for row in CLEAR if row["patient"] in ("p0", "p1")]
     found = leads(few, "psnr_range")
