@@ -34,7 +34,7 @@ def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int, str]:
     Raises:
         ValueError: colour, transparency, several pages, another depth, a size that is no radiograph's, damaged.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -51,6 +51,8 @@ def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int, str]:
                 tags = getattr(image, "tag_v2", {})
                 highest, inverted = _depth(image.mode, tags), _is_inverted(image)
                 pixels = np.asarray(image)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path}: not a readable radiograph (damaged, or no picture: export it anew)") from error
         except Exception as error:  # whatever Pillow raises for a damaged file
             raise ValueError(f"{path}: not a readable radiograph ({one_line(error)})") from error
     if pixels.shape != (rows, columns) or pixels.min() < 0 or pixels.max() > highest:
