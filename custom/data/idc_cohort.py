@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import html
-import importlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import Field
 
 from custom.core.files import read_json_object
 from custom.core.json_models import StrictModel, validated
+from custom.core.optional_packages import required
 from custom.data.scan import safe_name
 
 __all__ = ["CohortQuery", "choose", "index_version", "preset_query", "require"]
@@ -83,13 +83,7 @@ def preset_query(name: str | None, changes: Mapping[str, Any]) -> CohortQuery:
 
 def require(module: str) -> Any:
     """Imports a module of the extra ``cohort``, or says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        name = (error.name or module).replace("_", "-")
-        raise ModuleNotFoundError(
-            f"public cohorts need {name}, which is not installed: pip install 'fewview-ct[cohort]'"
-        ) from error
+    return required(module, "cohort", "public cohorts need")
 
 
 def index_version() -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ImplicitVRLittleEndian
 
+from custom.core.optional_packages import required
 from custom.dicom.opener import open_dicom, reason
 
 __all__ = [
@@ -110,15 +111,7 @@ def quiet_libraries() -> Iterator[None]:
 
 def require(module: str) -> Any:
     """Import a module of the extra ``pacs``, or say how to install it."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        name = (error.name or module).replace("_", "-")
-        raise ModuleNotFoundError(
-            f"the network needs {name}, which is not installed: pip install 'fewview-ct[pacs]'"
-        ) from error
+    return required(module, "pacs", "the network needs")
 
 
 def kinds_of(files: Sequence[Path], report: SendReport) -> dict[Path, tuple[UID, UID]]:
