@@ -15,7 +15,7 @@ from custom.geometry import VolumeGrid
 from custom.metrics.conformal import fewest_patients
 from custom.networks import SegmentationUNet
 from custom.trust.body_measures import MEASURES, measure_body
-from custom.trust.measure_intervals import MeasureInterval, fit_measure_intervals
+from custom.trust.measure_intervals import Kind, MeasureInterval, fit_measure_intervals
 from custom.trust.voxel_intervals import VoxelIntervals, fit_voxel_intervals, residual_table
 
 __all__ = ["COVERAGE", "CalibratedIntervals", "fit_intervals", "interval_record"]
@@ -104,6 +104,8 @@ def fit_intervals(
     truths: Sequence[Mapping[str, float | None]],
     patients: Sequence[str],
     acquisition: Mapping[str, Any],
+    kinds: Mapping[str, Kind] | None = None,
+    growth: float = 1.0,
 ) -> CalibratedIntervals | None:
     """The intervals of one group; None, with a warning, for too few patients.
 
@@ -112,6 +114,7 @@ def fit_intervals(
         truths: measures of the true CTs.
         patients: whose each case is.
         acquisition: spacing_mm, angles_deg, samples and segmenter_sha256 of `CalibratedIntervals`.
+        kinds, growth: as in `fit_measure_intervals`.
     """
     count = len(set(patients))
     if count < fewest_patients(COVERAGE):
@@ -121,5 +124,6 @@ def fit_intervals(
         )  # fmt: skip
         return None
     voxels = fit_voxel_intervals([record["residuals"] for record in records], patients, COVERAGE)
-    measures = fit_measure_intervals([record["measures"] for record in records], truths, patients, COVERAGE)
+    found = [record["measures"] for record in records]
+    measures = fit_measure_intervals(found, truths, patients, COVERAGE, kinds, growth)
     return CalibratedIntervals(COVERAGE, count, voxels=voxels, measures=measures, **acquisition)

@@ -19,7 +19,7 @@ from custom.geometry import Geometry, VolumeGrid
 from custom.trust import CheckResult, Evidence, Thresholds, Verdict, state_intervals
 from custom.trust.body_measures import MEASURES, measure_body
 from custom.trust.calibrated_intervals import CalibratedIntervals, fit_intervals, interval_record
-from custom.trust.measure_intervals import fit_measure_intervals
+from custom.trust.measure_intervals import Kind, errors_of_measures, fit_measure_intervals, growth_of_errors
 from custom.trust.stated_intervals import StatedMeasure
 from custom.trust.thresholds import Threshold, TrainedRange
 from custom.trust.voxel_intervals import TISSUES, VoxelIntervals, fit_voxel_intervals, residual_table, tissue_of
@@ -134,6 +134,42 @@ def test_measures_hold_and_are_corrected_for_what_is_always_wrong(calibrated: Ca
     assert 0.85 < np.mean([low <= 3000 * f <= high for f in draw.lognormal(0.1, 0.05, 2000)]) < 0.99
     few: list[Mapping[str, float | None]] = [{"heart_volume_ml": 500.0} for _ in range(8)]
     assert fit_measure_intervals(few, few, [f"p{i}" for i in range(8)]) == {}
+
+
+def test_measures_hold_for_new_patients_although_the_network_knows_the_calibrated() -> None:
+    draw = np.random.default_rng(6)
+    kinds = {f"t{i}": Kind.TRAINED_ON for i in range(60)} | {f"n{i}": Kind.NEW for i in range(40)}
+    kinds |= {f"p{i}": Kind.PHANTOM for i in range(40)}
+    width = {Kind.TRAINED_ON: 0.02, Kind.NEW: 0.05, Kind.PHANTOM: 0.02}
+    shift = {Kind.TRAINED_ON: 0.1, Kind.NEW: 0.1, Kind.PHANTOM: 0.04}
+    found = [{"heart_volume_ml": 500.0}] * len(kinds)
+    truths = [{"heart_volume_ml": 500 * math.exp(draw.normal(shift[k], width[k]))} for k in kinds.values()]
+    patients = list(kinds)
+    growth = growth_of_errors([errors_of_measures(found, truths, patients)], kinds)
+    assert growth == pytest.approx(2.5, rel=0.25)
+    few = {name: kind for name, kind in kinds.items() if name not in {f"n{i}" for i in range(2, 40)}}
+
+    def interval(some: Mapping[str, Kind], kinds: Mapping[str, Kind] | None, growth: float) -> tuple[float, float]:
+        chosen = [i for i, name in enumerate(patients) if name in some]
+        args = [found[i] for i in chosen], [truths[i] for i in chosen], [patients[i] for i in chosen]
+        one = fit_measure_intervals(*args, kinds=kinds, growth=growth)["heart_volume_ml"]
+        assert one.patients == len(some)
+        return one.center - one.reach, one.center + one.reach
+
+    new = draw.normal(shift[Kind.NEW], width[Kind.NEW], 2000)
+    held = {}
+    for name, known in {"all alike": (None, 1.0), "by kind": (few, growth)}.items():
+        low, high = interval(few, *known)
+        held[name] = float(((new > low) & (new < high)).mean())
+    assert held["all alike"] < 0.85 < held["by kind"]
+    # Neither without new patients, nor where their errors are smaller, does anything grow.
+    trained = {n: k for n, k in kinds.items() if k is Kind.TRAINED_ON}
+    assert growth_of_errors([{"heart_volume_ml": {n: [0.1] for n in trained}}], trained) == 1
+    errors = {n: [float(i)] for i, n in enumerate(trained)} | {"n0": [30.0]}
+    assert growth_of_errors([{"heart_volume_ml": errors}], kinds) == 1
+    # Phantoms alone have their own median.
+    low, high = interval({n: k for n, k in kinds.items() if k is Kind.PHANTOM}, kinds, growth)
+    assert low < 0.04 < high < 0.12
 
 
 def test_measures_of_a_known_body() -> None:
