@@ -20,7 +20,7 @@ from custom.geometry import BEAMS
 from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG
 from custom.models import Model
 from custom.trust.body_measures import loaded_segmenter, measure_body
-from custom.trust.calibrated_intervals import CalibratedIntervals, fit_intervals, interval_record
+from custom.trust.calibrated_intervals import COVERAGE, CalibratedIntervals, fit_intervals, interval_record
 from custom.trust.calibration_model import OutOfFold, loaded_model, meeting
 from custom.trust.check_statistics import Meter, Quantiles
 from custom.trust.evidence import Evidence
@@ -87,6 +87,7 @@ def calibrate(
     samples: int = 0,
     false_alarms: float = 0.1,
     reject_factor: float = 2.0,
+    coverage: float = COVERAGE,
     trained_views: Sequence[int] | None = None,
     trained_beams: Sequence[str] | None = None,
     source_to_isocenter_mm: Sequence[float] | None = None,
@@ -125,6 +126,7 @@ def calibrate(
         samples: drawn of each case for their spread, by a model that draws; 0 for none.
         false_alarms: share of good cases that may get REVIEW.
         reject_factor: how many times as far from the median as REVIEW begins REJECT does.
+        coverage: share of new patients, and of their places, that intervals hold; finished cases are taken for another.
         trained_views: numbers of views that the model was trained for; by default what its checkpoint says.
         trained_beams: likewise.
         source_to_isocenter_mm: smallest and largest in training, cone beam; likewise.
@@ -159,6 +161,8 @@ def calibrate(
         raise ValueError(f"{path}: thresholds are a JSON file, the output must end in .json")
     if warps < 0 or samples < 0 or samples == 1:
         raise ValueError(f"warps must not be negative and samples be 0 or at least 2, got {warps} and {samples}")
+    if not 0.5 <= coverage < 1:
+        raise ValueError(f"coverage must be at least 0.5 and below 1, got {coverage}")
     priors = None if priors_from is None else OutOfFold(priors_from)
     cases = [
         (case, warp)
@@ -205,7 +209,7 @@ def calibrate(
     quantiles, fitted, errors, calibrated = fit_groups(records, patients, groups, false_alarms, reject_factor)
     kinds = {p: Kind.TRAINED_ON if "fold" in job.case else Kind.NEW for p, job in zip(patients, jobs, strict=True)}
     kinds |= dict.fromkeys(patients[len(jobs) - len(phantoms) :], Kind.PHANTOM)
-    intervals, growth = _intervals(cases_found, jobs, patients, kinds, loaded)
+    intervals, growth = _intervals(cases_found, jobs, patients, kinds, loaded, coverage)
     made_from = {
         "software": f"fewview-ct {__version__}",
         "model": {"name": loaded.name, "sha256": loaded.sha256, "voxels": list(loaded.grid.shape), "samples": samples},
@@ -364,6 +368,7 @@ def _intervals(
     patients: Sequence[str],
     kinds: Mapping[str, Kind],
     model: Model,
+    coverage: float,
 ) -> tuple[dict[str, CalibratedIntervals], float]:
     """By `group_name`; and how much larger errors of measures are where the network was not trained."""
     segmenter, truths = loaded_segmenter(), [one["measures"] for one in found]
@@ -385,7 +390,7 @@ def _intervals(
             "segmenter_sha256": None if segmenter is None else segmenter[1],
         }
         name = group_name(beam, count)
-        fitted = fit_intervals(records[name], truths, patients, acquisition, kinds, growth)
+        fitted = fit_intervals(records[name], truths, patients, acquisition, kinds, growth, coverage)
         if fitted is not None:
             intervals[name] = fitted
     return intervals, growth

@@ -94,6 +94,18 @@ def calibrated() -> CalibratedIntervals:
     return found
 
 
+def test_another_coverage_is_held_too() -> None:
+    draw, hu = np.random.default_rng(7), predicted()
+    truths = [truth(draw) for _ in range(30)]
+    records = [interval_record(hu, true, GRID, None) for true in truths]
+    new = [truth(draw) for _ in range(40)]
+    for coverage in (0.5, 0.8):
+        measures = [r["measures"] for r in records]
+        found = fit_intervals(records, measures, [f"p{i}" for i in range(30)], ACQUISITION, coverage=coverage)
+        assert found is not None and found.coverage == coverage
+        assert np.mean([held(found.voxels, true)["body"] for true in new]) == pytest.approx(coverage + 0.02, abs=0.04)
+
+
 def test_voxels_of_new_patients_are_held_in_every_tissue(calibrated: CalibratedIntervals) -> None:
     draw = np.random.default_rng(1)
     cases = [held(calibrated.voxels, truth(draw)) for _ in range(60)]
@@ -222,6 +234,17 @@ def test_a_case_like_the_calibrated_gets_intervals(calibrated: CalibratedInterva
     assert other.measures[0].lower is None and "another" in str(other.measures[0].why_not)
 
 
+@pytest.mark.parametrize("angles", [(0.0, 60.0, 120.0), (30.0, 250.0, 310.0), tuple(22.5 * i for i in range(8))])
+def test_more_views_get_the_intervals_of_fewer(calibrated: CalibratedIntervals, angles: tuple[float, ...]) -> None:
+    two = state_intervals(evidence(), [check()], thresholds(calibrated), WINDOW)
+    more = state_intervals(evidence(angles), [check()], thresholds(calibrated), WINDOW)
+    assert two.views is None and more.views == 2 and "Calibrated were 2 views" in more.basis
+    assert two.lower is not None and more.lower is not None and torch.equal(two.lower, more.lower)
+    # One view was calibrated in two places, and says nothing of views elsewhere.
+    alone = replace(calibrated, angles_deg=((0.0,), (90.0,)))
+    assert not alone.spread_as_evenly(angles)
+
+
 def test_finer_voxels_get_the_limits_of_their_block(calibrated: CalibratedIntervals) -> None:
     fine = predicted()
     for axis in range(3):
@@ -240,7 +263,9 @@ def test_finer_voxels_get_the_limits_of_their_block(calibrated: CalibratedInterv
     ("angles", "checks", "samples", "changes", "why"),
     [
         ((0.0, 90.0), [check()], 0, {"intervals": {}}, "hold no intervals"),
-        ((0.0, 45.0, 90.0), [check()], 0, {}, r"\(parallel 3\) were not calibrated"),
+        ((0.0, 20.0, 70.0), [check()], 0, {}, r"\(parallel 3\) were not calibrated, nor fewer"),
+        ((45.0,), [check()], 0, {}, r"\(parallel 1\) were not calibrated"),
+        ((0.0, 45.0, 90.0), [check(value=0.9)], 0, {}, "farther from the population"),
         ((0.0, 60.0), [check()], 0, {}, "0, 60 degrees were not calibrated; there are 0, 90"),
         ((0.0, 90.0), [check()], 4, {}, "4 samples, and 0 were calibrated"),
         ((0.0, 90.0), [check(value=0.9)], 0, {}, r"farther from the population .* \(0.9, at most 0.8\)"),
