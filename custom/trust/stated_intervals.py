@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -125,7 +125,11 @@ def state_intervals(
         return StatedIntervals(why or "there is no reconstruction")
     low, high = hu_window
     coarse = F.avg_pool3d(evidence.hu.float().clamp(low, high)[None], blocks)[0]
-    lower, upper = found.voxels.around(coarse, hu_window)
+    voxels = found.voxels
+    if views < len(angles):
+        # With more views bone is shown more boldly than any that was calibrated: of it nothing is known.
+        voxels = replace(voxels, factor={**voxels.factor, "bone": None})
+    lower, upper = voxels.around(coarse, hu_window)
     for axis, factor in enumerate(blocks):
         lower, upper = (limit.repeat_interleave(factor, axis) for limit in (lower, upper))
     nx, ny, nz = coarse.shape

@@ -41,8 +41,8 @@ _FEWEST_VOXELS = 500
 _NEAREST_HU = 5.0
 #: No table is made narrower than to this share: where nearly all residuals are 0, as in air, nothing would be left.
 _SMALLEST_FACTOR = 0.2
-#: A patient of whom more than so many times the promised share of places is missed (half of them, of 10 %) counts as one
-#: of whom that many are: such a reconstruction is broken, which checks are for, and slack for it would make the
+#: A patient of whom more than so many times the promised share of places is missed (half of them, of 10 %) counts as
+#: one of whom that many are: such a reconstruction is broken, which checks are for, and slack for it would make the
 #: intervals of all others wider.
 _WORST_TIMES = 5
 #: Patients are parted into so many parts for tables that do not know them.
