@@ -25,11 +25,12 @@ from chromium import Chromium, find_chromium
 
 from custom.data.sample import sample_ct
 from custom.data.simulate import Acquisition, simulate_case
-from custom.dicom.write_ct import SERIES_DESCRIPTION, read_ct_series
+from custom.dicom.write_ct import SERIES_DESCRIPTION
 from custom.dicom.write_dx import LOG_SCALE, write_dx
-from custom.dicom.write_map import MAP_DESCRIPTION, read_uncertainty_map
+from custom.dicom.write_map import MAP_DESCRIPTION
 from custom.evaluation.evaluate import load_hu, resample_to
 from custom.reconstruct import hu_sha256
+from tests.custom.dicom.stored_volumes import read_ct_series, read_uncertainty_map
 from tests.integration.orthanc_server import MAP, MARKS, Server, fetch, find_series, pixels, running
 
 #: Photons in the unattenuated beam, about 10 uGy at the detector; a pixel of 3.75 mm counts four millions.
