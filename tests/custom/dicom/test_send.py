@@ -24,8 +24,9 @@ from custom.cli.arguments import parsed
 from custom.cli.command_line import command_app
 from custom.dicom.network import NetworkError, send
 from custom.dicom.store import Address, parse_address, store_scu
-from tests.custom.dicom.network_peers import CT, TIMEOUT_S, free_port, scp, store
+from tests.custom.dicom.network_peers import CT, TIMEOUT_S, scp, store
 from tests.custom.dicom.stored_radiographs import DX_PROCESSING, ROOT, dx, save
+from tests.free_ports import free_ports
 
 
 def test_radiographs_arrive_as_they_were_sent(pair: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,7 +140,7 @@ def test_lost_association(pair: Path) -> None:
 
 
 def test_refused_connection(pair: Path) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     with pytest.raises(NetworkError, match=rf"PACS@127.0.0.1:{port} cannot be reached: connection refused"):
         send(pair, to=f"PACS@127.0.0.1:{port}", timeout_s=TIMEOUT_S)
 
