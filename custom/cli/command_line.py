@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from custom import __version__
 from custom.cli.arguments import UsageError, add_command, new_app, parsed
-from custom.cli.exit_codes import ExitCode
+from custom.cli.exit_codes import BAD_INPUT_ERRORS, ExitCode
 from custom.core.file_modes import new_mode
 
 __all__ = ["VERBS", "Verb", "command_app", "main"]
@@ -28,9 +28,6 @@ __all__ = ["VERBS", "Verb", "command_app", "main"]
 logger = logging.getLogger(__name__)
 
 PROGRAM = "fewview-ct"
-BAD_INPUT_ERRORS = (
-    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
-)  # fmt: skip
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG, "--debug": logging.DEBUG}
 
 
