@@ -125,7 +125,7 @@ def server(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
 @pytest.fixture(scope="module")
 def expected(place: Place) -> dict[str, Any]:
     """The pair by the command line of this environment."""
-    return place.command_line("cli", "frontal.dcm", "lateral.dcm")
+    return place.command_line("cli", "frontal.dcm", "lateral.dcm", "--nodicom")
 
 
 def test_info_names_the_models_and_their_parameters(server: LabelServer) -> None:
@@ -163,18 +163,24 @@ def test_a_pair_gives_the_command_lines_volume(
 
 @pytest.mark.skipif(not CORE_COMMAND.exists(), reason="there is no environment .venv: bash scripts/test.sh makes it")
 def test_the_core_environment_gives_the_same_volume(place: Place, expected: dict[str, Any]) -> None:
-    core = place.command_line("core", "frontal.dcm", "lateral.dcm", command=CORE_COMMAND)
-    assert core["torch"] == expected["torch"] and core["settings"] == expected["settings"]
-    assert core["volume"]["hu_sha256"] == expected["volume"]["hu_sha256"]
-    assert place.ct("core") == place.ct("cli")
-    slices = [sorted((place.folder / name / "ct").iterdir()) for name in ("core", "cli")]
+    """As DICOM too, by thresholds without intervals: the maps of their limits need pydicom 3."""
+    thresholds = json.loads((place.folder / "models/inr_recon/thresholds.json").read_text())
+    assert thresholds["intervals"]
+    (place.folder / "checks.json").write_text(json.dumps(thresholds | {"intervals": {}}))
+    words = ["frontal.dcm", "lateral.dcm", "--thresholds", place.folder / "checks.json"]
+    core = place.command_line("core", *words, command=CORE_COMMAND)
+    here = place.command_line("here", *words)
+    assert core["torch"] == here["torch"] and core["settings"] == here["settings"]
+    assert core["volume"]["hu_sha256"] == here["volume"]["hu_sha256"] == expected["volume"]["hu_sha256"]
+    assert place.ct("core") == place.ct("here") == place.ct("cli")
+    slices = [sorted((place.folder / name / "ct").iterdir()) for name in ("core", "here")]
     assert len(slices[0]) == len(slices[1]) == 128
     for one, other in zip(*slices, strict=True):
         assert pydicom.dcmread(one).pixel_array.tobytes() == pydicom.dcmread(other).pixel_array.tobytes()
 
 
 def test_a_stack_with_its_geometry(server: LabelServer, place: Place, tmp_path: Path) -> None:
-    expected = place.command_line("stack", "stack.nii.gz")
+    expected = place.command_line("stack", "stack.nii.gz", "--nodicom")
     truth = nib.load(sample_ct())
     for answer in (server.infer("stack"), server.infer("stack.nii.gz", geometry="stack.json")):
         assert answer.content == place.ct("stack")
@@ -214,8 +220,9 @@ def _put(server: LabelServer, files: Any) -> str:
 
 def test_samples_mean_and_uncertainty(server: LabelServer, place: Place, tmp_path: Path) -> None:
     words = ["frontal.dcm", "lateral.dcm", "--model", place.folder / "ldm", "--samples", 3, "--seed", 5]
-    with pytest.raises(AssertionError, match=r"needs pydicom 3, and this environment has 2.*pass --nodicom"):
-        place.command_line("drawn", *words)
+    for needing in (words, words[:2]):  # the spread of samples, and the limits of intervals
+        with pytest.raises(AssertionError, match=r"needs pydicom 3, and this environment has 2.*pass --nodicom"):
+            place.command_line("drawn", *needing)
     expected = place.command_line("drawn", *words, "--nodicom")
     asked = {"views": "lateral", "samples": "3", "seed": 5}
     mean = server.infer("frontal", "tiny", **asked)
@@ -238,7 +245,7 @@ def test_what_is_not_known_is_named_and_can_be_said(server: LabelServer, place: 
     names = ("frontal.dcm", "lateral.dcm")
     geometry = {"format": "fewview-ct radiographs 1", "views": [{"file": name, **FACTS} for name in names]}
     (place.folder / "said.json").write_text(json.dumps(geometry))
-    expected = place.command_line("said", "degraded", "--geometry", place.folder / "said.json")
+    expected = place.command_line("said", "degraded", "--geometry", place.folder / "said.json", "--nodicom")
     answer = server.infer("degraded", geometry=geometry)
     assert answer.record["hu_sha256"] == expected["volume"]["hu_sha256"]
     accepted = ["default-distances", "for-presentation", "log-range"]

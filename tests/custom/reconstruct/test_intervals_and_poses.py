@@ -41,6 +41,7 @@ def known_intervals(patients: int = 20) -> CalibratedIntervals:
 def test_intervals_are_written_or_a_reason(
     folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: str
 ) -> None:
+    pytest.importorskip("highdicom")
     check = CheckResult("population", Verdict.PASS, 0.1, 1.0, 2.0, "As usual.")
     thresholds = the_only_check(monkeypatch, check, tmp_path)
     limits = Mock(intervals={views: known_intervals()}, of=lambda beam, count: ({}, views))
