@@ -24,6 +24,9 @@ from custom.schedulers import DPMSolverPPScheduler
 
 __all__ = ["LatentDenoiser"]
 
+#: Number of views that the condition's last channel says 1 of, with `view_count`.
+MOST_VIEWS = 8
+
 
 @describes_itself
 class LatentDenoiser(nn.Module):
@@ -40,6 +43,8 @@ class LatentDenoiser(nn.Module):
         known_channels: channels of a reconstruction on the latent grid that is given beside the radiographs, such as
             the encoded mean of `inr_recon`; 0 for none.
         residual: diffuse what the latent differs from `known` by, not the latent itself.
+        view_count: the condition's last channel is the number of views over `MOST_VIEWS`, not one: the fewer they are,
+            the wider samples have to be spread, and features that are averaged over views do not tell it.
         space_to_depth: voxels along each side that become channels of one before the U-Net and voxels again after it;
             2 makes a step several times faster.
         prediction_type: "epsilon", "sample" or "v_prediction": what the output is.
@@ -72,6 +77,7 @@ class LatentDenoiser(nn.Module):
         unet: Mapping[str, Any],
         known_channels: int = 0,
         residual: bool = False,
+        view_count: bool = False,
         space_to_depth: int = 1,
         prediction_type: str = "v_prediction",
         num_train_timesteps: int = 1000,
@@ -95,7 +101,7 @@ class LatentDenoiser(nn.Module):
                 f"space_to_depth {space_to_depth}"
             )
         self.encoder, self.grid, self.latent_channels = encoder, grid, latent_channels
-        self.known_channels, self.residual = known_channels, residual
+        self.known_channels, self.residual, self.view_count = known_channels, residual, view_count
         self.space_to_depth, self.prediction_type = space_to_depth, prediction_type
         self.num_train_timesteps, self.noise_schedule = num_train_timesteps, noise_schedule
         self.scheduler()  # says at once what is wrong with them
@@ -156,8 +162,8 @@ class LatentDenoiser(nn.Module):
 
         Returns:
             (B, condition_channels, X, Y, Z): the mean of the views' features, the share of views that see the voxel,
-            `known`, and a channel of ones. A condition is dropped by making all of it zero: the last channel tells that
-            from a voxel that no view sees.
+            `known`, and a channel of ones, or of the number of views (`view_count`). A condition is dropped by making all
+            of it zero: the last channel tells that from a voxel that no view sees.
 
         Raises:
             ValueError: as `check_radiographs`, or for `known` of other channels.
@@ -176,7 +182,11 @@ class LatentDenoiser(nn.Module):
             parts.append(fuse_features(features, views.float(), self.grid, image.shape[2:], view_mask, with_count=True))
         if known is not None:
             parts.append(known)
-        parts.append(image.new_ones(len(image), 1, *self.grid.shape))
+        told = image.new_ones(len(image), 1, *self.grid.shape)
+        if self.view_count:
+            count = views.new_full((len(image),), views.shape[1]) if view_mask is None else view_mask.sum(1)
+            told *= (count.to(told) / MOST_VIEWS)[:, None, None, None, None]
+        parts.append(told)
         return torch.cat(parts, 1)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
