@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from monai.engines import PrepareBatch
 from monai.inferers import Inferer
 from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from custom.networks.denoiser import LatentDenoiser
+from custom.networks.denoiser import LatentDenoiser, wide
 from custom.training.latent_dataset import LatentDataset
 from custom.training.voxel_dataset import VoxelDataset
 
@@ -62,20 +65,26 @@ def loss_weight(alphas_cumprod: Tensor, prediction_type: str, time: Tensor, gamm
 
 
 def fit_normalisation(
-    network: LatentDenoiser | nn.Module, dataset: LatentDataset | VoxelDataset, cases: int = 64
+    network: LatentDenoiser | nn.Module,
+    dataset: LatentDataset | VoxelDataset,
+    residual_steps: int = 1500,
+    known_from: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Give a denoiser the mean and deviation of the training latents, and that of their residuals if it needs it.
+    """Give a denoiser the mean and deviation of the training latents, and of their residuals if it needs them.
 
     Args:
         network: whose buffers are set; they are kept in its checkpoint.
         dataset: the latents, or volumes in their place.
-        cases: entries whose residuals are read, evenly over all of them.
+        residual_steps: in which its `ResidualGaussian` is fitted to the entries, if it has one.
+        known_from: checkpoint that brings all of it, so that nothing is fitted, if that file is there.
 
     Raises:
         ValueError: if the denoiser's and the latents' channels differ, or reconstructions are missing or superfluous.
     """
     network = getattr(network, "module", network)
     assert isinstance(network, LatentDenoiser)
+    if known_from is not None and Path(known_from).is_file():
+        return
     if len(dataset.latent_mean) != network.latent_channels:
         raise ValueError(
             f"the latents have {len(dataset.latent_mean)} channels, latent_channels is {network.latent_channels}"
@@ -85,15 +94,32 @@ def fit_normalisation(
     network.latent_std.copy_(dataset.latent_std.clamp(min=1e-6))
     if not network.residual:
         return
-    device = network.latent_mean.device
-    squares = torch.zeros(network.latent_channels, device=device)
-    count = min(cases, len(dataset))
-    for index in torch.linspace(0, len(dataset) - 1, count).long().tolist():
-        latent, known = (dataset[index][key][None].to(device) for key in ("latent", "known"))
-        difference = network.normalise(latent) - network.normalise(known)
-        squares += difference.square().mean((0, 2, 3, 4)) / count
+    entries = _Residuals(network, dataset)
+    chosen = torch.linspace(0, len(dataset) - 1, min(64, len(dataset))).long().tolist()
+    squares = torch.stack([entries[index][2].square().mean((0, 2, 3, 4)) for index in chosen]).mean(0)
     network.residual_std.copy_(squares.sqrt().clamp(min=1e-6))
     logger.info("residuals are %.3f of the latents' deviation", float(squares.mean().sqrt()))
+    if network.residual_gaussian is not None:
+        likelihood = network.residual_gaussian.fit(entries, residual_steps)
+        logger.info("negative log-likelihood of the residuals: 0.5 with one deviation a channel, %.3f", likelihood)
+
+
+class _Residuals(Dataset):
+    """What `ResidualGaussian.fit` reads of every entry."""
+
+    def __init__(self, network: LatentDenoiser, dataset: LatentDataset | VoxelDataset) -> None:
+        self.network, self.dataset = network, dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        network, entry = self.network, self.dataset[index]
+        latent, known = (
+            network.normalise(entry[key][None].to(network.latent_mean.device)) for key in ("latent", "known")
+        )
+        share = network.view_share(entry["views"][None].to(known))
+        return known, share, (latent - known) / wide(network.residual_std)
 
 
 def _check_known(network: LatentDenoiser, entry: Mapping[str, Any]) -> None:
@@ -167,7 +193,8 @@ class NoisyLatents(PrepareBatch):
         if "known" in batchdata:
             keywords["known"] = normalised("known")
         latent = normalised(self.latent_key)
-        target = self.network.to_residual(latent, keywords.get("known"))
+        share = self.network.view_share(views["views"], views["view_mask"])
+        target = self.network.to_residual(latent, keywords.get("known"), share)
         target = target.repeat_interleave(self.noises_per_case, 0)
         time = _stratified_times(len(target), self.scheduler.num_train_timesteps, latent.device)
         noise = torch.randn_like(target)
