@@ -13,7 +13,7 @@ __all__ = ["ResidualGaussian"]
 logger = logging.getLogger(__name__)
 
 #: Natural logarithm of the smallest and largest deviation, as a share of the channel's.
-LOG_STD_BOUNDS = (-4.0, 2.0)
+LOG_STD_BOUNDS = (-2.3, 2.0)
 
 
 class ResidualGaussian(nn.Module):
