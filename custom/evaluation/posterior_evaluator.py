@@ -58,9 +58,9 @@ class PosteriorEvaluator(SupervisedEvaluator):
     For every case a folder of its own in `output_dir`, named after the batch entry "case" or the radiographs' file:
     mean.nii.gz and std.nii.gz (HU; with a truth also the bias), convergence.csv, uncertainty.json (the numbers of
     `custom.metrics.summarise_case`, and the error against the radiographs), uncertainty.png, and with a truth
-    samples.csv with the metrics and the power spectrum of every single sample. Where the sampler corrects decoded samples, samples.csv has
-    every sample's error against the radiographs before and after it, and uncertainty.json its mean over the samples. A
-    killed run goes on with the next batch of samples.
+    samples.csv with the metrics and the power spectrum of every single sample. Where the sampler corrects decoded
+    samples, samples.csv has every sample's error against the radiographs before and after it, and uncertainty.json
+    its mean over the samples. A killed run goes on with the next batch of samples.
 
     Args:
         samples: N, at least 2.

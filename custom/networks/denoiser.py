@@ -194,8 +194,8 @@ class LatentDenoiser(nn.Module):
 
         Returns:
             (B, condition_channels, X, Y, Z): the mean of the views' features, the share of views that see the voxel,
-            `known`, and a channel of ones, or of the number of views (`view_count`). A condition is dropped by making all
-            of it zero: the last channel tells that from a voxel that no view sees.
+            `known`, and a channel of ones, or of the number of views (`view_count`). A condition is dropped by making
+            all of it zero: the last channel tells that from a voxel that no view sees.
 
         Raises:
             ValueError: as `check_radiographs`, or for `known` of other channels.

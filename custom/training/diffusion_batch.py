@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from monai.engines import PrepareBatch
 from monai.inferers import Inferer
 from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from custom.networks.denoiser import LatentDenoiser, wide
 from custom.training.latent_dataset import LatentDataset
@@ -83,13 +82,13 @@ def fit_normalisation(
     """
     network = getattr(network, "module", network)
     assert isinstance(network, LatentDenoiser)
-    if known_from is not None and Path(known_from).is_file():
-        return
     if len(dataset.latent_mean) != network.latent_channels:
         raise ValueError(
             f"the latents have {len(dataset.latent_mean)} channels, latent_channels is {network.latent_channels}"
         )
     _check_known(network, dataset[0])
+    if known_from is not None and Path(known_from).is_file():
+        return
     network.latent_mean.copy_(dataset.latent_mean)
     network.latent_std.copy_(dataset.latent_std.clamp(min=1e-6))
     if not network.residual:
@@ -104,7 +103,7 @@ def fit_normalisation(
         logger.info("negative log-likelihood of the residuals: 0.5 with one deviation a channel, %.3f", likelihood)
 
 
-class _Residuals(Dataset):
+class _Residuals(Sequence[tuple[Tensor, Tensor, Tensor]]):
     """What `ResidualGaussian.fit` reads of every entry."""
 
     def __init__(self, network: LatentDenoiser, dataset: LatentDataset | VoxelDataset) -> None:
@@ -113,7 +112,7 @@ class _Residuals(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, index: Any) -> Any:
         network, entry = self.network, self.dataset[index]
         latent, known = (
             network.normalise(entry[key][None].to(network.latent_mean.device)) for key in ("latent", "known")
