@@ -2,13 +2,15 @@
 
     fewview-ct phantom outputs/unseen --count 24 --seed 99
     python scripts/benchmark_intervals.py data/prepared/datalist.json outputs/intervals \
-        --thresholds bundles/inr_recon/models/thresholds.json --phantom_list_file outputs/unseen/datalist.json --size 64
+        --thresholds bundles/inr_recon/models/thresholds.json --phantom_list_file outputs/unseen/datalist.json \
+        --size 64 --levels outputs/at_50.json,outputs/at_80.json
 
 Every CT is radiographed as in `fewview-ct calibrate`, reconstructed, checked, and its intervals stated. Of voxels
 (means over blocks as large as the calibrated voxels) in the predicted body the share that holds is compared with 90 %,
 and width and interval score with those of the uncalibrated interval: 1.645 standard deviations of the model's Gaussian
 population given the radiographs. Tables go to intervals.md, coverage of each case to coverage.png, the numbers of every
-case to cases/; a killed run goes on with the next case.
+case to cases/; a killed run goes on with the next case. With --levels, thresholds of the same calibration (--work) with
+another --coverage, reliability.png shows for each of them the share that holds.
 """
 
 from __future__ import annotations
@@ -38,16 +40,22 @@ from custom.trust.body_measures import MEASURES, loaded_segmenter, measure_body
 from custom.trust.calibration_model import loaded_model
 from custom.trust.radiograph_likelihood import RadiographLikelihood
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, reconstructed
+from custom.trust.stated_intervals import StatedIntervals
 from custom.trust.voxel_intervals import TISSUES, tissue_of
 
 LATERAL, FRONTAL = 0.0, 90.0
-#: By name; the last one is the second from the opposite side.
+#: By name; "from behind" the frontal view is from the opposite side.
 VIEW_SETS = {
     "1": (FRONTAL,),
     "2": (LATERAL, FRONTAL),
     "4": (LATERAL, 45.0, FRONTAL, 135.0),
     "2 from behind": (LATERAL, FRONTAL + 180),
+    "3": (LATERAL, 60.0, 120.0),
+    "6": tuple(30.0 * i for i in range(6)),
+    "8": tuple(22.5 * i for i in range(8)),
 }
+#: Whose reliability is drawn, with colours that differ for all eyes (Okabe and Ito 2008), markers and dashes.
+RELIABILITY = {"1": ("#d55e00", "o", "-"), "2": ("#0072b2", "s", "--"), "4": ("#009e73", "^", ":")}
 #: Standard deviations that hold 90 % of a Gaussian.
 GAUSSIAN_90 = 1.6449
 #: What a patient's coverage is drawn against.
@@ -64,6 +72,7 @@ class _Job:
     size: int | None
     samples: int
     thresholds: str
+    levels: tuple[str, ...]
     simulation: SimulationSettings
     view_sets: tuple[str, ...]
     file: Path
@@ -86,6 +95,14 @@ def posterior_std(evidence: Evidence) -> Tensor:
     return sample_on(evidence.grid, variance.clamp(min=0).sqrt(), prior.grid)[0, 0]
 
 
+def _held(stated: StatedIntervals, true: Mapping[str, float | None]) -> dict[str, bool]:
+    return {
+        m.name: m.lower <= value <= m.upper
+        for m in stated.measures
+        if m.lower is not None and m.upper is not None and (value := true[m.name]) is not None
+    }
+
+
 def _judged(lower: Tensor, upper: Tensor, truth: Tensor, inside: Tensor) -> dict[str, float]:
     low, high, true = (volume[inside].numpy() for volume in (lower, upper, truth))
     # Half a HU, since the CT's values are whole.
@@ -101,11 +118,13 @@ def _run(job: _Job) -> bool:
     torch.set_num_threads(1)
     model, _, _ = loaded_model(job.model, job.size, "cpu")
     thresholds, segmenter = Thresholds.load(job.thresholds), loaded_segmenter()
+    levels = [thresholds, *map(Thresholds.load, job.levels)]
     simulation = replace(job.simulation, energy_kev=model.energy_kev)
     settings = json.loads(json.dumps({
         "case": job.case["case"], "kind": job.kind, "model": model.sha256, "size": job.size,
         "samples": job.samples,
-        "thresholds": sha256_file(job.thresholds), "simulation": asdict(simulation), "views": job.view_sets,
+        "thresholds": [sha256_file(path) for path in (job.thresholds, *job.levels)],
+        "simulation": asdict(simulation), "views": job.view_sets,
         "software": f"fewview-ct {__version__}",
     }))  # fmt: skip
     if job.file.is_file() and json.loads(job.file.read_text())["settings"] == settings:
@@ -146,6 +165,15 @@ def _run(job: _Job) -> bool:
                 for m in stated.measures
                 if m.lower is not None and true[m.name] is not None
             }
+            if name in RELIABILITY and job.levels:
+                record["levels"] = {}
+                for one in levels:
+                    at = state_intervals(evidence, checks, one, model.hu_window, job.samples, segmenter)
+                    assert at.lower is not None and at.upper is not None and at.coverage is not None
+                    low, high = (F.avg_pool3d(limit.float()[None], blocks)[0] for limit in (at.lower, at.upper))
+                    places = _judged(low, high, truth, tissue > 0)["coverage"]
+                    measures = list(_held(at, true).values())
+                    record["levels"][f"{at.coverage:g}"] = {"places": places, "measures": measures}
     write_json(job.file, {"settings": settings, "found": found})
     return True
 
@@ -197,7 +225,7 @@ def _tables(records: Sequence[Mapping[str, Any]]) -> list[str]:
                 said = one["abstained"] or f"{100 * one['calibrated']['coverage']:.1f}"
                 width = "" if one["abstained"] else f"{one['calibrated']['width_hu']:.0f}"
                 each.append(f"| {group} | {name} | {one['error_hu']:.0f} | {said} | {width} |")
-    return lines + tissues + _measures(records) + each
+    return lines + tissues + _measures(records) + _reliability(records) + each
 
 
 def _measures(records: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -215,6 +243,62 @@ def _measures(records: Sequence[Mapping[str, Any]]) -> list[str]:
         total = f"{_percent(held)} % of {len(held)}" if held else ""
         lines.append(f"| {group}, {kind} | " + " | ".join([*cells, total]) + " |")
     return lines
+
+
+def _at_levels(records: Sequence[Mapping[str, Any]], views: str) -> dict[float, tuple[list[float], list[bool]]]:
+    """By nominal coverage: of each patient and beam the share of places that holds, and whether each measure does."""
+    found: dict[float, tuple[list[float], list[bool]]] = {}
+    for group, kind, cases in _rows(records):
+        for one in (one for _, one in cases if kind == "patients" and group.split(" ", 1)[1] == views):
+            for level, held in one.get("levels", {}).items():
+                places, measures = found.setdefault(float(level), ([], []))
+                places.append(held["places"])
+                measures += held["measures"]
+    return dict(sorted(found.items()))
+
+
+def _views(number: str) -> str:
+    return f"{number} view" + ("s" if number != "1" else "")
+
+
+def _reliability(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    by = {views: found for views in RELIABILITY if (found := _at_levels(records, views))}
+    if not by:
+        return []
+    lines = ["", "What holds at other levels, patients, both beams, in %: places (mean over cases) and measures.", "",
+             "| nominal | " + " | ".join(f"places, {w} | measures, {w}" for w in map(_views, by)) + " |",
+             "|---|" + "---|---|" * len(by)]  # fmt: skip
+    for level in next(iter(by.values())):
+        cells = [f"{_percent(found[level][i])}" for found in by.values() for i in (0, 1)]
+        lines.append(f"| {100 * level:g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _draw_reliability(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Share that holds against the nominal one: places with every patient, and measures."""
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    titles = "places, mean and each patient", "measures, all patients"
+    for index, (axes, title) in enumerate(zip(figure.subplots(1, 2, sharey=True), titles, strict=True)):
+        axes.plot((45, 100), (45, 100), color="black", linewidth=0.8, label="as promised")
+        for place, (views, (colour, mark, dashes)) in enumerate(RELIABILITY.items()):
+            found = _at_levels(records, views)
+            nominal = [100 * level for level in found]
+            means = [100 * np.mean(held[index]) for held in found.values()]
+            axes.plot(nominal, means, color=colour, marker=mark, linestyle=dashes, label=_views(views))
+            for level, held in found.items() if index == 0 else ():
+                axes.scatter(
+                    [100 * level + 0.7 * (place - 1)] * len(held[0]), 100 * np.array(held[0]),
+                    s=9, color=colour, alpha=0.45, linewidths=0,
+                )  # fmt: skip
+        axes.set_title(title)
+        axes.set_xlabel("nominal, in %")
+        axes.grid(color="#e5e5e5")
+        axes.set_axisbelow(True)
+        if index == 0:
+            axes.set_ylabel("what holds, in %")
+            axes.legend()
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=110, format="png")
 
 
 def _picture(records: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -252,6 +336,7 @@ def main(
     size: int | None = None,
     samples: int = 0,
     views: Sequence[str] = ("1", "2", "4"),
+    levels: Sequence[str] = (),
     seed: int = 1,
     workers: int = 1,
 ) -> None:
@@ -267,10 +352,14 @@ def main(
         size: voxels along each side.
         samples: drawn, by a model that draws, as in the calibration; their mean is judged.
         views: of `VIEW_SETS`.
+        levels: thresholds with other coverages, of the same calibration.
         seed: of noise and errors.
         workers: processes.
     """
-    names = tuple(str(name).strip() for name in (str(views).split(",") if isinstance(views, str | int) else views))
+    names, others = (
+        tuple(str(name).strip() for name in (str(some).split(",") if isinstance(some, str | int) else some))
+        for some in (views, levels)
+    )
     unknown = [name for name in names if name not in VIEW_SETS]
     if unknown:
         raise ValueError(f"views must be among {', '.join(VIEW_SETS)}, got {', '.join(unknown)}")
@@ -279,15 +368,20 @@ def main(
         lists["phantoms"] = load_cases(phantom_list_file, "training")
     folder, simulation = Path(output), SimulationSettings(seed=seed)
     jobs = [
-        _Job(case, kind, model, size, samples, thresholds, simulation, names, folder / "cases" / f"{case['case']}.json")
+        _Job(
+            case, kind, model, size, samples, thresholds, others, simulation, names,
+            folder / "cases" / f"{case['case']}.json",
+        )
         for kind, cases in lists.items()
         for case in cases
-    ]
+    ]  # fmt: skip
     with Workers(workers) as pool:
         pool.run(_run, jobs, label="cases")
     records = [json.loads(job.file.read_text()) for job in jobs]
     write_bytes(folder / "intervals.md", ("\n".join(_tables(records)).strip() + "\n").encode())
     _picture(records, folder / "coverage.png")
+    if others:
+        _draw_reliability(records, folder / "reliability.png")
     print((folder / "intervals.md").read_text())
 
 

@@ -20,11 +20,12 @@ from custom.geometry import BEAMS
 from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG
 from custom.models import Model
 from custom.trust.body_measures import loaded_segmenter, measure_body
-from custom.trust.calibrated_intervals import CalibratedIntervals, fit_intervals, interval_record
+from custom.trust.calibrated_intervals import COVERAGE, CalibratedIntervals, fit_intervals, interval_record
 from custom.trust.calibration_model import OutOfFold, loaded_model, meeting
 from custom.trust.check_statistics import Meter, Quantiles
 from custom.trust.evidence import Evidence
 from custom.trust.expected_error import ExpectedError, fit_expected_error
+from custom.trust.measure_intervals import Kind, errors_of_measures, growth_of_errors
 from custom.trust.picture_statistics import LEVELS, body_quantiles
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, reconstructed
 from custom.trust.thresholds import FEWEST_CASES, Threshold, Thresholds, TrainedRange, fit_thresholds, group_name
@@ -86,6 +87,7 @@ def calibrate(
     samples: int = 0,
     false_alarms: float = 0.1,
     reject_factor: float = 2.0,
+    coverage: float = COVERAGE,
     trained_views: Sequence[int] | None = None,
     trained_beams: Sequence[str] | None = None,
     source_to_isocenter_mm: Sequence[float] | None = None,
@@ -124,6 +126,7 @@ def calibrate(
         samples: drawn of each case for their spread, by a model that draws; 0 for none.
         false_alarms: share of good cases that may get REVIEW.
         reject_factor: how many times as far from the median as REVIEW begins REJECT does.
+        coverage: share of new patients, and of their places, that intervals hold; finished cases are taken for another.
         trained_views: numbers of views that the model was trained for; by default what its checkpoint says.
         trained_beams: likewise.
         source_to_isocenter_mm: smallest and largest in training, cone beam; likewise.
@@ -158,6 +161,8 @@ def calibrate(
         raise ValueError(f"{path}: thresholds are a JSON file, the output must end in .json")
     if warps < 0 or samples < 0 or samples == 1:
         raise ValueError(f"warps must not be negative and samples be 0 or at least 2, got {warps} and {samples}")
+    if not 0.5 <= coverage < 1:
+        raise ValueError(f"coverage must be at least 0.5 and below 1, got {coverage}")
     priors = None if priors_from is None else OutOfFold(priors_from)
     cases = [
         (case, warp)
@@ -165,7 +170,8 @@ def calibrate(
         for case in load_cases(datalist, part, folds=priors.folds if priors and part == "training" else 0)
         for warp in range(warps + 1)
     ]
-    cases += [(case, 0) for case in (load_cases(phantom_list_file, "training") if phantom_list_file else [])]
+    phantoms = load_cases(phantom_list_file, "training") if phantom_list_file else []
+    cases += [(case, 0) for case in phantoms]
     loaded = loaded_model(model, size, device, priors)[0]
     loaded.require(samples)
     simulation = SimulationSettings(
@@ -201,7 +207,9 @@ def calibrate(
     records = [one["groups"] for one in cases_found]
     patients = [str(job.case.get("patient", job.case["case"])) for job in jobs]
     quantiles, fitted, errors, calibrated = fit_groups(records, patients, groups, false_alarms, reject_factor)
-    intervals = _intervals(cases_found, jobs, patients, loaded)
+    kinds = {p: Kind.TRAINED_ON if "fold" in job.case else Kind.NEW for p, job in zip(patients, jobs, strict=True)}
+    kinds |= dict.fromkeys(patients[len(jobs) - len(phantoms) :], Kind.PHANTOM)
+    intervals, growth = _intervals(cases_found, jobs, patients, kinds, loaded, coverage)
     made_from = {
         "software": f"fewview-ct {__version__}",
         "model": {"name": loaded.name, "sha256": loaded.sha256, "voxels": list(loaded.grid.shape), "samples": samples},
@@ -215,6 +223,7 @@ def calibrate(
         "reject_factor": reject_factor,
         "simulation": asdict(simulation),
         "priors_sha256": priors.sha256 if priors else None,
+        "growth_of_errors": growth,
     }
     Thresholds(fitted, quantiles, trained, made_from, errors, intervals, calibrated).save(path)
     logger.info("%s: thresholds from %d cases for %s", path, len(cases), ", ".join(fitted))
@@ -354,9 +363,24 @@ def _values(statistic: str, cases: Sequence[Mapping[str, float | None]]) -> Cali
 
 
 def _intervals(
-    found: Sequence[Mapping[str, Any]], jobs: Sequence[_Job], patients: Sequence[str], model: Model
-) -> dict[str, CalibratedIntervals]:
-    segmenter = loaded_segmenter()
+    found: Sequence[Mapping[str, Any]],
+    jobs: Sequence[_Job],
+    patients: Sequence[str],
+    kinds: Mapping[str, Kind],
+    model: Model,
+    coverage: float,
+) -> tuple[dict[str, CalibratedIntervals], float]:
+    """By `group_name`; and how much larger errors of measures are where the network was not trained."""
+    segmenter, truths = loaded_segmenter(), [one["measures"] for one in found]
+    records = {
+        name: [one["groups"][name]["intervals"] for one in found]
+        for name in (group_name(*group) for group in jobs[0].groups)
+    }
+    growth = growth_of_errors(
+        [errors_of_measures([r["measures"] for r in own], truths, patients) for own in records.values()], kinds
+    )
+    if Kind.TRAINED_ON in kinds.values() and Kind.NEW not in kinds.values():
+        logger.warning("no CT is new to the network: intervals of measures may be too narrow for new patients")
     intervals = {}
     for beam, count in jobs[0].groups:
         acquisition = {
@@ -365,8 +389,8 @@ def _intervals(
             "samples": jobs[0].samples,
             "segmenter_sha256": None if segmenter is None else segmenter[1],
         }
-        records = [one["groups"][group_name(beam, count)]["intervals"] for one in found]
-        fitted = fit_intervals(records, [one["measures"] for one in found], patients, acquisition)
+        name = group_name(beam, count)
+        fitted = fit_intervals(records[name], truths, patients, acquisition, kinds, growth, coverage)
         if fitted is not None:
-            intervals[group_name(beam, count)] = fitted
-    return intervals
+            intervals[name] = fitted
+    return intervals, growth

@@ -15,14 +15,14 @@ from custom.geometry import VolumeGrid
 from custom.metrics.conformal import fewest_patients
 from custom.networks import SegmentationUNet
 from custom.trust.body_measures import MEASURES, measure_body
-from custom.trust.measure_intervals import MeasureInterval, fit_measure_intervals
+from custom.trust.measure_intervals import Kind, MeasureInterval, fit_measure_intervals
 from custom.trust.voxel_intervals import VoxelIntervals, fit_voxel_intervals, residual_table
 
 __all__ = ["COVERAGE", "CalibratedIntervals", "fit_intervals", "interval_record"]
 
 logger = logging.getLogger(__name__)
 
-#: Of all intervals.
+#: Of all intervals, unless another is asked for.
 COVERAGE = 0.9
 #: A view may stand so far from where the calibrated ones did [degrees].
 ANGLE_TOLERANCE_DEG = 5.0
@@ -68,6 +68,12 @@ class CalibratedIntervals:
         """Whether views at these angles were calibrated; one from the opposite side shows the same lines."""
         return any(_alike(angles_deg, known) and _alike(known, angles_deg) for known in self.angles_deg)
 
+    def spread_as_evenly(self, angles_deg: Sequence[float]) -> bool:
+        """Whether views at these angles, more than were calibrated, leave no larger gap than they; not for one view."""
+        views = min(len(known) for known in self.angles_deg)
+        most = min(_largest_gap(known) for known in self.angles_deg) + 2 * ANGLE_TOLERANCE_DEG
+        return len(angles_deg) > views > 1 and _largest_gap(angles_deg) <= most
+
     def blocks(self, grid: VolumeGrid) -> tuple[int, int, int] | None:
         """How many voxels of a grid make one of those that were calibrated; None: no whole number does."""
         ratios = [own / given for own, given in zip(self.spacing_mm, grid.spacing_mm, strict=True)]
@@ -82,6 +88,12 @@ def _alike(some: Sequence[float], others: Sequence[float]) -> bool:
         return min(difference, 180 - difference)
 
     return all(min(apart(a, b) for b in others) <= ANGLE_TOLERANCE_DEG for a in some)
+
+
+def _largest_gap(angles_deg: Sequence[float]) -> float:
+    """Between neighbouring lines of sight, of which opposite ones are the same, degrees."""
+    lines = sorted(angle % 180 for angle in angles_deg)
+    return max(after - before for before, after in zip(lines, [*lines[1:], lines[0] + 180], strict=True))
 
 
 def interval_record(hu: Tensor, truth: Tensor, grid: VolumeGrid, segmenter: SegmentationUNet | None) -> dict[str, Any]:
@@ -104,6 +116,9 @@ def fit_intervals(
     truths: Sequence[Mapping[str, float | None]],
     patients: Sequence[str],
     acquisition: Mapping[str, Any],
+    kinds: Mapping[str, Kind] | None = None,
+    growth: float = 1.0,
+    coverage: float = COVERAGE,
 ) -> CalibratedIntervals | None:
     """The intervals of one group; None, with a warning, for too few patients.
 
@@ -112,14 +127,16 @@ def fit_intervals(
         truths: measures of the true CTs.
         patients: whose each case is.
         acquisition: spacing_mm, angles_deg, samples and segmenter_sha256 of `CalibratedIntervals`.
+        kinds, growth, coverage: as in `fit_measure_intervals`.
     """
     count = len(set(patients))
-    if count < fewest_patients(COVERAGE):
+    if count < fewest_patients(coverage):
         logger.warning(
             "%d patients: intervals that hold for %.0f %% of them need at least %d, none are calibrated",
-            count, 100 * COVERAGE, fewest_patients(COVERAGE),
+            count, 100 * coverage, fewest_patients(coverage),
         )  # fmt: skip
         return None
-    voxels = fit_voxel_intervals([record["residuals"] for record in records], patients, COVERAGE)
-    measures = fit_measure_intervals([record["measures"] for record in records], truths, patients, COVERAGE)
-    return CalibratedIntervals(COVERAGE, count, voxels=voxels, measures=measures, **acquisition)
+    voxels = fit_voxel_intervals([record["residuals"] for record in records], patients, coverage)
+    found = [record["measures"] for record in records]
+    measures = fit_measure_intervals(found, truths, patients, coverage, kinds, growth)
+    return CalibratedIntervals(coverage, count, voxels=voxels, measures=measures, **acquisition)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +15,7 @@ from custom.trust.body_measures import MEASURES, measure_body
 from custom.trust.calibrated_intervals import CalibratedIntervals
 from custom.trust.check_results import CheckResult, Verdict
 from custom.trust.evidence import Evidence
-from custom.trust.thresholds import Thresholds, group_name
+from custom.trust.thresholds import Threshold, Thresholds, group_name
 
 __all__ = ["StatedIntervals", "StatedMeasure", "state_intervals"]
 
@@ -62,6 +62,7 @@ class StatedIntervals:
         measures: numbers with intervals.
         coverage, patients: on what they rest.
         lowest: share of the body's voxels that held in the worst calibrated patient.
+        views: how many were calibrated, where that is fewer than there are; None: as many.
     """
 
     abstained: str | None
@@ -72,18 +73,25 @@ class StatedIntervals:
     coverage: float | None = None
     patients: int = 0
     lowest: float | None = None
+    views: int | None = None
 
     @property
     def basis(self) -> str:
         """What the statement rests on, in words."""
         if self.abstained is not None or self.coverage is None or self.block_mm is None or self.lowest is None:
             return f"No interval is stated: {self.abstained}."
+        fewer = (
+            ""
+            if self.views is None
+            else f" Calibrated were {self.views} views, no more evenly spread than these: with more the intervals are "
+            "wider than they would have to be."
+        )
         block = " x ".join(f"{side:g}" for side in self.block_mm)
         return (
             f"Each interval holds in {self.coverage:.0%} of patients like the {self.patients} that it was calibrated "
             f"on; of the intervals of single places (means over {block} mm) {self.coverage:.0%} hold in the mean over "
             f"such patients, and at least {math.floor(100 * self.lowest)}% held in each of the calibrated. Of a "
-            "patient unlike them they say nothing."
+            f"patient unlike them they say nothing.{fewer}"
         )
 
     def wider_than(self, width_hu: float) -> Tensor | None:
@@ -109,14 +117,19 @@ def state_intervals(
         samples: that the reconstruction is the mean of; 0: it is the model's one volume.
         segmenter: finds organs, with its SHA-256; None: there is none.
     """
-    found = thresholds.intervals.get(group_name(evidence.beam, len(evidence.views)))
-    why = _why_not(evidence, checks, thresholds, found, samples)
+    angles = [float(ViewRow.from_tensor(view.double()).angle_deg) for view in evidence.views]
+    found, views = _calibrated_for(thresholds, evidence.beam, angles)
+    why = _why_not(evidence, angles, checks, thresholds, found, samples)
     blocks = None if found is None else found.blocks(evidence.grid)
     if why is not None or found is None or blocks is None or evidence.hu is None:
         return StatedIntervals(why or "there is no reconstruction")
     low, high = hu_window
     coarse = F.avg_pool3d(evidence.hu.float().clamp(low, high)[None], blocks)[0]
-    lower, upper = found.voxels.around(coarse, hu_window)
+    voxels = found.voxels
+    if views < len(angles):
+        # With more views bone is shown more boldly than any that was calibrated: of it nothing is known.
+        voxels = replace(voxels, factor={**voxels.factor, "bone": None})
+    lower, upper = voxels.around(coarse, hu_window)
     for axis, factor in enumerate(blocks):
         lower, upper = (limit.repeat_interleave(factor, axis) for limit in (lower, upper))
     nx, ny, nz = coarse.shape
@@ -130,7 +143,23 @@ def state_intervals(
         found.coverage,
         found.patients,
         found.voxels.lowest,
+        None if views == len(angles) else views,
     )
+
+
+def _calibrated_for(
+    thresholds: Thresholds, beam: str, angles_deg: Sequence[float]
+) -> tuple[CalibratedIntervals | None, int]:
+    """Intervals for so many views, or of the largest smaller number that was spread no more evenly; and that number."""
+    views = len(angles_deg)
+    exact = thresholds.intervals.get(group_name(beam, views))
+    if exact is not None:
+        return exact, views
+    for fewer in range(views - 1, 1, -1):
+        found = thresholds.intervals.get(group_name(beam, fewer))
+        if found is not None and found.spread_as_evenly(angles_deg):
+            return found, fewer
+    return None, views
 
 
 def _measures(
@@ -153,6 +182,7 @@ def _measures(
 
 def _why_not(
     evidence: Evidence,
+    angles: Sequence[float],
     checks: Sequence[CheckResult],
     thresholds: Thresholds,
     found: CalibratedIntervals | None,
@@ -163,9 +193,11 @@ def _why_not(
     here = group_name(evidence.beam, len(evidence.views))
     if found is None:
         known = ", ".join(thresholds.intervals)
-        return f"beam and number of views ({here}) were not calibrated; there are {known}"
-    angles = [float(ViewRow.from_tensor(view.double()).angle_deg) for view in evidence.views]
-    if not found.knows_angles(angles):
+        return (
+            f"beam and number of views ({here}) were not calibrated, nor fewer that are spread no more evenly; there "
+            f"are {known}"
+        )
+    if not found.knows_angles(angles) and not found.spread_as_evenly(angles):
         sets = " or ".join(", ".join(f"{a:g}" for a in known) for known in found.angles_deg)
         return f"views at {', '.join(f'{a:.0f}' for a in angles)} degrees were not calibrated; there are {sets}"
     if samples != found.samples:
@@ -176,12 +208,13 @@ def _why_not(
     rejected = [check for check in checks if check.verdict is Verdict.REJECT]
     if rejected:
         return f"a trust check says REJECT ({rejected[0].name.replace('_', ' ')})"
-    return _too_far({check.name: check.statistic for check in checks}, thresholds, here)
+    limits, _ = thresholds.of(evidence.beam, len(evidence.views)) or ({}, "")
+    return _too_far({check.name: check.statistic for check in checks}, limits)
 
 
-def _too_far(statistics: Mapping[str, float | None], thresholds: Thresholds, group: str) -> str | None:
+def _too_far(statistics: Mapping[str, float | None], limits: Mapping[str, Threshold]) -> str | None:
     for name, words in _FARTHEST.items():
-        value, limit = statistics.get(name), thresholds.groups.get(group, {}).get(name)
+        value, limit = statistics.get(name), limits.get(name)
         if value is not None and limit is not None and not value <= limit.largest:
             return f"{words} ({value:.3g}, at most {limit.largest:.3g})"
     return None

@@ -41,9 +41,10 @@ _FEWEST_VOXELS = 500
 _NEAREST_HU = 5.0
 #: No table is made narrower than to this share: where nearly all residuals are 0, as in air, nothing would be left.
 _SMALLEST_FACTOR = 0.2
-#: A patient of whom a larger share of places is missed counts as one of whom this share is: such a reconstruction is
-#: broken, which checks are for, and slack for it would make the intervals of all others wider.
-_WORST_SHARE = 0.5
+#: A patient of whom more than so many times the promised share of places is missed (half of them, of 10 %) counts as
+#: one of whom that many are: such a reconstruction is broken, which checks are for, and slack for it would make the
+#: intervals of all others wider.
+_WORST_TIMES = 5
 #: Patients are parted into so many parts for tables that do not know them.
 FOLDS = 5
 
@@ -152,6 +153,7 @@ def fit_voxel_intervals(
         low, high = _table([own[n] for i, n in enumerate(names) if i % folds != fold], coverage)
         for name in names[fold::folds]:
             scored[name] = [_scores(row, low, high) for row in own[name]]
+    worst = min(1.0, _WORST_TIMES * (1 - coverage))
     factor: dict[str, float | None] = {}
     for index, tissue in enumerate((OUTSIDE, *TISSUES)):
         found = [_joined([s for s in scored[name] if s[2][0] == index]) for name in names]
@@ -159,7 +161,7 @@ def fit_voxel_intervals(
         scores, weights = [one[0] for one in found], [one[1] for one in found]
         enough = len(found) >= fewest_patients(coverage)
         if enough:
-            factor[tissue] = max(_SMALLEST_FACTOR, patientwise_limit(scores, coverage, weights, _WORST_SHARE))
+            factor[tissue] = max(_SMALLEST_FACTOR, patientwise_limit(scores, coverage, weights, worst))
         else:
             factor[tissue] = None
     limits = np.array([math.inf if f is None else f for f in factor.values()])

@@ -43,7 +43,7 @@ def test_intervals_are_written_or_a_reason(
 ) -> None:
     check = CheckResult("population", Verdict.PASS, 0.1, 1.0, 2.0, "As usual.")
     thresholds = the_only_check(monkeypatch, check, tmp_path)
-    limits = Mock(intervals={views: known_intervals()}, groups={views: {}})
+    limits = Mock(intervals={views: known_intervals()}, of=lambda beam, count: ({}, views))
     monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: limits))
     output, options = tmp_path / "out", {"geometry": case["geometry"], "model": folder / "inr.pt"}
     found = reconstruct([case["image"]], output=output, thresholds=thresholds, grey_wider_than_hu=39.0, **options)

@@ -19,7 +19,7 @@ from custom.geometry import Geometry, VolumeGrid
 from custom.trust import CheckResult, Evidence, Thresholds, Verdict, state_intervals
 from custom.trust.body_measures import MEASURES, measure_body
 from custom.trust.calibrated_intervals import CalibratedIntervals, fit_intervals, interval_record
-from custom.trust.measure_intervals import fit_measure_intervals
+from custom.trust.measure_intervals import Kind, errors_of_measures, fit_measure_intervals, growth_of_errors
 from custom.trust.stated_intervals import StatedMeasure
 from custom.trust.thresholds import Threshold, TrainedRange
 from custom.trust.voxel_intervals import TISSUES, VoxelIntervals, fit_voxel_intervals, residual_table, tissue_of
@@ -94,6 +94,18 @@ def calibrated() -> CalibratedIntervals:
     return found
 
 
+def test_another_coverage_is_held_too() -> None:
+    draw, hu = np.random.default_rng(7), predicted()
+    truths = [truth(draw) for _ in range(30)]
+    records = [interval_record(hu, true, GRID, None) for true in truths]
+    new = [truth(draw) for _ in range(40)]
+    for coverage in (0.5, 0.8):
+        measures = [r["measures"] for r in records]
+        found = fit_intervals(records, measures, [f"p{i}" for i in range(30)], ACQUISITION, coverage=coverage)
+        assert found is not None and found.coverage == coverage
+        assert np.mean([held(found.voxels, true)["body"] for true in new]) == pytest.approx(coverage + 0.02, abs=0.04)
+
+
 def test_voxels_of_new_patients_are_held_in_every_tissue(calibrated: CalibratedIntervals) -> None:
     draw = np.random.default_rng(1)
     cases = [held(calibrated.voxels, truth(draw)) for _ in range(60)]
@@ -134,6 +146,42 @@ def test_measures_hold_and_are_corrected_for_what_is_always_wrong(calibrated: Ca
     assert 0.85 < np.mean([low <= 3000 * f <= high for f in draw.lognormal(0.1, 0.05, 2000)]) < 0.99
     few: list[Mapping[str, float | None]] = [{"heart_volume_ml": 500.0} for _ in range(8)]
     assert fit_measure_intervals(few, few, [f"p{i}" for i in range(8)]) == {}
+
+
+def test_measures_hold_for_new_patients_although_the_network_knows_the_calibrated() -> None:
+    draw = np.random.default_rng(6)
+    kinds = {f"t{i}": Kind.TRAINED_ON for i in range(60)} | {f"n{i}": Kind.NEW for i in range(40)}
+    kinds |= {f"p{i}": Kind.PHANTOM for i in range(40)}
+    width = {Kind.TRAINED_ON: 0.02, Kind.NEW: 0.05, Kind.PHANTOM: 0.02}
+    shift = {Kind.TRAINED_ON: 0.1, Kind.NEW: 0.1, Kind.PHANTOM: 0.04}
+    found = [{"heart_volume_ml": 500.0}] * len(kinds)
+    truths = [{"heart_volume_ml": 500 * math.exp(draw.normal(shift[k], width[k]))} for k in kinds.values()]
+    patients = list(kinds)
+    growth = growth_of_errors([errors_of_measures(found, truths, patients)], kinds)
+    assert growth == pytest.approx(2.5, rel=0.25)
+    few = {name: kind for name, kind in kinds.items() if name not in {f"n{i}" for i in range(2, 40)}}
+
+    def interval(some: Mapping[str, Kind], kinds: Mapping[str, Kind] | None, growth: float) -> tuple[float, float]:
+        chosen = [i for i, name in enumerate(patients) if name in some]
+        args = [found[i] for i in chosen], [truths[i] for i in chosen], [patients[i] for i in chosen]
+        one = fit_measure_intervals(*args, kinds=kinds, growth=growth)["heart_volume_ml"]
+        assert one.patients == len(some)
+        return one.center - one.reach, one.center + one.reach
+
+    new = draw.normal(shift[Kind.NEW], width[Kind.NEW], 2000)
+    held = {}
+    for name, known in {"all alike": (None, 1.0), "by kind": (few, growth)}.items():
+        low, high = interval(few, *known)
+        held[name] = float(((new > low) & (new < high)).mean())
+    assert held["all alike"] < 0.85 < held["by kind"]
+    # Neither without new patients, nor where their errors are smaller, does anything grow.
+    trained = {n: k for n, k in kinds.items() if k is Kind.TRAINED_ON}
+    assert growth_of_errors([{"heart_volume_ml": {n: [0.1] for n in trained}}], trained) == 1
+    errors = {n: [float(i)] for i, n in enumerate(trained)} | {"n0": [30.0]}
+    assert growth_of_errors([{"heart_volume_ml": errors}], kinds) == 1
+    # Phantoms alone have their own median.
+    low, high = interval({n: k for n, k in kinds.items() if k is Kind.PHANTOM}, kinds, growth)
+    assert low < 0.04 < high < 0.12
 
 
 def test_measures_of_a_known_body() -> None:
@@ -186,6 +234,20 @@ def test_a_case_like_the_calibrated_gets_intervals(calibrated: CalibratedInterva
     assert other.measures[0].lower is None and "another" in str(other.measures[0].why_not)
 
 
+@pytest.mark.parametrize("angles", [(0.0, 60.0, 120.0), (30.0, 250.0, 310.0), tuple(22.5 * i for i in range(8))])
+def test_more_views_get_the_intervals_of_fewer(calibrated: CalibratedIntervals, angles: tuple[float, ...]) -> None:
+    two = state_intervals(evidence(), [check()], thresholds(calibrated), WINDOW)
+    more = state_intervals(evidence(angles), [check()], thresholds(calibrated), WINDOW)
+    assert two.views is None and more.views == 2 and "Calibrated were 2 views" in more.basis
+    assert two.lower is not None and more.lower is not None and more.upper is not None
+    bone = predicted() == 400
+    torch.testing.assert_close(two.lower[~bone], more.lower[~bone])
+    assert bool((more.lower[bone] == WINDOW[0]).all() and (more.upper[bone] == WINDOW[1]).all())
+    # One view was calibrated in two places, and says nothing of views elsewhere.
+    alone = replace(calibrated, angles_deg=((0.0,), (90.0,)))
+    assert not alone.spread_as_evenly(angles)
+
+
 def test_finer_voxels_get_the_limits_of_their_block(calibrated: CalibratedIntervals) -> None:
     fine = predicted()
     for axis in range(3):
@@ -204,7 +266,9 @@ def test_finer_voxels_get_the_limits_of_their_block(calibrated: CalibratedInterv
     ("angles", "checks", "samples", "changes", "why"),
     [
         ((0.0, 90.0), [check()], 0, {"intervals": {}}, "hold no intervals"),
-        ((0.0, 45.0, 90.0), [check()], 0, {}, r"\(parallel 3\) were not calibrated"),
+        ((0.0, 20.0, 70.0), [check()], 0, {}, r"\(parallel 3\) were not calibrated, nor fewer"),
+        ((45.0,), [check()], 0, {}, r"\(parallel 1\) were not calibrated"),
+        ((0.0, 45.0, 90.0), [check(value=0.9)], 0, {}, "farther from the population"),
         ((0.0, 60.0), [check()], 0, {}, "0, 60 degrees were not calibrated; there are 0, 90"),
         ((0.0, 90.0), [check()], 4, {}, "4 samples, and 0 were calibrated"),
         ((0.0, 90.0), [check(value=0.9)], 0, {}, r"farther from the population .* \(0.9, at most 0.8\)"),

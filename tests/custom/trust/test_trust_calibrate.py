@@ -126,6 +126,9 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
     calibrate(datalist, str(output), model, **options)
     assert output.read_bytes() == before
     assert [file.stat().st_mtime_ns for file in files[1:]] == times[1:]
+    calibrate(datalist, str(output), model, coverage=0.8, **options)
+    assert [file.stat().st_mtime_ns for file in files[1:]] == times[1:]
+    assert Thresholds.load(output).intervals["cone 2"].coverage == 0.8
     calibrate(datalist, str(output), model, seed=3, **options)
     assert output.read_bytes() != before
 
@@ -136,6 +139,7 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
         ({"views": (3,)}, "views among"),
         ({"beams": ("fan",)}, "beams must be among"),
         ({"output": "thresholds.txt"}, "must end in .json"),
+        ({"coverage": 1.0}, "coverage must be"),
         ({"warps": -1}, "warps must not be negative"),
         ({"samples": 1}, "0 or at least 2"),
         ({"samples": 4}, "draws no samples"),
@@ -251,6 +255,8 @@ def test_training_cases_meet_a_prior_that_does_not_know_them(tmp_path: Path) -> 
     calibrate(datalist, str(output), model, priors_from=str(checkpoint), **options)
     made = Thresholds.load(output)
     assert made.made_from["priors_sha256"] == sha256_file(checkpoint)
+    # Bodies of the second half, which are larger, are new to the network.
+    assert made.made_from["growth_of_errors"] > 1
     calibrate(datalist, str(output), model, **options)
     assert Thresholds.load(output).groups["parallel 2"]["population"] != made.groups["parallel 2"]["population"]
     with pytest.raises(ValueError, match="holds no priors out of fold"):
