@@ -19,6 +19,7 @@ __all__ = [
     "VIEW_SIZE",
     "detector_pixels",
     "is_cone",
+    "is_upright",
     "is_vertical_parallel",
     "pixel_coordinates",
     "projection_matrices",
@@ -101,13 +102,18 @@ def is_cone(views: Float[Tensor, "*batch 13"]) -> Bool[Tensor, "*batch"]:
     return views[..., 12] > 0.5
 
 
+def is_upright(views: Float[Tensor, "*batch 13"], tolerance: float = 1e-6) -> Bool[Tensor, "*batch"]:
+    """Which views have detector columns along the superior axis: bool (..., K)."""
+    v_step = views[..., 9:12]
+    return v_step[..., :2].abs().amax(-1) <= tolerance * v_step[..., 2].abs()
+
+
 def is_vertical_parallel(views: Float[Tensor, "*batch 13"], tolerance: float = 1e-6) -> Bool[Tensor, "*batch"]:
     """Which views factorise over axial slices: parallel rays in the axial plane, upright detector. Bool (..., K)."""
-    direction, u_step, v_step = views[..., 0:3], views[..., 6:9], views[..., 9:12]
-    upright = v_step[..., :2].abs().amax(-1) <= tolerance * v_step[..., 2].abs()
+    direction, u_step = views[..., 0:3], views[..., 6:9]
     level = u_step[..., 2].abs() <= tolerance * u_step[..., :2].norm(dim=-1)
     axial = direction[..., 2].abs() <= tolerance
-    return ~is_cone(views) & upright & level & axial
+    return ~is_cone(views) & is_upright(views, tolerance) & level & axial
 
 
 def detector_pixels(views: Float[Tensor, "*batch 13"], detector_shape: Sequence[int]) -> Float[Tensor, "*batch V U 3"]:

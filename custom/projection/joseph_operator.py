@@ -20,7 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from custom.geometry import VolumeGrid, is_cone, rays
+from custom.geometry import VolumeGrid, is_cone, is_upright, rays
+from custom.projection.column_kernels import DetectorColumns
 from custom.projection.linear_operator import LinearOperator, csr, transposed_csr
 
 __all__ = ["JosephOperator", "joseph"]
@@ -191,8 +192,9 @@ def _view_integrals(volume: Tensor, plan: list[_Bundle], detector_shape: Sequenc
 class JosephOperator(LinearOperator):
     """Any pose, parallel or cone, tilted or not.
 
-    Applied once it samples the volume view by view. Within `prepared()` on a CPU it holds the sparse matrix of each
-    view and its transpose, as many as fit in `prepared_bytes`: some times faster for iterative methods.
+    On a CPU the columns of upright detectors are projected by compiled kernels (`DetectorColumns`). Everything else is
+    sampled view by view; within `prepared()` on a CPU the sparse matrices of these views and their transposes are
+    held, as many as fit in `prepared_bytes`: some times faster for iterative methods.
     """
 
     prepared_bytes = 2 * 2**30
@@ -200,6 +202,12 @@ class JosephOperator(LinearOperator):
     def __init__(self, views: Tensor, grid: VolumeGrid, detector_shape: Sequence[int]) -> None:
         super().__init__(views, grid, detector_shape)
         self._plans = [_plan(view, grid, self.detector_shape, views.dtype) for view in self.views]
+        upright = is_upright(self.views) & (self.views.device.type == "cpu")
+        self._columns = {
+            k: _detector_columns(plan[0], grid, self.detector_shape)
+            for k, plan in enumerate(self._plans)
+            if upright[k] and plan[0].members is None and plan[0].axis < 2
+        }
         self._matrices: dict[int, tuple[Tensor, Tensor]] = {}
 
     @contextmanager
@@ -207,6 +215,8 @@ class JosephOperator(LinearOperator):
         budget = self.prepared_bytes if self.views.device.type == "cpu" else 0
         entry = 4 + self.views.element_size()
         for k, (bundle, *others) in enumerate(self._plans):
+            if k in self._columns:
+                continue
             # Four values for each crossing of a plane, kept twice: with the transpose.
             most = 2 * entry * 4 * len(bundle.planes) * len(bundle.start)
             if not others and bundle.members is None and most <= budget and k not in self._matrices:
@@ -222,7 +232,10 @@ class JosephOperator(LinearOperator):
         rows, columns = self.detector_shape
         images = []
         for k, plan in enumerate(self._plans):
-            if k in self._matrices:
+            if k in self._columns:
+                sums = torch.stack([self._columns[k].integrate(one) for one in volume])
+                images.append((sums * plan[0].length.view(columns, rows)).mT)
+            elif k in self._matrices:
                 # One matrix-vector product for each volume: MKL's matrix-matrix product is slower for so few columns.
                 flat = torch.stack([self._matrices[k][0] @ one for one in volume.reshape(len(volume), -1)])
                 images.append(flat.reshape(-1, columns, rows).mT)
@@ -234,6 +247,10 @@ class JosephOperator(LinearOperator):
         volume = image.new_zeros(len(image), *self.grid.shape)
         for k, plan in enumerate(self._plans):
             flat = image[:, k].mT.reshape(len(image), -1)
+            if k in self._columns:
+                for one, rays_of in zip(volume, flat * plan[0].length, strict=True):
+                    self._columns[k].smear(rays_of.view(*self.detector_shape[::-1]), one)
+                continue
             if k in self._matrices:
                 for one, rays_of in zip(volume, flat, strict=True):
                     one += (self._matrices[k][1] @ rays_of).reshape(one.shape)
@@ -241,6 +258,17 @@ class JosephOperator(LinearOperator):
             for bundle in plan:
                 _smear(flat if bundle.members is None else flat[:, bundle.members], bundle, volume)
         return volume
+
+
+def _detector_columns(bundle: _Bundle, grid: VolumeGrid, detector_shape: Sequence[int]) -> DetectorColumns:
+    """A bundle of all rays of an upright view, with voxel indices instead of normalised coordinates."""
+    rows, columns = detector_shape
+    half = bundle.start.new_tensor([grid.shape[2], grid.shape[1 - bundle.axis]]) / 2
+    index = torch.stack([(bundle.start + 1) * half - 0.5, bundle.slope * half]).view(2, columns, rows, 2)
+    across, along = index[:, :, 0, 1], index[..., 0]
+    return DetectorColumns(
+        bundle.axis, bundle.first, bundle.planes.numpy(), across.contiguous().numpy(), along.contiguous().numpy()
+    )
 
 
 def _view_matrix(bundle: _Bundle, grid: VolumeGrid) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from custom.geometry import Geometry, VolumeGrid, views_from_angles
 from custom.projection import JosephOperator, ParallelOperator, Projector, ProjectorCache, joseph, make_operator
+from custom.projection.column_kernels import _compiled
 
 GRID = VolumeGrid((20, 24, 16), (6.0, 5.0, 7.0), (4.0, -3.0, 6.0))
 SHAPE = (18, 30)
@@ -92,13 +93,13 @@ def test_prepared_operator_gives_the_same(pose: str) -> None:
     x, y = random_volume(2, torch.float64)[:, 0], random_image(4, 2, torch.float64)
     plain = operator.forward(x), operator.transpose(y)
     with operator.prepared():
-        assert bool(operator._matrices) == (pose != "cone, very wide")
+        assert bool(operator._matrices) == (pose == "cone, tilted")
         torch.testing.assert_close((operator.forward(x), operator.transpose(y)), plain, rtol=1e-9, atol=1e-9)
     assert not operator._matrices, "memory is given back"
 
 
 def test_prepared_operator_keeps_within_its_memory() -> None:
-    operator = JosephOperator(POSES["cone"](), GRID, SHAPE)
+    operator = JosephOperator(POSES["cone, tilted"](), GRID, SHAPE)
     operator.prepared_bytes = 2 * 12 * 4 * 24 * SHAPE[0] * SHAPE[1] + 1000
     with operator.prepared():
         assert 1 <= len(operator._matrices) < 4
@@ -106,6 +107,45 @@ def test_prepared_operator_keeps_within_its_memory() -> None:
             operator.forward(random_volume(1, torch.float64)[:, 0]),
             joseph(random_volume(1, torch.float64)[:, 0], operator.views, GRID, SHAPE),
         )
+
+
+@pytest.mark.parametrize("pose", ["cone", "parallel", "source beside the volume"])
+@pytest.mark.parametrize("shape", [SHAPE, (1, 1), (33, 7)])
+def test_compiled_columns_are_josephs_method(pose: str, shape: tuple[int, int]) -> None:
+    """Against the sampling that pose gradients take, and its autograd."""
+    near = Geometry.from_poses(
+        [[80.0, 0, 0]], [[70.0, -300.0, 0]], [[-10.0, 0, 0]], [[0, 0, -10.0]], detector_shape=SHAPE, grid=GRID
+    )
+    views = near.views.double() if pose.startswith("source") else POSES[pose]()
+    operator = JosephOperator(views, GRID, shape)
+    assert len(operator._columns) == len(views)
+    volume = random_volume(2, torch.float64)[:, 0].requires_grad_(True)
+    sampled = joseph(volume, views, GRID, shape)
+    weights = torch.rand(sampled.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (back,) = torch.autograd.grad(sampled, volume, weights)
+    torch.testing.assert_close(operator.forward(volume), sampled, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(operator.transpose(weights), back, rtol=1e-9, atol=1e-9)
+    single = JosephOperator(views.float(), GRID, shape)
+    torch.testing.assert_close(single.forward(volume.float()).double(), sampled, rtol=2e-5, atol=1e-2)
+    torch.testing.assert_close(single.transpose(weights.float()).double(), back, rtol=1e-4, atol=1e-2)
+
+
+def test_compiled_columns_do_not_depend_on_the_number_of_threads() -> None:
+    operator, before = JosephOperator(POSES["cone"]().float(), GRID, SHAPE), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3, 50):
+            torch.set_num_threads(threads)
+            found.append((operator.forward(random_volume(2)[:, 0]), operator.transpose(random_image(4, 2))))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0, atol=0)
+
+
+def test_kernels_compile_where_no_cache_can_be_kept() -> None:
+    """Numba finds no folder for a function without a file."""
+    assert _compiled(eval("lambda x: x + 1"))(1) == 2
 
 
 @pytest.mark.parametrize("pose", ["parallel", "parallel, tilted", "cone", "cone, tilted", "cone, very wide"])
