@@ -21,11 +21,11 @@ from custom.core.angles import angle_difference_deg
 from custom.data.datalist import load_cases
 from custom.geometry import ViewRow
 from custom.models import Model
+from custom.radiographs import Assembled
 from custom.trust import refine_poses
 from custom.trust.pose_refinement import ViewMove, moved_view
 from custom.trust.reference_ct import (
     ReferenceCT,
-    SimulatedRadiographs,
     SimulationSettings,
     detector_of,
     error_hu,
@@ -101,7 +101,7 @@ def main(
                 )
 
 
-def _measure(model: Model, ct: ReferenceCT, shown: SimulatedRadiographs, wrong: ViewMove) -> list[float]:
+def _measure(model: Model, ct: ReferenceCT, shown: Assembled, wrong: ViewMove) -> list[float]:
     """Share of laterals and of other views that moved, four errors that are left, dB as stated and refined."""
     stated = shown.views.double().clone()
     stated[LATERAL] = moved_view(stated[LATERAL], wrong)
@@ -130,7 +130,7 @@ def _detector(model: Model) -> tuple[tuple[int, int], float]:
     return detector_of(model), model.pixel_at_isocenter_mm
 
 
-def _decibel(model: Model, ct: ReferenceCT, shown: SimulatedRadiographs) -> float:
+def _decibel(model: Model, ct: ReferenceCT, shown: Assembled) -> float:
     """Peak signal to noise over the window."""
     hu = reconstructed(model, shown).hu
     assert hu is not None

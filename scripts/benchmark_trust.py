@@ -26,13 +26,13 @@ from custom import __version__
 from custom.core.files import write_bytes, write_json
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
+from custom.radiographs import Assembled
 from custom.trust import Evidence, Thresholds, Verdict, find_prior
 from custom.trust.calibrate import measured
 from custom.trust.calibration_model import loaded_model
 from custom.trust.check_statistics import STATISTICS
 from custom.trust.expected_error import ExpectedError
 from custom.trust.reference_ct import (
-    SimulatedRadiographs,
     SimulationSettings,
     detector_of,
     error_hu,
@@ -67,12 +67,12 @@ def invert_logarithmic(image: Tensor) -> Tensor:
 class Shots:
     """Radiographs of a case and what mistakes need: the lateral of the next case, and all with the lateral turned."""
 
-    right: SimulatedRadiographs
-    other: SimulatedRadiographs
-    turned: SimulatedRadiographs
+    right: Assembled
+    other: Assembled
+    turned: Assembled
 
 
-def _changed(shots: SimulatedRadiographs, index: int, view: Tensor, seen: Tensor | None = None) -> SimulatedRadiographs:
+def _changed(shots: Assembled, index: int, view: Tensor, seen: Tensor | None = None) -> Assembled:
     def put(stack: Tensor, one: Tensor) -> Tensor:
         return torch.stack([one if k == index else old for k, old in enumerate(stack)])
 
@@ -80,15 +80,15 @@ def _changed(shots: SimulatedRadiographs, index: int, view: Tensor, seen: Tensor
     return replace(shots, image=put(shots.image, view * seen), field_mask=put(shots.field_mask, seen))
 
 
-def _mirrored(shots: SimulatedRadiographs, index: int) -> SimulatedRadiographs:
+def _mirrored(shots: Assembled, index: int) -> Assembled:
     return _changed(shots, index, shots.image[index].flip(-1), shots.field_mask[index].flip(-1))
 
 
-def _inverted(shots: SimulatedRadiographs, invert: Callable[[Tensor], Tensor]) -> SimulatedRadiographs:
+def _inverted(shots: Assembled, invert: Callable[[Tensor], Tensor]) -> Assembled:
     return replace(shots, image=torch.where(shots.field_mask, invert(shots.image), 0.0))
 
 
-MISTAKES: dict[str, tuple[tuple[int, ...], Callable[[Shots, int], SimulatedRadiographs]]] = {
+MISTAKES: dict[str, tuple[tuple[int, ...], Callable[[Shots, int], Assembled]]] = {
     "none": ((1, 2, 4), lambda s, n: s.right),
     "frontal view mirrored": ((1, 2, 4), lambda s, n: _mirrored(s.right, n // 2)),
     "lateral view mirrored": ((2,), lambda s, n: _mirrored(s.right, 0)),

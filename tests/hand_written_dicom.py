@@ -126,3 +126,8 @@ def dx(stored_directions: str = "L\\F", position: str = "AP", **attributes: Any)
         "ImagerPixelSpacing": [4, 3],
     }
     return base("DX", values, **{**written, **attributes})
+
+
+def stored_dx(stored: np.ndarray, **attributes: Any) -> Dataset:
+    """A DX image with these stored values."""
+    return dx(PixelData=np.ascontiguousarray(stored).astype("<u2").tobytes(), **attributes)

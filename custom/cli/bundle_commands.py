@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from custom.cli.arguments import UsageError
-from custom.cli.exit_codes import ExitCode
+from custom.cli.exit_codes import BAD_INPUT_ERRORS, ExitCode
 from custom.core.bundle_folders import find_bundle
 from custom.core.config_keys import check_keys
 
@@ -30,7 +30,6 @@ __all__ = ["evaluate", "infer", "infer_help", "train", "train_help"]
 
 #: Options of `python -m monai.bundle run` that are no keys of a config.
 MONAI_OPTIONS = set(inspect.signature(ConfigWorkflow).parameters) - {"config_file", "workflow_type", "override"}
-BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 def train_help(bundle: str) -> None:
@@ -174,7 +173,7 @@ def _readable_errors() -> Iterator[None]:
         causes: list[BaseException] = [error]
         while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
             causes.append(cause)
-        found = next((cause for cause in causes if isinstance(cause, BAD_INPUT)), error)
+        found = next((cause for cause in causes if isinstance(cause, BAD_INPUT_ERRORS)), error)
         if found is error:
             raise
         raise found from error

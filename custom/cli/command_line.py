@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from custom import __version__
 from custom.cli.arguments import UsageError, add_command, new_app, parsed
-from custom.cli.exit_codes import ExitCode
+from custom.cli.exit_codes import BAD_INPUT_ERRORS, ExitCode
 from custom.core.file_modes import new_mode
 
 __all__ = ["VERBS", "Verb", "command_app", "main"]
@@ -28,9 +28,6 @@ __all__ = ["VERBS", "Verb", "command_app", "main"]
 logger = logging.getLogger(__name__)
 
 PROGRAM = "fewview-ct"
-BAD_INPUT_ERRORS = (
-    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
-)  # fmt: skip
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG, "--debug": logging.DEBUG}
 
 
@@ -40,8 +37,8 @@ class Verb(NamedTuple):
     module: str
     function: str
     summary: str
-    replaced: Mapping[str, str] = types.MappingProxyType({})  # options that are gone, and what is there instead
     group: str = "Other"  # heading that it stands under in the list
+    replaced: Mapping[str, str] = types.MappingProxyType({})  # options that are gone, and what is there instead
     bundle_function: str = ""  # of custom.cli.bundle_commands, for the same word with a bundle after it
 
 
@@ -53,114 +50,86 @@ VERBS = {
         "custom.cli.reconstruct_command",
         "command",
         "Turn radiographs into a CT, with uncertainty and a report on how far to trust it",
+        RECONSTRUCT,
         {
             "--radiographs": "name the radiographs without an option",
             "--checkpoint": "it is --model, which takes a weights file, a folder or a name",
         },
-        RECONSTRUCT,
     ),
     "next-view": Verb(
-        "custom.cli.next_view_command",
-        "command",
-        "Say which further radiograph would tell most",
-        group=RECONSTRUCT,
+        "custom.cli.next_view_command", "command", "Say which further radiograph would tell most", RECONSTRUCT
     ),
     "drift": Verb(
         "custom.cli.drift_command",
         "command",
         "Say whether patients or devices have changed since calibration",
-        group=RECONSTRUCT,
+        RECONSTRUCT,
     ),
     "plan": Verb(
         "custom.cli.plan_command",
         "command",
         "Plan radiotherapy on a reconstruction, and say how wrong it is",
-        group=RECONSTRUCT,
+        RECONSTRUCT,
     ),
-    "demo": Verb(
-        "custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs", group=RECONSTRUCT
-    ),
+    "demo": Verb("custom.cli.demo", "run", "Reconstruct the sample patient from simulated radiographs", RECONSTRUCT),
     "app": Verb(
-        "custom.app.serve",
-        "serve",
-        "Serve a local web page: radiographs in, questions, CT and report out",
-        group=RECONSTRUCT,
+        "custom.app.serve", "serve", "Serve a local web page: radiographs in, questions, CT and report out", RECONSTRUCT
     ),
     "fetch": Verb(
-        "custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb", group=RECONSTRUCT
+        "custom.dicom.fetch", "fetch", "Fetch the DICOM files of a study or patient by DICOMweb", RECONSTRUCT
     ),
-    "send": Verb(
-        "custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS", group=RECONSTRUCT
-    ),
+    "send": Verb("custom.dicom.network", "send", "Send DICOM files to a PACS, by C-STORE or STOW-RS", RECONSTRUCT),
     "fetch-cohort": Verb(
-        "custom.data.fetch_cohort",
-        "fetch_cohort",
-        "Choose public chest CTs by licence, and fetch them",
-        group=DATA,
+        "custom.data.fetch_cohort", "fetch_cohort", "Choose public chest CTs by licence, and fetch them", DATA
     ),
     "prepare": Verb(
-        "custom.data.prepare", "prepare", "Turn CTs (DICOM, NIfTI, MetaImage) into a cohort with a split", group=DATA
+        "custom.data.prepare", "prepare", "Turn CTs (DICOM, NIfTI, MetaImage) into a cohort with a split", DATA
     ),
-    "simulate": Verb(
-        "custom.data.simulate", "simulate", "Compute and store radiographs of a prepared cohort", group=DATA
-    ),
-    "phantom": Verb(
-        "custom.data.phantom", "write_phantoms", "Make a cohort of procedural thoraces with labels", group=DATA
-    ),
+    "simulate": Verb("custom.data.simulate", "simulate", "Compute and store radiographs of a prepared cohort", DATA),
+    "phantom": Verb("custom.data.phantom", "write_phantoms", "Make a cohort of procedural thoraces with labels", DATA),
     "shapes": Verb(
-        "custom.data.shapes",
-        "register_cohort",
-        "Register a cohort's chests, so that training can mix shapes",
-        group=DATA,
+        "custom.data.shapes", "register_cohort", "Register a cohort's chests, so that training can mix shapes", DATA
     ),
     "lidc-labels": Verb(
-        "custom.segmentation.lidc_labels", "write_lidc_labels", "Write label maps of LIDC-IDRI's nodules", group=DATA
+        "custom.segmentation.lidc_labels", "write_lidc_labels", "Write label maps of LIDC-IDRI's nodules", DATA
     ),
     "train": Verb(
         "custom.cli.bundle_commands",
         "train_help",
         "Train a bundle: fewview-ct train BUNDLE [--key value ...]",
-        group=NETWORKS,
+        NETWORKS,
         bundle_function="train",
     ),
     "infer": Verb(
         "custom.cli.bundle_commands",
         "infer_help",
         "Run a bundle's inference: fewview-ct infer BUNDLE [--key value ...]",
-        group=NETWORKS,
+        NETWORKS,
         bundle_function="infer",
     ),
     "evaluate": Verb(
         "custom.evaluation.evaluate",
         "evaluate",
         "Compare reconstructions with the true volumes; or evaluate BUNDLE [--key value ...]",
-        group=NETWORKS,
+        NETWORKS,
         bundle_function="evaluate",
     ),
     "benchmark": Verb(
-        "custom.benchmark.comparison",
-        "compare",
-        "Compare methods on the same radiographs, on one page",
-        group=NETWORKS,
+        "custom.benchmark.comparison", "compare", "Compare methods on the same radiographs, on one page", NETWORKS
     ),
     "calibrate": Verb(
-        "custom.trust.calibrate",
-        "calibrate",
-        "Make the thresholds of the trust checks from known CTs",
-        group=NETWORKS,
+        "custom.trust.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs", NETWORKS
     ),
-    "export": Verb(
-        "custom.models.model_folder", "export", "Pack a model with its parents into one folder", group=NETWORKS
-    ),
+    "export": Verb("custom.models.model_folder", "export", "Pack a model with its parents into one folder", NETWORKS),
     "weights": Verb(
-        "custom.models.weights", "fetch_weights", "Fetch a model by https or from a folder, by its hash", group=NETWORKS
+        "custom.models.weights", "fetch_weights", "Fetch a model by https or from a folder, by its hash", NETWORKS
     ),
-    "bundles": Verb("custom.cli.bundles", "bundles", "Tell which MONAI bundles there are, and where", group=HERE),
+    "bundles": Verb("custom.cli.bundles", "bundles", "Tell which MONAI bundles there are, and where", HERE),
     "completion": Verb(
-        "custom.cli.completion", "completion", "Print what makes a shell complete commands and options", group=HERE
+        "custom.cli.completion", "completion", "Print what makes a shell complete commands and options", HERE
     ),
-    "doctor": Verb("custom.cli.doctor", "doctor", "Tell what is installed and what is missing", group=HERE),
-    "version": Verb("custom.cli.doctor", "version", "Print the version", group=HERE),
+    "doctor": Verb("custom.cli.doctor", "doctor", "Tell what is installed and what is missing", HERE),
+    "version": Verb("custom.cli.doctor", "version", "Print the version", HERE),
 }
 
 

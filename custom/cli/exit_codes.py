@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["ExitCode"]
+__all__ = ["BAD_INPUT_ERRORS", "ExitCode"]
+
+BAD_INPUT_ERRORS = (
+    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
+)  # fmt: skip
 
 
 class ExitCode(enum.IntEnum):

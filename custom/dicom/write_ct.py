@@ -20,10 +20,7 @@ from torch import Tensor
 from custom import __version__
 from custom.core.atomic_directory import atomic_directory, check_free
 from custom.core.files import write_bytes
-from custom.core.rejection import Rejected
-from custom.dicom import ct_series
-from custom.dicom.ct_stacks import judge_stacks
-from custom.dicom.strict import dicom_files, encode, new_uid, set_value
+from custom.dicom.strict import encode, new_uid, set_value
 from custom.dicom.subject import code, common_text, references, subject
 
 __all__ = [
@@ -32,7 +29,6 @@ __all__ = [
     "SERIES_DESCRIPTION",
     "SyntheticCT",
     "equipment_item",
-    "read_ct_series",
     "write_ct_series",
 ]
 
@@ -276,43 +272,3 @@ def write_ct_series(ct: SyntheticCT, folder: str | os.PathLike[str], *, uid_seed
             image.add_new("PixelData", "OW", np.ascontiguousarray(stored[index]).astype("<u2").tobytes())
             write_bytes(part / name, encode(image))
     return [folder / name for name in names]
-
-
-def read_ct_series(folder: str | os.PathLike[str]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
-    """Read one CT series.
-
-    Args:
-        folder: DICOM files of one CT series below it; other objects (maps, radiographs) are passed over.
-
-    Returns:
-        HU (X, Y, Z) int16 with axes closest to RAS+, and the affine (4, 4) to RAS+ mm.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no CT series or several, or slices that are no whole stack; the message names the file.
-    """
-    headers = []
-    for path in dicom_files(Path(folder)):
-        header = ct_series.read_header(path)
-        if isinstance(header, str):
-            raise ValueError(f"{path.name}: {header}")
-        if header.sop_class in ct_series.CT_CLASSES:
-            if header.problem:
-                raise ValueError(f"{path.name}: {header.problem}")
-            headers.append(header)
-    series = {header.series_uid for header in headers}
-    if len(series) != 1:
-        raise ValueError(f"{folder} holds {len(series) or 'no'} CT series; one is wanted")
-    stacks = judge_stacks([s for h in headers for s in h.slices])
-    for stack in stacks:
-        if stack.refused:
-            raise Rejected(stack.refused)
-    if len(stacks) != 1:
-        raise Rejected(f"{folder} holds {len(stacks)} acquisitions in one series; one is wanted")
-    slices = stacks[0].slices
-    affine, _ = ct_series.check_stack(slices)
-    image = nib.as_closest_canonical(nib.Nifti1Image(ct_series.load_stack(slices), affine))
-    values = np.rint(np.asarray(image.dataobj))
-    if values.min() < -32768 or values.max() > 32767:
-        raise ValueError(f"{folder}: values from {values.min():g} to {values.max():g} do not fit 16 bits")
-    return values.astype(np.int16), np.asarray(image.affine, dtype=np.float64)

@@ -29,7 +29,6 @@ __all__ = [
     "SPREAD",
     "UPPER",
     "MapKind",
-    "read_uncertainty_map",
     "write_uncertainty_map",
 ]
 
@@ -199,28 +198,3 @@ def _purpose(item: Dataset) -> str:
 def _plain(value: Any) -> Any:
     """Person names as text, so that they are encoded anew in the file's own character set."""
     return str(value) if isinstance(value, pydicom.valuerep.PersonName) else value
-
-
-def read_uncertainty_map(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Read a Parametric Map of one quantity.
-
-    Returns:
-        (X, Y, Z) float32 in real-world values (HU) with axes closest to RAS+, and the affine (4, 4) to RAS+ mm.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a Parametric Map.
-    """
-    import nibabel as nib
-
-    highdicom = _highdicom()
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
-    header = open_dicom(path, pixels=False, tags=["SOPClassUID"])
-    if header.get("SOPClassUID") != PARAMETRIC_MAP_STORAGE:
-        raise ValueError(f"{path.name} is not a Parametric Map (SOP Class {header.get('SOPClassUID')})")
-    volume = highdicom.imread(path).get_volume(apply_real_world_transform=True)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
-    image = nib.as_closest_canonical(nib.Nifti1Image(np.asarray(volume.array, dtype=np.float32), affine))
-    return np.asarray(image.dataobj, dtype=np.float32), np.asarray(image.affine, dtype=np.float64)

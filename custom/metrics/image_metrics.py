@@ -327,20 +327,14 @@ class VolumeMetric(CumulativeIterationMetric):
         return result
 
 
-def summarise_cohort(
-    rows: Sequence[Mapping[str, Any]],
-    patient_key: str = "patient",
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Any]:
+def summarise_cohort(rows: Sequence[Mapping[str, Any]], resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
     """Mean, median and, for five or more patients, the bootstrap 95% interval of the mean.
 
     The patient is the unit: several cases of one patient are averaged first, so that they do not count twice.
 
     Args:
-        rows: one mapping per case: its metrics as numbers, and the patient under ``patient_key`` (where that is
-            missing, each case is taken for a patient of its own). Other texts are ignored.
-        patient_key: name of the patient's entry.
+        rows: one mapping per case: its metrics as numbers, and its "patient" (where that is missing, each case is
+            taken for a patient of its own). Other texts are ignored.
         resamples: bootstrap samples.
         seed: of the bootstrap; the same rows give the same interval.
 
@@ -356,7 +350,7 @@ def summarise_cohort(
         raise ValueError("no case to summarise")
     grouped: dict[str, list[Mapping[str, Any]]] = {}
     for index, row in enumerate(rows):
-        grouped.setdefault(str(row.get(patient_key) or row.get("case") or index), []).append(row)
+        grouped.setdefault(str(row.get("patient") or row.get("case") or index), []).append(row)
     names = [name for name, value in rows[0].items() if isinstance(value, int | float) and not isinstance(value, bool)]
     per_patient = {
         patient: {name: _mean([float(case[name]) for case in cases]) for name in names}

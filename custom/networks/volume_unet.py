@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from custom.networks.initialisation import initialise_he
 
-__all__ = ["VolumeUNet"]
+__all__ = ["VolumeUNet", "VoxelNorm"]
 
 
 class _Block(nn.Module):
@@ -33,15 +33,15 @@ class _Block(nn.Module):
         return x + self.second(F.silu(self.norms[1](self.first(F.silu(self.norms[0](x))))))
 
 
-class _VoxelNorm(nn.LayerNorm):
-    """Layer normalisation of every voxel's channels."""
+class VoxelNorm(nn.LayerNorm):
+    """Layer normalisation of every voxel's channels. On channels_last_3d nothing is copied."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def _norm(channels: int, norm: str) -> nn.Module:
-    return _VoxelNorm(channels) if norm == "voxel" else nn.GroupNorm(math.gcd(8, channels), channels)
+    return VoxelNorm(channels) if norm == "voxel" else nn.GroupNorm(math.gcd(8, channels), channels)
 
 
 class VolumeUNet(nn.Module):

@@ -17,6 +17,7 @@ from custom.core.checkpoints import describes_itself
 from custom.core.precision import check_precision, uses_bf16
 from custom.geometry import VolumeGrid
 from custom.networks.codebook_quantiser import CodebookQuantiser
+from custom.networks.volume_unet import VoxelNorm
 
 __all__ = ["VQGAN", "CodedVolume"]
 
@@ -56,20 +57,13 @@ class _Style:
     def norm(self, channels: int) -> nn.Module:
         if self.normalisation == "group":
             return nn.GroupNorm(math.gcd(self.groups, channels), channels, eps=1e-6)
-        return _ChannelNorm(channels, eps=1e-6) if self.normalisation == "channel" else nn.Identity()
+        return VoxelNorm(channels, eps=1e-6) if self.normalisation == "channel" else nn.Identity()
 
     def convolution(self, before: int, after: int) -> nn.Conv3d:
         return nn.Conv3d(before, after, 3, padding=1, padding_mode=self.padding_mode)
 
     def level(self, width: int, blocks: int) -> nn.Sequential:
         return nn.Sequential(*[_ResidualBlock(width, self) for _ in range(blocks)])
-
-
-class _ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of each voxel. On channels_last_3d nothing is copied."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class _ResidualBlock(nn.Module):

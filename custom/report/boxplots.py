@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from custom.metrics import MIN_PATIENTS_FOR_INTERVAL
 from custom.metrics.tables import metric_label
-from custom.report.figures import save_figure
+from custom.report.figures import light_grid, save_figure
 
 __all__ = ["method_boxplots", "metric_boxplots"]
 
@@ -64,9 +64,7 @@ def method_boxplots(
         axes.set_title(name, fontsize=10)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
         axes.set_ylim(len(methods) - 0.4, -0.6)
-        axes.grid(axis="x", color="#d9dce0", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        light_grid(axes, "x")
     for axes in panels[len(names) :]:
         axes.set_visible(False)
     figure.supxlabel(metric_label(metric), fontsize=10)
@@ -147,9 +145,7 @@ def metric_boxplots(
         axes.set_xlim(-0.6, len(groups) - 0.4)
         axes.set_xlabel(group)
         axes.set_ylabel(metric_label(name))
-        axes.grid(axis="y", color="#d9dce0", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        light_grid(axes, "y")
     if methods != [""]:
         handles = [Patch(color=COLOURS[index % len(COLOURS)], label=method) for index, method in enumerate(methods)]
         figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns, frameon=False)

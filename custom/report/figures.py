@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +144,13 @@ def colour_bar(
     bar.ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     bar.ax.tick_params(colors=MUTED, labelsize=8, length=2)
     bar.set_label(name, color=MUTED, fontsize=8.5)
+
+
+def light_grid(axes: Axes, axis: Literal["both", "x", "y"] = "both") -> None:
+    """The look of a diagram: light lines behind the data, no frame above and at the right."""
+    axes.grid(axis=axis, color="#d9dce0", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _radiograph_row(

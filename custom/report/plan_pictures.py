@@ -17,7 +17,7 @@ from custom.geometry import VolumeGrid, views_from_angles
 from custom.projection import Projector
 from custom.radiotherapy import Contours, Field, PlannedCase
 from custom.report.boxplots import COLOURS
-from custom.report.figures import GAP, MARGIN, PLANES, WIDTH, Page, compass, plane, scale_bar
+from custom.report.figures import GAP, MARGIN, PLANES, WIDTH, Page, compass, light_grid, plane, scale_bar
 from custom.report.volume_pictures import rendered
 
 __all__ = ["ISODOSES", "dvh_picture", "fields_picture", "isodose_picture"]
@@ -158,8 +158,6 @@ def dvh_picture(
         axes.plot([], [], color="#555", linestyle="--", label="delivered to the true CT")
     axes.set(xlabel="dose in Gy", ylabel="% of the structure with at least this dose", ylim=(0, 101))
     axes.set_xlim(0, float(doses_gy[-1]))
-    axes.grid(color="#d9dce0", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
     axes.legend(frameon=False)
     return rendered(figure, 120)

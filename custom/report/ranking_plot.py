@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from custom.metrics import summarise_cohort
 from custom.metrics.tables import metric_label
 from custom.report.boxplots import COLOURS
-from custom.report.figures import save_figure
+from custom.report.figures import light_grid, save_figure
 
 __all__ = ["ranking_plot"]
 
@@ -90,8 +90,6 @@ def ranking_plot(
     axes.set_xlim(-0.5, len(order) - 0.5)
     axes.set_xlabel("view set, and its beam")
     axes.set_ylabel(f"{metric_label(metric)}, mean over the patients")
-    axes.grid(axis="y", color="#d9dce0", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes, "y")
     figure.legend(loc="outside lower left", frameon=False, fontsize=9, ncols=_LEGEND_COLUMNS)
     return save_figure(figure, path)

@@ -31,6 +31,7 @@ from custom.report.figures import (
     Page,
     colour_bar,
     compass,
+    light_grid,
     plane,
     save_figure,
     scale_bar,
@@ -250,9 +251,7 @@ def calibration_figure(
             axes[1].plot(levels, shares, "o-", color=colours[label], label=label, markersize=4)
         axes[1].set(xlabel="nominal level", ylabel="share of voxels within the interval", xlim=(0, 1), ylim=(0, 1))
     for one in axes:
-        one.grid(color="#d9dce0", linewidth=0.6)
-        one.set_axisbelow(True)
-        one.spines[["top", "right"]].set_visible(False)
+        light_grid(one)
     if labels != [""]:
         axes[0].legend(frameon=False)
     return save_figure(figure, path)

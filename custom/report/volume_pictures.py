@@ -26,6 +26,7 @@ from custom.report.figures import (
     Page,
     colour_bar,
     compass,
+    light_grid,
     plane,
     scale_bar,
 )
@@ -150,9 +151,7 @@ def histogram_picture(hu_in_body: npt.NDArray[Any], samples_in_body: Sequence[np
     axes.stairs(_per_cent(hu_in_body, edges), edges, color=COLOURS[0], linewidth=1.8, label="reconstruction")
     axes.set(xlabel="CT value in HU; what lies beyond is in the outermost bins", ylabel="% of the body's voxels")
     axes.set_xlim(-1000, 1000)
-    axes.grid(color="#d9dce0", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
     axes.legend(frameon=False)
     return rendered(figure, 120)
 

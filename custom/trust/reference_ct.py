@@ -25,13 +25,13 @@ from custom.metrics import SampleStatistics
 from custom.models import Model, find_model, load_model
 from custom.projection import simulate_fine
 from custom.projection.degradation import RandRadiograph
+from custom.radiographs.common_detector import Assembled
 from custom.radiographs.truncation import extrapolate_truncation
 from custom.trust.evidence import Evidence, find_prior
 from custom.trust.pose_consistency import rotated
 
 __all__ = [
     "ReferenceCT",
-    "SimulatedRadiographs",
     "SimulationSettings",
     "detector_of",
     "error_hu",
@@ -99,21 +99,6 @@ class SimulationSettings:
 
 
 @dataclass(frozen=True)
-class SimulatedRadiographs:
-    """What a unit hands over.
-
-    Attributes:
-        image: line integrals (K, V, U), 0 outside the field.
-        views: as they are stated (K, 13), float32.
-        field_mask: what was exposed, bool (K, V, U).
-    """
-
-    image: Tensor
-    views: Tensor
-    field_mask: Tensor
-
-
-@dataclass(frozen=True)
 class ReferenceCT:
     """A CT to make radiographs from.
 
@@ -137,7 +122,7 @@ class ReferenceCT:
         pixel_mm: float,
         settings: SimulationSettings,
         turned_deg: Sequence[float] | None = None,
-    ) -> SimulatedRadiographs:
+    ) -> Assembled:
         """Radiographs of it.
 
         Args:
@@ -147,6 +132,9 @@ class ReferenceCT:
             pixel_mm: at the isocentre.
             settings: what the acquisition is drawn from, by the name of the case, the beam and the angles.
             turned_deg: what is wrong with each angle beyond what the settings allow: the source stands so much further.
+
+        Returns:
+            Line integrals, views as they are stated, and the exposed field.
         """
         draw = settings.generator(self.name, beam, *map(float, angles_deg))
         to_detector = draw.uniform(*settings.source_to_detector_mm)
@@ -175,7 +163,7 @@ class ReferenceCT:
             (torch.arange(n) - (n - 1) / 2).abs() * pixel_mm <= draw.uniform(*settings.field_mm) / 2 for n in shape
         )
         field_mask = (rows[:, None] & columns).expand(image.shape)
-        return SimulatedRadiographs(torch.where(field_mask, image, 0.0), stated.tensor(), field_mask)
+        return Assembled(torch.where(field_mask, image, 0.0), stated.tensor(), field_mask)
 
     def on_grid(self, grid: VolumeGrid) -> Tensor:
         """HU (X, Y, Z) at the voxels of a grid around the isocentre, air where the CT ends."""
@@ -255,7 +243,7 @@ def detector_of(model: Model) -> tuple[int, int]:
     return model.grid.shape[2], math.ceil(1.5 * max(model.grid.shape[:2]))
 
 
-def reconstructed(model: Model, radiographs: SimulatedRadiographs, samples: int = 0, seed: int = 0) -> Evidence:
+def reconstructed(model: Model, radiographs: Assembled, samples: int = 0, seed: int = 0) -> Evidence:
     """What checks look at, of radiographs that the model reconstructs.
 
     Args:

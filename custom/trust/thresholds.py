@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import AfterValidator, ConfigDict, FiniteFloat
 
 from custom.core.files import read_json_object, write_json
@@ -234,7 +235,7 @@ def fit_thresholds(
     for name in STATISTICS:
         values = sorted(_to_scale(name, v) for case in cases if (v := case.get(name)) is not None)
         if len(values) >= FEWEST_CASES:
-            middle = _quantile(values, 0.5)
+            middle = float(np.quantile(values, 0.5))
             highest = values[-math.ceil(_TAIL * len(values)) :]
             scales[name] = middle, max(math.fsum(highest) / len(highest) - middle, 1e-3 * max(abs(middle), 1.0))
     scored = [name for name in scales if name not in _SYMMETRIC | LIMITING]
@@ -254,15 +255,9 @@ def fit_thresholds(
             review_above, reject_above = 0.0, max(reject_above, 0.0)
         elif name in LIMITING:
             review_above = values[-1]
-        found[name] = Threshold(
-            review_above,
-            None if name in LIMITING else reject_above,
-            _quantile(values, 0.5),
-            _quantile(values, 0.9),
-            _quantile(values, 0.95),
-            values[-1],
-            len(values),
-        )
+        median, q90, q95 = (float(value) for value in np.quantile(values, (0.5, 0.9, 0.95)))
+        reject = None if name in LIMITING else reject_above
+        found[name] = Threshold(review_above, reject, median, q90, q95, values[-1], len(values))
     return found
 
 
@@ -272,11 +267,3 @@ def _to_scale(name: str, value: float) -> float:
 
 def _from_scale(name: str, value: float) -> float:
     return math.exp(value) if name in _LOGARITHMIC else value
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """Linear between order statistics."""
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])

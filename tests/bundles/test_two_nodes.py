@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from custom.core.checkpoints import load_checkpoint
 from tests.bundles.test_inr_recon import NETWORK_OVERRIDES, TRAIN_OVERRIDES
 from tests.bundles.workflow import ROOT, epochs_of
+from tests.free_ports import free_ports
 
 SCRIPT = ROOT / "scripts" / "train.sh"
 
@@ -71,19 +71,13 @@ def lose(node: subprocess.Popen[bytes]) -> None:
     node.wait(60)
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_training_on_two_nodes_goes_on_after_one_was_lost(datalist: Path, tmp_path: Path, lost: int) -> None:
     overrides = {**TRAIN_OVERRIDES, **NETWORK_OVERRIDES, "data_list_file": str(datalist)}
     overrides |= {"bundle_root": str(tmp_path / "bundle"), "iterations_per_epoch": 1, "val_interval": 100000}
     checkpoint = tmp_path / "bundle/models/checkpoint_last.pt"
-    port, logs = free_port(), [tmp_path / f"{rank}.log" for rank in range(2)]
+    (port,), logs = free_ports(1), [tmp_path / f"{rank}.log" for rank in range(2)]
     nodes = [start(rank, port, {**overrides, "epochs": 100000}, logs[rank]) for rank in range(2)]
     try:
         deadline = time.monotonic() + 600
@@ -96,7 +90,7 @@ def test_a_training_on_two_nodes_goes_on_after_one_was_lost(datalist: Path, tmp_
             lose(node)
     reached = epochs_of(checkpoint)
     assert reached >= 2, [log.read_text()[-2000:] for log in logs]
-    port = free_port()
+    (port,) = free_ports(1)
     nodes = [start(rank, port, {**overrides, "epochs": reached + 2}, logs[rank]) for rank in range(2)]
     try:
         assert [node.wait(600) for node in nodes] == [0, 0], [log.read_text()[-2000:] for log in logs]

@@ -21,11 +21,11 @@ from custom.cli import command_line
 from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
 from custom.dicom.header import NotARadiograph
-from custom.dicom.write_ct import read_ct_series
 from custom.radiographs import ACCEPT, MissingMetadata, assemble, read_radiographs
 from custom.reconstruct import hu_sha256
 from custom.reconstruct.outputs import series_sha256
 from tests.custom.benchmark.tiny_benchmark import GRID, tiny_network
+from tests.custom.dicom.stored_volumes import read_ct_series
 from tests.custom.networks.tiny_diffusion import autoencoder, denoiser
 from tests.integration.mutated_dicom import Case, Mutations
 from tests.integration.supervised import Failure, Outcome

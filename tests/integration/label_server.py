@@ -6,11 +6,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import requests
+
+from tests.free_ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "scripts/monailabel_app"
@@ -95,12 +96,6 @@ def _session() -> requests.Session:
     return session
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def serving(
     folder: Path, studies: str | Path, models: str, environment: Mapping[str, str] | None = None
@@ -116,7 +111,7 @@ def serving(
     shutil.copytree(APP, folder / "app", ignore=shutil.ignore_patterns("bin", "logs", "model", "__pycache__"))
     temporary = folder / "tmp"
     temporary.mkdir()
-    port = free_port()
+    (port,) = free_ports(1)
     places = {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), "TMPDIR": str(temporary)}
     words = ["--app", str(folder / "app"), "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
     start = time.perf_counter()

@@ -23,13 +23,12 @@ from custom import __version__
 from custom.core.checkpoints import save_checkpoint
 from custom.data.sample import sample_ct
 from custom.data.simulate import Acquisition, simulate_case
-from custom.dicom.write_ct import read_ct_series
 from custom.dicom.write_dx import write_dx
-from custom.dicom.write_map import read_uncertainty_map
 from custom.evaluation.evaluate import load_hu
 from custom.models.model_folder import export
 from custom.reconstruct import hu_sha256, reconstruct
 from tests.custom.benchmark.tiny_benchmark import tiny_network
+from tests.custom.dicom.stored_volumes import read_ct_series, read_uncertainty_map
 
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "scripts" / "deploy_app"

@@ -21,15 +21,13 @@ import numpy as np
 import pydicom
 import pytest
 
-from custom.core.checkpoints import save_checkpoint
-from custom.core.files import sha256_file, write_nifti
+from custom.core.files import write_nifti
 from custom.data.sample import sample_ct
 from custom.data.simulate import Acquisition, simulate_case
 from custom.dicom.write_dx import LOG_SCALE, write_dx
 from custom.evaluation.evaluate import load_hu
 from custom.reconstruct import hu_sha256
-from tests.custom.benchmark.tiny_benchmark import tiny_network
-from tests.custom.networks.tiny_diffusion import autoencoder, denoiser
+from tests.custom.benchmark.tiny_benchmark import write_tiny_sampler
 from tests.integration.label_server import ROOT, LabelServer, serving, values
 
 logger = logging.getLogger(__name__)
@@ -103,23 +101,12 @@ def write_studies(folder: Path) -> None:
         )  # fmt: skip
 
 
-def write_sampler(folder: Path) -> None:
-    """A model that draws samples in a moment, with nothing learnt; its name is "tiny"."""
-    folder.mkdir()
-    parents = {"autoencoder": autoencoder(), "mean": tiny_network()}
-    hashes = {role: sha256_file(save_checkpoint(folder / f"{role}.pt", network)) for role, network in parents.items()}
-    meta = {"parents": hashes, "pixel_at_isocenter_mm": 20.0}
-    files = hashes | {"model": sha256_file(save_checkpoint(folder / "model.pt", denoiser(known_channels=3), meta))}
-    content = {"format": "fewview-ct model 1", "name": "tiny", "files": {f"{k}.pt": v for k, v in files.items()}}
-    (folder / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2}}))
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("label"))
     place.studies.mkdir()
     write_studies(place.studies)
-    write_sampler(place.folder / "ldm")
+    write_tiny_sampler(place.folder / "ldm")
     words = ["export", ROOT / "bundles/inr_recon", place.folder / "models/inr_recon"]
     subprocess.run([COMMAND, *words], check=True, timeout=120)
     (place.folder / "secret.dcm").write_bytes((place.studies / "frontal.dcm").read_bytes())

@@ -16,9 +16,10 @@ from pydicom.dataset import Dataset
 
 from custom.dicom.fetch import fetch as fetch_verb
 from custom.dicom.network import NetworkError, send
-from custom.dicom.write_ct import SERIES_DESCRIPTION, SyntheticCT, read_ct_series, write_ct_series
-from custom.dicom.write_map import MAP_DESCRIPTION, read_uncertainty_map, write_uncertainty_map
+from custom.dicom.write_ct import SERIES_DESCRIPTION, SyntheticCT, write_ct_series
+from custom.dicom.write_map import MAP_DESCRIPTION, write_uncertainty_map
 from tests.custom.dicom.stored_radiographs import MODEL, ROOT, dx, header, save
+from tests.custom.dicom.stored_volumes import read_ct_series, read_uncertainty_map
 from tests.integration.orthanc_server import MAP, MARKS, PASSWORD, USER, Server, fetch, find_series, pixels, running
 
 NAME = "Yamada^Tarou=山田^太郎=やまだ^たろう"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,7 @@ import pytest
 
 from custom.benchmark.comparison import compare
 from custom.geometry import Geometry
-from tests.custom.benchmark.tiny_benchmark import write_cohort, write_methods, write_toy_bundle
-
-
-@pytest.fixture
-def cohort(tmp_path: Path) -> Path:
-    return write_cohort(tmp_path)
+from tests.custom.benchmark.tiny_benchmark import write_methods, write_toy_bundle
 
 
 def _no_test(cohort: Path, bundle: Path) -> dict[str, Any]:
@@ -26,8 +22,8 @@ def _no_test(cohort: Path, bundle: Path) -> dict[str, Any]:
     return {}
 
 
-def _other_grid(cohort: Path, bundle: Path) -> dict[str, Any]:
-    label = cohort.parent / "case3.nii.gz"
+def _other_grid(cohort: Path, bundle: Path, case: str = "case3") -> dict[str, Any]:
+    label = cohort.parent / f"{case}.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.diag([40.0, 40, 40, 1])), label)
     return {}
 
@@ -41,12 +37,6 @@ def _other_cube(cohort: Path, bundle: Path) -> dict[str, Any]:
 
 def _no_weights(cohort: Path, bundle: Path) -> dict[str, Any]:
     (bundle / "models/model.pt").unlink()
-    return {}
-
-
-def _other_training_grid(cohort: Path, bundle: Path) -> dict[str, Any]:
-    label = cohort.parent / "case1.nii.gz"
-    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.int16), np.diag([40.0, 40, 40, 1])), label)
     return {}
 
 
@@ -65,7 +55,11 @@ def _argument(**values: Any) -> Callable[[Path, Path], dict[str, Any]]:
             r"case3.nii.gz: a label of \(8, 8, 8\) voxels .* but .*case2.nii.gz has \(16, 16, 16\)",
         ),
         (_other_cube, ValueError, r"case3.json: the isocentre is 20 mm from the centre of .*case3.nii.gz"),
-        (_other_training_grid, ValueError, r"method 'mean training CT': .*case1.nii.gz: a label of \(8, 8, 8\)"),
+        (
+            partial(_other_grid, case="case1"),
+            ValueError,
+            r"method 'mean training CT': .*case1.nii.gz: a label of \(8, 8, 8\)",
+        ),
         (_no_weights, FileNotFoundError, r"method 'mine': .*model.pt: the bundle .*toy has no such checkpoint"),
         (_argument(metrics="psnr_range,psnr"), ValueError, r"unknown metric \['psnr'\]; known are psnr_range"),
         (_argument(views="2,3"), ValueError, "unknown view set '3'; known are '1', '2'"),

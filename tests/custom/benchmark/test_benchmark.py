@@ -16,12 +16,7 @@ from custom.data.datalist import load_cases
 from custom.geometry import Geometry, VolumeGrid
 from custom.projection import Projector
 from custom.reconstruct import reconstruct
-from tests.custom.benchmark.tiny_benchmark import GRID, patient, tiny_network, write_cohort
-
-
-@pytest.fixture
-def cohort(tmp_path: Path) -> Path:
-    return write_cohort(tmp_path)
+from tests.custom.benchmark.tiny_benchmark import GRID, patient, tiny_network
 
 
 def test_mean_training_ct_is_the_mean(cohort: Path) -> None:

@@ -24,14 +24,9 @@ from custom.metrics import evaluate_volume
 from custom.metrics.tables import read_csv
 from custom.networks.segmentation_unet import SegmentationUNet
 from custom.segmentation.dice import SegmenterDice
-from tests.custom.benchmark.tiny_benchmark import GRID, patient, write_cohort, write_methods, write_toy_bundle
+from tests.custom.benchmark.tiny_benchmark import GRID, patient, write_methods, write_toy_bundle
 
 METRICS = "psnr_range,ssim,mae_hu"
-
-
-@pytest.fixture
-def cohort(tmp_path: Path) -> Path:
-    return write_cohort(tmp_path)
 
 
 @pytest.fixture

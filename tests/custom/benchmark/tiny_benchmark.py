@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from custom.core.attenuation import hu_to_attenuation
+from custom.core.checkpoints import save_checkpoint
+from custom.core.files import sha256_file
 from custom.geometry import Geometry, VolumeGrid
 from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 from custom.projection import Projector
+from tests.custom.networks.tiny_diffusion import autoencoder, denoiser
 
 GRID = VolumeGrid.cube(16, 320)
 ISOCENTER = (5.0, 6.0, 7.0)
@@ -55,7 +58,7 @@ def patient(radius: float) -> Tensor:
     return torch.where(distance < radius, 0.0, -1000.0)
 
 
-def tiny_network() -> ImplicitReconstructor:
+def tiny_network(**options: Any) -> ImplicitReconstructor:
     """A reconstructor that has learnt nothing, on `GRID`."""
     torch.manual_seed(0)
     return ImplicitReconstructor(
@@ -65,7 +68,19 @@ def tiny_network() -> ImplicitReconstructor:
         {"width": 8, "depth": 1},
         {"width": 8, "depth": 1},
         precision="fp32",
+        **options,
     ).eval()
+
+
+def write_tiny_sampler(folder: Path) -> None:
+    """A model folder that draws samples in a moment, with nothing learnt; its name is "tiny"."""
+    folder.mkdir()
+    parents = {"autoencoder": autoencoder(), "mean": tiny_network()}
+    hashes = {role: sha256_file(save_checkpoint(folder / f"{role}.pt", network)) for role, network in parents.items()}
+    meta = {"parents": hashes, "pixel_at_isocenter_mm": 20.0}
+    files = hashes | {"model": sha256_file(save_checkpoint(folder / "model.pt", denoiser(known_channels=3), meta))}
+    content = {"format": "fewview-ct model 1", "name": "tiny", "files": {f"{k}.pt": v for k, v in files.items()}}
+    (folder / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2}}))
 
 
 def write_cohort(folder: Path, test_radii: Sequence[float] = (80.0, 120.0)) -> Path:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import http.server
 import io
 import json
-import socket
 import ssl
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +20,6 @@ from tests.custom.dicom.stored_radiographs import DX_PROCESSING
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 TIMEOUT_S = 5.0
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from custom.dicom.fetch import fetch
 from custom.dicom.network import NetworkError
 from custom.dicom.strict import encode
 from tests.bombs import deflated
-from tests.custom.dicom.network_peers import TIMEOUT_S, free_port
+from tests.custom.dicom.network_peers import TIMEOUT_S
+from tests.free_ports import free_ports
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_nothing_there_and_nobody_there(pacs: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no study of PatientID 'NOBODY'"):
         fetch(pacs.url, str(tmp_path / "out"), patient="NOBODY", timeout_s=TIMEOUT_S)
     with pytest.raises(NetworkError, match="cannot be reached: connection refused"):
-        fetch(f"http://127.0.0.1:{free_port()}/x", str(tmp_path / "out"), patient="P", timeout_s=TIMEOUT_S)
+        fetch(f"http://127.0.0.1:{free_ports(1)[0]}/x", str(tmp_path / "out"), patient="P", timeout_s=TIMEOUT_S)
     pacs.answers = [(307, [])]
     with pytest.raises(NetworkError, match=r"sends us on to 192\.0\.2\.1"):
         fetch(pacs.url, str(tmp_path / "out"), patient="P", timeout_s=TIMEOUT_S)

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from custom.cli.arguments import parsed
 from custom.cli.command_line import command_app
 from custom.dicom.network import NetworkError, send
 from custom.dicom.store import Address, parse_address, store_scu
-from tests.custom.dicom.network_peers import CT, TIMEOUT_S, free_port, scp, store
+from tests.custom.dicom.network_peers import CT, TIMEOUT_S, scp, store
 from tests.custom.dicom.stored_radiographs import DX_PROCESSING, ROOT, dx, save
+from tests.free_ports import free_ports
 
 
 def test_radiographs_arrive_as_they_were_sent(pair: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -81,14 +83,20 @@ def test_provider_of_implicit_vr_only(pair: Path) -> None:
     assert got[0][1] == pydicom.dcmread(pair / "view1.dcm").PixelData
 
 
+def assert_refused(
+    pair: Path, message: str, answer: Callable[[Any], int] = lambda event: 0x0000, **keywords: Any
+) -> None:
+    """Sending to a provider that answers so, and takes these `contexts`, fails with this message."""
+    with scp(answer, **keywords) as to, pytest.raises(NetworkError, match=message):
+        send(pair, to=to, timeout_s=TIMEOUT_S)
+
+
 def test_failed_status_of_one_file_does_not_stop_the_others(pair: Path) -> None:
     save(dx(3), pair / "view3.dcm")
     answers = iter([0x0000, 0xA700, 0xB000])
-    with (
-        scp(lambda event: next(answers)) as to,
-        pytest.raises(NetworkError, match=r"sent 2 of 3 files to SCP.*view2.dcm: status 0xA700, refused: out of res"),
-    ):
-        send(pair, to=to, timeout_s=TIMEOUT_S)
+    assert_refused(
+        pair, r"sent 2 of 3 files to SCP.*view2.dcm: status 0xA700, refused: out of res", lambda event: next(answers)
+    )
 
 
 def test_remarks_are_passed_on(pair: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -102,28 +110,20 @@ def test_unsupported_transfer_syntax(pair: Path) -> None:
     compressed.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + b"\0" * 60])
     compressed["PixelData"].is_undefined_length = True
     save(compressed, pair / "view3.dcm", JPEG2000Lossless)
-    with (
-        scp(lambda event: 0x0000) as to,
-        pytest.raises(NetworkError, match=r"sent 2 of 3 .*view3.dcm: .* takes no Digital X-Ray.* JPEG 2000"),
-    ):
-        send(pair, to=to, timeout_s=TIMEOUT_S)
+    assert_refused(pair, r"sent 2 of 3 .*view3.dcm: .* takes no Digital X-Ray.* JPEG 2000")
 
 
 def test_unsupported_class(pair: Path) -> None:
-    with (
-        scp(lambda event: 0x0000, [("1.2.840.10008.5.1.4.1.1.2", [ImplicitVRLittleEndian])]) as to,
-        pytest.raises(NetworkError, match=r"sent 0 of 2 .* takes none of these kinds of file: Digital X-Ray"),
-    ):
-        send(pair, to=to, timeout_s=TIMEOUT_S)
+    assert_refused(
+        pair,
+        r"sent 0 of 2 .* takes none of these kinds of file: Digital X-Ray",
+        contexts=[("1.2.840.10008.5.1.4.1.1.2", [ImplicitVRLittleEndian])],
+    )
 
 
 def test_damaged_file_is_named(pair: Path) -> None:
     (pair / "view2.dcm").write_bytes((pair / "view2.dcm").read_bytes()[:180])
-    with (
-        scp(lambda event: 0x0000) as to,
-        pytest.raises(NetworkError, match=r"sent 1 of 2 .*view2.dcm: damaged or not a DICOM file"),
-    ):
-        send(pair, to=to, timeout_s=TIMEOUT_S)
+    assert_refused(pair, r"sent 1 of 2 .*view2.dcm: damaged or not a DICOM file")
 
 
 def test_lost_association(pair: Path) -> None:
@@ -131,15 +131,11 @@ def test_lost_association(pair: Path) -> None:
         event.assoc.abort()
         return 0x0000
 
-    with (
-        scp(abort) as to,
-        pytest.raises(NetworkError, match=r"sent 0 of 2 .*view1.dcm: no answer .*view2.dcm: not tried"),
-    ):
-        send(pair, to=to, timeout_s=TIMEOUT_S)
+    assert_refused(pair, r"sent 0 of 2 .*view1.dcm: no answer .*view2.dcm: not tried", abort)
 
 
 def test_refused_connection(pair: Path) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     with pytest.raises(NetworkError, match=rf"PACS@127.0.0.1:{port} cannot be reached: connection refused"):
         send(pair, to=f"PACS@127.0.0.1:{port}", timeout_s=TIMEOUT_S)
 

@@ -13,7 +13,8 @@ import pydicom
 import pytest
 
 from custom.dicom.network import NetworkError, send
-from tests.custom.dicom.network_peers import TIMEOUT_S, free_port
+from tests.custom.dicom.network_peers import TIMEOUT_S
+from tests.free_ports import free_ports
 
 
 def test_web_server_gets_the_files(pair: Path, tmp_path: Path, web: Any) -> None:
@@ -62,7 +63,7 @@ def test_web_server_remarks(pair: Path, web: Any, caplog: pytest.LogCaptureFixtu
 
 def test_web_server_is_not_there(pair: Path) -> None:
     with pytest.raises(NetworkError, match=r"cannot be reached: connection refused; 0 of 2 files were stored"):
-        send(pair, to=f"http://127.0.0.1:{free_port()}/dicom-web", timeout_s=TIMEOUT_S)
+        send(pair, to=f"http://127.0.0.1:{free_ports(1)[0]}/dicom-web", timeout_s=TIMEOUT_S)
 
 
 OTHER = {"00081199": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": ["1.2.3"]}}]}}

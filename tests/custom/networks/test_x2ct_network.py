@@ -10,32 +10,15 @@ from torch import Tensor, nn
 
 from custom.benchmark import network_row
 from custom.core.checkpoints import build_network, definition, load_checkpoint, save_checkpoint
-from custom.geometry import VolumeGrid, views_from_angles
+from custom.geometry import VolumeGrid
 from custom.models import reconstruct_volume
 from custom.networks import X2CT, X2CTDiscriminator
 from custom.networks.x2ct_planes import FRONTAL, LATERAL, face_picture, ray_deviation_deg, swap_frame
 from custom.projection import Projector
+from tests.custom.networks.tiny_x2ct import GRID, network, views_at
 
-GRID = VolumeGrid((16, 16, 16), (10.0, 10.0, 10.0))
-TINY: dict[str, Any] = {
-    "dense_layers": (2, 1),
-    "decoder_channels": (4, 4, 6),
-    "stem_channels": 4,
-    "growth": 4,
-    "bottleneck": 2,
-    "precision": "fp32",
-}
 #: A place that no mirroring or exchange of axes leaves where it is.
 VOXEL = (3, 10, 5)
-
-
-def network(view_count: int = 2, grid: VolumeGrid = GRID, **changes: Any) -> X2CT:
-    torch.manual_seed(0)
-    return X2CT(grid, view_count, **{**TINY, **changes})
-
-
-def views_at(*angles: float, beam: str = "parallel", **keywords: Any) -> Tensor:
-    return views_from_angles(angles, beam, **{"pixel_mm": 10.0, **keywords}).float()[None]
 
 
 def point_radiographs(views: Tensor, grid: VolumeGrid = GRID, shape: tuple[int, int] = (16, 20)) -> Tensor:

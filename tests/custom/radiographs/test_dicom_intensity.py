@@ -9,23 +9,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from hand_written_dicom import A, F, L, base, dx, intensity, picture, save, to_bytes, without
+from hand_written_dicom import A, F, L, base, dx, intensity, picture, save, stored_dx, to_bytes, without
 from pydicom.dataset import Dataset
 
-from custom.radiographs import MissingMetadata, Radiograph, read_radiographs
+from custom.radiographs import MissingMetadata, Radiograph
+from tests.custom.radiographs.seen_heart import read
 
 TRUTH = picture(1500 * A, -300 * A, L, F)
-
-
-def read(path: Path, **keywords: object) -> Radiograph:
-    (radiograph,) = read_radiographs([path], **keywords)  # type: ignore[arg-type]
-    return radiograph
-
-
-def stored_dx(stored: np.ndarray, **attributes: object) -> Dataset:
-    dataset = dx(**attributes)
-    dataset.PixelData = np.ascontiguousarray(stored).astype("<u2").tobytes()
-    return dataset
 
 
 def error(radiograph: Radiograph) -> float:

@@ -10,15 +10,11 @@ import pytest
 from hand_written_dicom import CLASSES, A, F, L, base, dx, intensity, picture, save, to_bytes, without
 from pydicom.dataset import Dataset
 
-from custom.radiographs import MissingMetadata, Radiograph, read_radiographs
+from custom.radiographs import MissingMetadata, Radiograph
+from tests.custom.radiographs.seen_heart import read
 
 TRUTH = picture(1500 * A, -300 * A, L, F)
 LOG_SCALE = 4000.0
-
-
-def read(path: Path, **keywords: object) -> Radiograph:
-    (radiograph,) = read_radiographs([path], **keywords)  # type: ignore[arg-type]
-    return radiograph
 
 
 def correlation(radiograph: Radiograph) -> float:

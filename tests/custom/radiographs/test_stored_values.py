@@ -10,23 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hand_written_dicom import A, F, H, L, base, dx, intensity, picture, save
+from hand_written_dicom import A, F, H, L, base, dx, intensity, picture, save, stored_dx
 from pydicom.dataset import Dataset
 
 from custom.dicom.padding import padding_beside
 from custom.geometry import rays
-from custom.radiographs import MissingMetadata, Radiograph, read_radiographs
+from custom.radiographs import MissingMetadata
+from tests.custom.radiographs.seen_heart import read
 
 TRUTH = picture(1500 * A, -300 * A, L, F)
-
-
-def read(path: Path, **keywords: object) -> Radiograph:
-    (radiograph,) = read_radiographs([path], **keywords)  # type: ignore[arg-type]
-    return radiograph
-
-
-def stored_dx(stored: np.ndarray, **attributes: object) -> Dataset:
-    return dx(PixelData=np.ascontiguousarray(stored).astype("<u2").tobytes(), **attributes)
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from custom.core.checkpoints import save_checkpoint
-from custom.core.files import sha256_file
 from custom.data.datalist import load_cases
-from tests.custom.benchmark.tiny_benchmark import tiny_network, write_cohort
-from tests.custom.networks.tiny_diffusion import autoencoder, denoiser
+from tests.custom.benchmark.tiny_benchmark import tiny_network, write_cohort, write_tiny_sampler
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +17,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clinic")
     write_cohort(folder)
     save_checkpoint(folder / "inr.pt", tiny_network())
-    ldm = folder / "ldm"
-    ldm.mkdir()
-    parents = {"autoencoder": autoencoder(), "mean": tiny_network()}
-    hashes = {role: sha256_file(save_checkpoint(ldm / f"{role}.pt", network)) for role, network in parents.items()}
-    meta = {"parents": hashes, "pixel_at_isocenter_mm": 20.0}
-    files = hashes | {"model": sha256_file(save_checkpoint(ldm / "model.pt", denoiser(known_channels=3), meta))}
-    content = {"format": "fewview-ct model 1", "name": "tiny", "files": {f"{k}.pt": v for k, v in files.items()}}
-    (ldm / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2}}))
+    write_tiny_sampler(folder / "ldm")
     return folder
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from custom.dicom.write_map import read_uncertainty_map
 from custom.geometry import ViewRow
 from custom.models import load_model
 from custom.radiographs import read_radiographs
@@ -23,6 +22,7 @@ from custom.trust import CheckResult, Verdict
 from custom.trust.calibrated_intervals import CalibratedIntervals
 from custom.trust.measure_intervals import MeasureInterval
 from custom.trust.voxel_intervals import TISSUES, VoxelIntervals
+from tests.custom.dicom.stored_volumes import read_uncertainty_map
 from tests.custom.reconstruct.dx_pair import write_pair
 from tests.custom.reconstruct.only_check import the_only_check
 

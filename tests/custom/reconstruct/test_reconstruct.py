@@ -20,13 +20,12 @@ import torch
 from custom.cli import ExitCode
 from custom.cli.reconstruct_command import command
 from custom.core.files import sha256_file
-from custom.dicom.write_ct import read_ct_series
-from custom.dicom.write_map import read_uncertainty_map
 from custom.models import Model, load_model, save_volume
 from custom.radiographs import read_radiographs
 from custom.reconstruct import hu_sha256, reconstruct
 from custom.trust import CheckResult, Verdict
 from tests.custom.benchmark.tiny_benchmark import GRID, ISOCENTER
+from tests.custom.dicom.stored_volumes import read_ct_series, read_uncertainty_map
 from tests.custom.reconstruct.dx_pair import write_pair
 from tests.custom.reconstruct.only_check import the_only_check
 

@@ -9,36 +9,12 @@ import torch
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from monai.handlers import from_engine
-from torch import Tensor
 
-from custom.geometry import VolumeGrid, views_from_angles
-from custom.networks import X2CT, X2CTDiscriminator
+from custom.networks import X2CTDiscriminator
 from custom.projection import Projector
 from custom.training.learning_rates import constant_then_linear
 from custom.training.x2ct_trainer import X2CTLoss, X2CTTrainer, projection_distance
-
-GRID = VolumeGrid((16, 16, 16), (10.0, 10.0, 10.0))
-
-
-GRID = VolumeGrid((16, 16, 16), (10.0, 10.0, 10.0))
-TINY: dict[str, Any] = {
-    "dense_layers": (2, 1),
-    "decoder_channels": (4, 4, 6),
-    "stem_channels": 4,
-    "growth": 4,
-    "bottleneck": 2,
-    "precision": "fp32",
-}
-
-
-def network(view_count: int = 2, grid: VolumeGrid = GRID, **changes: Any) -> X2CT:
-    torch.manual_seed(0)
-    return X2CT(grid, view_count, **{**TINY, **changes})
-
-
-def views_at(*angles: float, beam: str = "parallel", **keywords: Any) -> Tensor:
-    return views_from_angles(angles, beam, **{"pixel_mm": 10.0, **keywords}).float()[None]
-
+from tests.custom.networks.tiny_x2ct import GRID, network, views_at
 
 # --- loss, discriminator, trainer ---
 

@@ -16,16 +16,15 @@ from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
 from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
-from custom.networks import FeatureUNet, FourierFeatures, ImplicitReconstructor
 from custom.networks.population_prior import OutOfFoldPriors
 from custom.trust import Thresholds, run_checks, state_intervals
 from custom.trust.calibrate import calibrate
 from custom.trust.calibration_model import loaded_model
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
+from tests.custom.benchmark.tiny_benchmark import GRID, tiny_network
 from tests.custom.networks.test_coarse_to_fine import small
 
 PERFECT = SimulationSettings.perfect()
-GRID = VolumeGrid.cube(16, 320.0)
 SOURCE = VolumeGrid((20, 18, 17), (20.0,) * 3)
 TRAINED: dict[str, Any] = {
     "trained_beams": ("parallel", "cone"),
@@ -53,15 +52,7 @@ def write_cohort(folder: Path, count: int, prefix: str = "case") -> str:
 
 
 def write_model(folder: Path, **meta: Any) -> str:
-    network = ImplicitReconstructor(
-        FeatureUNet(4, (4, 6), 3),
-        GRID,
-        FourierFeatures(count=2),
-        {"width": 8, "depth": 1},
-        {"width": 8, "depth": 1},
-        consistency_iterations=10,
-        precision="fp32",
-    )
+    network = tiny_network(consistency_iterations=10)
     content = {"training_views": {"1": 0.5, "2": 0.5, "8": 0.0}, "detector_shape": [16, 24], **meta}
     return str(save_checkpoint(folder / "tiny.pt", network, content))
 
