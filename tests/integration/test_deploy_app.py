@@ -105,9 +105,15 @@ def assert_no_dicom_errors(*paths: Path) -> None:
 # --- the same volume ---
 
 
-@pytest.mark.parametrize(("model", "samples"), [("inr_recon", 0), ("ldm_recon", 2)])
+@pytest.mark.parametrize(
+    ("model", "samples", "volumes"),
+    [
+        ("inr_recon", 0, {"ct", "interval_lower", "interval_upper"}),
+        ("ldm_recon", 2, {"ct", "uncertainty", "samples/sample_000", "samples/sample_001"}),
+    ],
+)
 def test_published_model_gives_the_volume_of_the_command_line(
-    model: str, samples: int, write_pair: Write, models: Path, tmp_path: Path
+    model: str, samples: int, volumes: set[str], write_pair: Write, models: Path, tmp_path: Path
 ) -> None:
     sources = [pydicom.dcmread(path) for path in write_pair(tmp_path / "in")]
     exported = models / "published" / model
@@ -125,7 +131,7 @@ def test_published_model_gives_the_volume_of_the_command_line(
     for key in ("volume", "model", "settings", "radiographs", "checks", "verdict", "warnings", "detector_shape"):
         assert record[key] == expected[key], key
     same = {name for name in expected["files"] if name.endswith(".nii.gz")}
-    assert len(same) == 1 + (samples > 0) * (1 + samples)
+    assert same == {f"{name}.nii.gz" for name in volumes}
     assert {name: record["files"][name] for name in same} == {name: expected["files"][name] for name in same}
 
     volume, _ = read_ct_series(folder / "ct")

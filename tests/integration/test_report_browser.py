@@ -49,7 +49,7 @@ def pixels(picture: bytes) -> npt.NDArray[np.int16]:
 def canvas(browser: Chromium) -> npt.NDArray[np.int16]:
     browser.wait_for(
         "(() => { const c = document.getElementById('viewer-canvas');"
-        " return c.width === c.clientWidth && c.height === c.clientHeight; })()"
+        f" return {STATE} === 'ready' && c.width === c.clientWidth && c.height === c.clientHeight; }})()"
     )
     # Two frames later the canvas shows what was asked for.
     browser.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
@@ -220,6 +220,34 @@ def test_without_webgl_the_pictures_take_the_viewers_place(tmp_path: Path, repor
         assert "no WebGL 2" in chromium.evaluate("document.getElementById('viewer-note').textContent")
         assert chromium.evaluate("getComputedStyle(document.getElementById('viewer')).display") == "none"
         assert pixels(chromium.screenshot("#planes img")).std() > 30
+
+
+def test_a_lost_picture_is_said_and_comes_back_as_it_was(browser: Chromium) -> None:
+    put(browser, "volume", "volume-sample-1", "change")
+    browser.wait_for("document.getElementById('viewer-readout').textContent.startsWith('50 HU')")
+    put(browser, "window", "-300 1000", "change")
+    put(browser, "layout", "coronal", "change")
+    move_to(browser, MARK_MM)
+    before, said = canvas(browser), readout(browser)
+    browser.evaluate(
+        "window.lose = document.getElementById('viewer-canvas').getContext('webgl2').getExtension('WEBGL_lose_context')"
+    )
+    for _ in range(2):
+        browser.evaluate("lose.loseContext()")
+        browser.wait_for(f"{STATE} === 'lost'")
+        assert "lost the viewer's picture" in browser.evaluate("document.getElementById('viewer-note').textContent")
+        assert browser.evaluate("getComputedStyle(document.getElementById('viewer')).display") == "none"
+        assert pixels(browser.screenshot("#planes img")).std() > 30, "a picture stands in for it"
+        browser.evaluate("lose.restoreContext()")
+        browser.wait_for(f"{STATE} === 'ready'")
+        assert np.abs(canvas(browser) - before).mean() < 0.05
+        assert readout(browser) == said
+    # It is operated as before, by one viewer and not by two.
+    put(browser, "spread", 1, "change")
+    assert coloured(canvas(browser)) > 0.1
+    put(browser, "spread", 0, "change")
+    put(browser, "volume", "volume-ct", "change")
+    browser.wait_for("document.getElementById('viewer-readout').textContent.startsWith('1000 HU')")
 
 
 @pytest.mark.parametrize("width", [320, 390, 1280])
