@@ -20,6 +20,7 @@ from monai.bundle import ConfigWorkflow
 
 from custom.benchmark import VIEW_SETS
 from custom.core.files import write_bytes
+from custom.metrics.tables import read_csv
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "ldm_recon" / "configs"
 SPREAD = {
@@ -54,7 +55,10 @@ def _evaluate(folder: Path, preset: str, options: Mapping[str, Any]) -> None:
 
 def _spread(folder: Path) -> dict[str, float]:
     found = [json.loads(path.read_text())["summary"] for path in sorted(folder.glob("*/uncertainty.json"))]
-    return {key: statistics.fmean(summary[key] for summary in found) for key in SPREAD}
+    spread = {key: statistics.fmean(summary[key] for summary in found) for key in SPREAD}
+    rows = [row for path in folder.glob("*/samples.csv") for row in read_csv(path)]
+    bands = [key for key in rows[0] if key.startswith("spectrum_")]
+    return spread | {key: statistics.fmean(float(row[key]) for row in rows) for key in bands}
 
 
 def main(
@@ -84,7 +88,7 @@ def main(
         options: more keys of evaluate.json, such as {"steps": 10}.
     """
     folder = Path(output)
-    lines = ["| views | " + " | ".join(SPREAD.values()) + " |", "|" + "---|" * (1 + len(SPREAD))]
+    lines: list[str] = []
     for column in columns:
         place = folder / column.replace(" ", "_")
         settings = {
@@ -97,7 +101,11 @@ def main(
             "samples": samples,
         }
         _evaluate(place, preset, {**settings, **(options or {})})
-        lines.append(f"| {column} | " + " | ".join(f"{value:.3g}" for value in _spread(place).values()) + " |")
+        found = _spread(place)
+        if not lines:
+            names = [SPREAD.get(key, key.replace("_", " ")) for key in found]
+            lines = ["| views | " + " | ".join(names) + " |", "|" + "---|" * (1 + len(names))]
+        lines.append(f"| {column} | " + " | ".join(f"{value:.3g}" for value in found.values()) + " |")
     write_bytes(folder / "spread.md", ("\n".join(lines) + "\n").encode())
     print((folder / "spread.md").read_text())
 

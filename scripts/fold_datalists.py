@@ -2,8 +2,8 @@
 
     python scripts/fold_datalists.py data/prepared/datalist_fine.json --folds 3
 
-writes datalist_fine_without_fold0.json and so on beside it. Train inr_recon on each (fold_mean_checkpoints of
-ldm_recon), and write the latents with the same number of folds.
+writes datalist_fine_without_fold0.json and so on beside it. Train inr_recon on each: these are the mean_checkpoints of
+ldm_recon's latents.json, in this order.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ ideal frontal radiograph.
 
     fewview-ct prepare DATA data/prepared
     python scripts/real_radiograph.py DATA/radiographs/acrin_nsclc_042_scout.dcm data/prepared acrin_nsclc_042 \
-        outputs/real_radiograph --model bundles/ldm_recon/models/mean.pt --others "['nlst_100252','qin_LSC0003']"
+        outputs/real_radiograph --model bundles/inr_recon/models/ten_patients.pt \
+        --others "['nlst_100252','qin_LSC0003']"
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class RandThoraxAugment(Randomizable, Transform):
         self.shapes, self.dtype = shapes, dtype
         self.warp: ThoraxWarp | None = None
 
-    def randomize(self, data: Mapping[Hashable, Any] | None = None) -> None:
+    def randomize(self, data: Mapping[Any, Any] | None = None) -> None:
         """Draw a new warp into ``self.warp`` from ``self.R``.
 
         Args:

@@ -25,7 +25,7 @@ from monai.transforms import Compose
 from torch import Tensor
 from tqdm import tqdm
 
-from custom.core.files import sha256_files, write_tensors
+from custom.core.files import sha256_file, sha256_files, write_tensors
 from custom.core.tensor_files import load_tensors
 from custom.data.datalist import load_cases
 from custom.data.transforms import LoadNiftid, SampleOnGridd
@@ -127,6 +127,7 @@ class ShapeModel:
     Attributes:
         grid: of the fields.
         cases: names of the registered cases.
+        sha256: of the file.
 
     Raises:
         FileNotFoundError, ValueError: if there is no such file, or it is none of shapes.
@@ -154,7 +155,7 @@ class ShapeModel:
             self._from_reference = {name: each["from_reference"].float() for name, each in fields.items()}
         except (KeyError, TypeError, RuntimeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a file of shapes as 'fewview-ct shapes' writes them: {error}") from error
-        self.concentration, self.extrapolation = concentration, extrapolation
+        self.concentration, self.extrapolation, self.sha256 = concentration, extrapolation, sha256_file(path)
         self.cases = sorted(fields)
         self._fold = {str(case["case"]): int(case["fold"]) for case in cases if "fold" in case}
 

@@ -22,6 +22,7 @@ from custom.core.attenuation import water_attenuation_per_mm
 from custom.core.hu_window import hu_to_unit, unit_to_hu
 from custom.geometry import VolumeGrid
 from custom.metrics import SampleStatistics, body_mask, evaluate_volume, write_maps, write_summary
+from custom.metrics.spectrum import spectrum_ratio
 from custom.metrics.tables import read_csv, write_csv
 from custom.models import save_volume
 from custom.projection import Projector
@@ -57,9 +58,9 @@ class PosteriorEvaluator(SupervisedEvaluator):
     For every case a folder of its own in `output_dir`, named after the batch entry "case" or the radiographs' file:
     mean.nii.gz and std.nii.gz (HU; with a truth also the bias), convergence.csv, uncertainty.json (the numbers of
     `custom.metrics.summarise_case`, and the error against the radiographs), uncertainty.png, and with a truth
-    samples.csv with the metrics of every single sample. Where the sampler corrects decoded samples, samples.csv has
-    every sample's error against the radiographs before and after it, and uncertainty.json its mean over the samples. A
-    killed run goes on with the next batch of samples.
+    samples.csv with the metrics and the power spectrum of every single sample. Where the sampler corrects decoded
+    samples, samples.csv has every sample's error against the radiographs before and after it, and uncertainty.json
+    its mean over the samples. A killed run goes on with the next batch of samples.
 
     Args:
         samples: N, at least 2.
@@ -177,6 +178,7 @@ class PosteriorEvaluator(SupervisedEvaluator):
                     save_volume(folder / f"sample_{index:04d}.nii.gz", sample, sampler.grid, isocenter)
                 if truth is not None:
                     values = evaluate_volume(sample, truth, sampler.hu_window, self.metric_names)
+                    values |= spectrum_ratio(sample, truth, sampler.grid.spacing_mm)
                     rows[index] = {**rows.get(index, {}), "sample": index, **values}
             if compared:
                 for index, error in enumerate(errors(samples), first):

@@ -20,9 +20,13 @@ from custom.geometry import VolumeGrid
 from custom.networks.feature_unet import averaging_factor, encode_views
 from custom.networks.initialisation import initialise_he
 from custom.networks.inputs import check_radiographs
+from custom.networks.residual_gaussian import ResidualGaussian
 from custom.schedulers import DPMSolverPPScheduler
 
-__all__ = ["LatentDenoiser"]
+__all__ = ["LatentDenoiser", "wide"]
+
+#: Number of views that the condition's last channel says 1 of, with `view_count`.
+MOST_VIEWS = 8
 
 
 @describes_itself
@@ -40,6 +44,10 @@ class LatentDenoiser(nn.Module):
         known_channels: channels of a reconstruction on the latent grid that is given beside the radiographs, such as
             the encoded mean of `inr_recon`; 0 for none.
         residual: diffuse what the latent differs from `known` by, not the latent itself.
+        residual_width: of a `ResidualGaussian`, whose mean and deviation at every voxel the residual is measured by; 0:
+            none, one deviation for each channel.
+        view_count: the condition's last channel is the number of views over `MOST_VIEWS`, not one: the fewer they are,
+            the wider samples have to be spread, and features that are averaged over views do not tell it.
         space_to_depth: voxels along each side that become channels of one before the U-Net and voxels again after it;
             2 makes a step several times faster.
         prediction_type: "epsilon", "sample" or "v_prediction": what the output is.
@@ -72,6 +80,8 @@ class LatentDenoiser(nn.Module):
         unet: Mapping[str, Any],
         known_channels: int = 0,
         residual: bool = False,
+        residual_width: int = 0,
+        view_count: bool = False,
         space_to_depth: int = 1,
         prediction_type: str = "v_prediction",
         num_train_timesteps: int = 1000,
@@ -95,7 +105,7 @@ class LatentDenoiser(nn.Module):
                 f"space_to_depth {space_to_depth}"
             )
         self.encoder, self.grid, self.latent_channels = encoder, grid, latent_channels
-        self.known_channels, self.residual = known_channels, residual
+        self.known_channels, self.residual, self.view_count = known_channels, residual, view_count
         self.space_to_depth, self.prediction_type = space_to_depth, prediction_type
         self.num_train_timesteps, self.noise_schedule = num_train_timesteps, noise_schedule
         self.scheduler()  # says at once what is wrong with them
@@ -105,6 +115,9 @@ class LatentDenoiser(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
         self.register_buffer("latent_std", torch.ones(latent_channels))
         self.register_buffer("residual_std", torch.ones(latent_channels))
+        if residual_width and not residual:
+            raise ValueError("residual_width belongs to residual: set both, or neither")
+        self.residual_gaussian = ResidualGaussian(latent_channels, residual_width) if residual_width else None
         features = 0 if encoder is None else int(encoder.out_channels) + 1
         self.condition_channels = features + known_channels + 1
         cell = space_to_depth**3
@@ -125,19 +138,44 @@ class LatentDenoiser(nn.Module):
 
     def normalise(self, latent: Tensor) -> Tensor:
         """A latent (B, C, X, Y, Z) of the autoencoder with mean 0 and deviation 1 over the training."""
-        return (latent - _wide(self.latent_mean)) / _wide(self.latent_std)
+        return (latent - wide(self.latent_mean)) / wide(self.latent_std)
 
     def denormalise(self, latent: Tensor) -> Tensor:
         """The inverse of `normalise`."""
-        return latent * _wide(self.latent_std) + _wide(self.latent_mean)
+        return latent * wide(self.latent_std) + wide(self.latent_mean)
 
-    def to_residual(self, latent: Tensor, known: Tensor | None) -> Tensor:
-        """What noise is added to: a normalised latent, or what it differs from `known` by."""
-        return (latent - known) / _wide(self.residual_std) if self.residual and known is not None else latent
+    def to_residual(self, latent: Tensor, known: Tensor | None, view_share: Tensor) -> Tensor:
+        """What noise is added to: a normalised latent, or what it differs from `known` by.
 
-    def from_residual(self, value: Tensor, known: Tensor | None) -> Tensor:
+        Args:
+            latent: (B, C, X, Y, Z), normalised.
+            known: like it; None without `known_channels`.
+            view_share: see `view_share`.
+        """
+        if not self.residual or known is None:
+            return latent
+        mean, std = self._residual_moments(known, view_share)
+        return (latent - known - mean) / std
+
+    def from_residual(self, value: Tensor, known: Tensor | None, view_share: Tensor) -> Tensor:
         """The normalised latent, the inverse of `to_residual`."""
-        return value * _wide(self.residual_std) + known if self.residual and known is not None else value
+        if not self.residual or known is None:
+            return value
+        mean, std = self._residual_moments(known, view_share)
+        return value * std + mean + known
+
+    def _residual_moments(self, known: Tensor, view_share: Tensor) -> tuple[Tensor | float, Tensor]:
+        deviation = wide(self.residual_std)
+        if self.residual_gaussian is None:
+            return 0.0, deviation
+        mean, std = self.residual_gaussian(known, view_share)
+        return mean * deviation, std * deviation
+
+    @staticmethod
+    def view_share(views: Tensor, view_mask: Tensor | None = None) -> Tensor:
+        """Number of views over `MOST_VIEWS` (B,), of views (B, K, 13) and bool (B, K)."""
+        count = views.new_full((len(views),), views.shape[1]) if view_mask is None else view_mask.sum(1)
+        return count.float() / MOST_VIEWS
 
     def condition(
         self,
@@ -156,8 +194,8 @@ class LatentDenoiser(nn.Module):
 
         Returns:
             (B, condition_channels, X, Y, Z): the mean of the views' features, the share of views that see the voxel,
-            `known`, and a channel of ones. A condition is dropped by making all of it zero: the last channel tells that
-            from a voxel that no view sees.
+            `known`, and a channel of ones, or of the number of views (`view_count`). A condition is dropped by making
+            all of it zero: the last channel tells that from a voxel that no view sees.
 
         Raises:
             ValueError: as `check_radiographs`, or for `known` of other channels.
@@ -176,7 +214,10 @@ class LatentDenoiser(nn.Module):
             parts.append(fuse_features(features, views.float(), self.grid, image.shape[2:], view_mask, with_count=True))
         if known is not None:
             parts.append(known)
-        parts.append(image.new_ones(len(image), 1, *self.grid.shape))
+        told = image.new_ones(len(image), 1, *self.grid.shape)
+        if self.view_count:
+            told *= self.view_share(views, view_mask).to(told)[:, None, None, None, None]
+        parts.append(told)
         return torch.cat(parts, 1)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
@@ -220,5 +261,6 @@ class LatentDenoiser(nn.Module):
         return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.precision, device))
 
 
-def _wide(per_channel: Tensor) -> Tensor:
+def wide(per_channel: Tensor) -> Tensor:
+    """(C,) as (C, 1, 1, 1)."""
     return per_channel[:, None, None, None]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
@@ -21,8 +22,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from custom.geometry import VolumeGrid, is_cone, is_upright, rays
-from custom.projection.column_kernels import DetectorColumns
 from custom.projection.linear_operator import LinearOperator, csr, transposed_csr
+
+if TYPE_CHECKING:
+    from custom.projection.column_kernels import DetectorColumns
 
 __all__ = ["JosephOperator", "joseph"]
 
@@ -262,6 +265,9 @@ class JosephOperator(LinearOperator):
 
 def _detector_columns(bundle: _Bundle, grid: VolumeGrid, detector_shape: Sequence[int]) -> DetectorColumns:
     """A bundle of all rays of an upright view, with voxel indices instead of normalised coordinates."""
+    # Numba takes 75 MB and a quarter of a second: not for commands that refuse their input.
+    from custom.projection.column_kernels import DetectorColumns
+
     rows, columns = detector_shape
     half = bundle.start.new_tensor([grid.shape[2], grid.shape[1 - bundle.axis]]) / 2
     index = torch.stack([(bundle.start + 1) * half - 0.5, bundle.slope * half]).view(2, columns, rows, 2)

@@ -188,7 +188,8 @@ class PosteriorSampler(nn.Module):
                 weight = self.consistency_weight * scheduler.alpha_sigma(t)[0] ** 2
                 original = self._towards_radiographs(original, known, radiographs, weight)
             x, _ = scheduler.step_from_original(original, t, x)
-        return self.denoiser.denormalise(self.denoiser.from_residual(x, known))
+        share = self.denoiser.view_share(radiographs[1], radiographs[2])
+        return self.denoiser.denormalise(self.denoiser.from_residual(x, known, share))
 
     def _guided(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         scale = self.guidance_scale
@@ -206,11 +207,12 @@ class PosteriorSampler(nn.Module):
         What the autoencoder alone loses on the way there and back cancels out.
         """
         assert self.consistency is not None
-        latent = self.denoiser.denormalise(self.denoiser.from_residual(original, known))
+        share = self.denoiser.view_share(radiographs[1], radiographs[2])
+        latent = self.denoiser.denormalise(self.denoiser.from_residual(original, known, share))
         volume = self.autoencoder.decode(latent)
         corrected = self.autoencoder.encode(self.consistency(volume, *radiographs))
         moved = latent + weight * (corrected - self.autoencoder.encode(volume))
-        return self.denoiser.to_residual(self.denoiser.normalise(moved), known)
+        return self.denoiser.to_residual(self.denoiser.normalise(moved), known, share)
 
     def _decode(self, latent: Tensor) -> Tensor:
         return self.autoencoder.decode(latent, quantise=self.quantise).clamp(-1, 1)

@@ -75,10 +75,10 @@ def load_sampler(
         raise ValueError(f"{source} was trained on latents, not on voxels: pass the autoencoder_checkpoint")
     mean = None
     if mean_checkpoint is not None and denoiser.known_channels > 0:
-        mean = EncodedMean([mean_checkpoint], autoencoder, device, precision)
-    if mean is not None and expected_mean is not None and expected_mean != mean.hashes[0]:
+        mean = EncodedMean(mean_checkpoint, autoencoder, device, precision)
+    if mean is not None and expected_mean is not None and expected_mean != mean.hash:
         raise ValueError(
-            f"{mean_checkpoint}: SHA-256 {mean.hashes[0][:12]}, but {checkpoint} was trained for the mean network "
+            f"{mean_checkpoint}: SHA-256 {mean.hash[:12]}, but {checkpoint} was trained for the mean network "
             f"{expected_mean[:12]}: pass that one"
         )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from monai.inferers import Inferer
 from monai.networks.schedulers import Scheduler
 from torch import Tensor, nn
 
-from custom.networks.denoiser import LatentDenoiser
+from custom.networks.denoiser import LatentDenoiser, wide
 from custom.training.latent_dataset import LatentDataset
 from custom.training.voxel_dataset import VoxelDataset
 
@@ -64,20 +66,19 @@ def loss_weight(alphas_cumprod: Tensor, prediction_type: str, time: Tensor, gamm
 def fit_normalisation(
     network: LatentDenoiser | nn.Module,
     dataset: LatentDataset | VoxelDataset,
-    radiographs: PrepareBatch | None = None,
-    mean: Callable[..., Tensor] | None = None,
-    cases: int = 64,
+    residual_steps: int = 1500,
+    known_from: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Give a denoiser the mean and deviation of the training latents, and that of their residuals if it needs it.
+    """Give a denoiser the mean and deviation of the training latents, and of their residuals if it needs them.
 
     Args:
         network: whose buffers are set; they are kept in its checkpoint.
         dataset: the latents, or volumes in their place.
-        radiographs, mean: see `NoisyLatents`.
-        cases: entries whose residuals are computed.
+        residual_steps: in which its `ResidualGaussian` is fitted to the entries, if it has one.
+        known_from: checkpoint that brings all of it, so that nothing is fitted, if that file is there.
 
     Raises:
-        ValueError: if the denoiser's and the latents' channels differ, or a mean is missing or superfluous.
+        ValueError: if the denoiser's and the latents' channels differ, or reconstructions are missing or superfluous.
     """
     network = getattr(network, "module", network)
     assert isinstance(network, LatentDenoiser)
@@ -85,56 +86,75 @@ def fit_normalisation(
         raise ValueError(
             f"the latents have {len(dataset.latent_mean)} channels, latent_channels is {network.latent_channels}"
         )
-    if (mean is None) != (network.known_channels == 0):
-        raise ValueError("known_channels and fold_mean_checkpoints belong together: set both, or neither")
-    networks = len(getattr(mean, "networks", ()))
-    if networks and networks != dataset.folds:
-        raise ValueError(
-            f"{networks} fold_mean_checkpoints for latents of {dataset.folds} folds of the patients: a mean would have "
-            "seen the patients that it serves; write the latents with as many folds"
-        )
+    _check_known(network, dataset[0])
+    if known_from is not None and Path(known_from).is_file():
+        return
     network.latent_mean.copy_(dataset.latent_mean)
     network.latent_std.copy_(dataset.latent_std.clamp(min=1e-6))
-    if not network.residual or mean is None or radiographs is None:
+    if not network.residual:
         return
-    device = network.latent_mean.device
-    squares = torch.zeros(network.latent_channels, device=device)
-    count = min(cases, len(dataset))
-    for index in torch.linspace(0, len(dataset) - 1, count).long().tolist():
-        batch = {key: value[None].to(device) for key, value in dataset[index].items()}
-        image, _, _, views = radiographs(batch, device)
-        with torch.no_grad():
-            known = mean(image, views["views"], views["view_mask"], batch)
-        difference = network.normalise(batch["latent"]) - network.normalise(known)
-        squares += difference.square().mean((0, 2, 3, 4)) / count
+    entries = _Residuals(network, dataset)
+    chosen = torch.linspace(0, len(dataset) - 1, min(64, len(dataset))).long().tolist()
+    squares = torch.stack([entries[index][2].square().mean((0, 2, 3, 4)) for index in chosen]).mean(0)
     network.residual_std.copy_(squares.sqrt().clamp(min=1e-6))
     logger.info("residuals are %.3f of the latents' deviation", float(squares.mean().sqrt()))
+    if network.residual_gaussian is not None:
+        likelihood = network.residual_gaussian.fit(entries, residual_steps)
+        logger.info("negative log-likelihood of the residuals: 0.5 with one deviation a channel, %.3f", likelihood)
+
+
+class _Residuals(Sequence[tuple[Tensor, Tensor, Tensor]]):
+    """What `ResidualGaussian.fit` reads of every entry."""
+
+    def __init__(self, network: LatentDenoiser, dataset: LatentDataset | VoxelDataset) -> None:
+        self.network, self.dataset = network, dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        network, entry = self.network, self.dataset[index]
+        latent, known = (
+            network.normalise(entry[key][None].to(network.latent_mean.device)) for key in ("latent", "known")
+        )
+        share = network.view_share(entry["views"][None].to(known))
+        return known, share, (latent - known) / wide(network.residual_std)
+
+
+def _check_known(network: LatentDenoiser, entry: Mapping[str, Any]) -> None:
+    """Raises ValueError if a denoiser and the latents' entries do not agree on knowing a reconstruction."""
+    if network.known_channels and "known" not in entry:
+        raise ValueError(
+            "the denoiser has known_channels, but the latents hold no reconstructions: write them with the "
+            "mean_checkpoints of latents.json, to another folder"
+        )
+    if "known" in entry and not network.known_channels:
+        raise ValueError("the latents hold reconstructions, which a denoiser without known_channels cannot be told")
 
 
 class NoisyLatents(PrepareBatch):
-    """Turns cached latents and the CTs that they came from into a step of training.
+    """Turns cached latents, with the CTs that they came from or with radiographs and reconstructions, into a step.
 
     Args:
         network: the denoiser that is trained: it normalises latents, and says what it predicts in which diffusion.
         radiographs: computes radiographs of the CTs, at views drawn for this step, and returns (image, label, (),
-            keywords) as `custom.training.prepare_batch.SimulatedRadiographs` does.
-        mean: gives the denoiser's `known`, from (image, views, view_mask, batch) to the encoded reconstruction
-            (B, C, X, Y, Z) of a network that has not seen the patient; None where the denoiser knows none.
+            keywords) as `custom.training.prepare_batch.SimulatedRadiographs` does; or those of the entries, which are
+            what their batch entry "known" (B, C, X, Y, Z) was reconstructed from.
         drop_prob: how often a case loses its condition, for guidance (0.1 where the literature says anything).
         min_snr_gamma: see `loss_weight`.
-        noises_per_case: R, noisy latents of every case in a step. Its radiographs, features and mean are computed once
-            for all of them.
+        noises_per_case: R, noisy latents of every case in a step. Its radiographs and features are computed once for
+            all of them.
         latent_key: batch entry (B, C, X, Y, Z), not normalised.
 
     Raises:
-        ValueError: if drop_prob is no share, or noises_per_case less than 1.
+        ValueError: if drop_prob is no share, or noises_per_case less than 1; in a step, if there is "known" and the
+            network has no known_channels, or the other way round.
     """
 
     def __init__(
         self,
         network: LatentDenoiser | nn.Module,
         radiographs: PrepareBatch,
-        mean: Callable[[Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor] | None = None,
         drop_prob: float = 0.1,
         min_snr_gamma: float | None = None,
         noises_per_case: int = 1,
@@ -145,7 +165,7 @@ class NoisyLatents(PrepareBatch):
         if noises_per_case < 1:
             raise ValueError(f"noises_per_case must be at least 1, got {noises_per_case}")
         self.network: Any = getattr(network, "module", network)
-        self.scheduler, self.radiographs, self.mean = self.network.scheduler(), radiographs, mean
+        self.scheduler, self.radiographs = self.network.scheduler(), radiographs
         self.drop_prob, self.min_snr_gamma = drop_prob, min_snr_gamma
         self.noises_per_case, self.latent_key = noises_per_case, latent_key
 
@@ -161,14 +181,19 @@ class NoisyLatents(PrepareBatch):
         Both the target and (by the inferer) the network's answer are multiplied by the root of the loss's weight, so
         that a plain mean squared error is the weighted loss.
         """
+        _check_known(self.network, batchdata)
         image, _, _, views = self.radiographs(dict(batchdata), device, non_blocking)
-        latent = torch.as_tensor(batchdata[self.latent_key]).to(device, torch.float32, non_blocking=non_blocking)
+
+        def normalised(key: str) -> Tensor:
+            value = torch.as_tensor(batchdata[key]).to(device, torch.float32, non_blocking=non_blocking)
+            return self.network.normalise(value)
+
         keywords: dict[str, Any] = {"image": image, "views": views["views"], "view_mask": views["view_mask"]}
-        if self.mean is not None:
-            with torch.no_grad():
-                encoded = self.mean(image, views["views"], views["view_mask"], batchdata)
-            keywords["known"] = self.network.normalise(encoded)
-        target = self.network.to_residual(self.network.normalise(latent), keywords.get("known"))
+        if "known" in batchdata:
+            keywords["known"] = normalised("known")
+        latent = normalised(self.latent_key)
+        share = self.network.view_share(views["views"], views["view_mask"])
+        target = self.network.to_residual(latent, keywords.get("known"), share)
         target = target.repeat_interleave(self.noises_per_case, 0)
         time = _stratified_times(len(target), self.scheduler.num_train_timesteps, latent.device)
         noise = torch.randn_like(target)

@@ -1,7 +1,8 @@
 """Data set of the latents of warped training CTs, computed once, so that the diffusion trains without encoder.
 
 An entry is a file of tensors: the latent, and the warped CT that it came from, so that radiographs at any angle can be
-projected from the very same volume in the training step.
+projected from the very same volume in the training step. Or, for denoisers that know a reconstruction: the latent, one
+set of radiographs, and what a mean network makes of them, encoded.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from custom.core.tensor_files import load_tensors
 from custom.core.workers import Workers
 from custom.data.augmentation import RandThoraxAugment
 from custom.geometry import VolumeGrid
+from custom.sampling import EncodedMean
+from custom.training.prepare_batch import SimulatedRadiographs
 
 __all__ = ["LatentDataset", "write_latents"]
 
 logger = logging.getLogger(__name__)
 
 INDEX = "latents.json"
+#: What the index holds beside the settings.
+RESULTS = {"count", "latent_mean", "latent_std"}
 
 
 def write_latents(
@@ -47,6 +52,8 @@ def write_latents(
     key: str = "source",
     loading: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     scheduler: str | None = None,
+    radiographs: SimulatedRadiographs | None = None,
+    means: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
     """Warp training CTs at random, encode them, and write `count` entries and an index.
 
@@ -54,7 +61,8 @@ def write_latents(
 
     Args:
         folder: of the entries.
-        cases: training cases; "fold" (where there is one) is the part of the patients that one belongs to.
+        cases: training cases; "fold" (where there is one) is the part of the patients that one belongs to, "case" its
+            name, which the augmentation's shape model needs.
         weights: how often each case is drawn.
         augment: the warp, to `body_grid`.
         autoencoder_checkpoint: model.pt of `vqgan`; the middle of the warped CT on its grid is encoded.
@@ -66,12 +74,16 @@ def write_latents(
         loading: makes of a case the loaded one, in which `key` is the CT (1, X, Y, Z) in HU around the isocentre; all
             are of one shape. One case is in memory at a time.
         scheduler: see `custom.core.workers.Workers`; the unit of work is a case with all of its entries.
+        radiographs: of an entry, with `means`; of sampling "grid", on the autoencoder's grid and `body_grid`.
+        means: model.pt of `inr_recon`: one for each fold, which has not seen it, or one for all. With them an entry
+            has no "source", but "image" (K, V, U), "views" (K, 13) and the encoded reconstruction "known".
 
     Returns:
         The index, latents.json.
 
     Raises:
-        ValueError: if the folder holds entries of other settings, or grids do not fit each other.
+        ValueError: if the folder holds entries of other settings, grids do not fit each other, or means and folds
+            differ in number.
     """
     if count < 2:
         raise ValueError(f"at least 2 latents are needed to know their spread, got {count}")
@@ -80,17 +92,29 @@ def write_latents(
     autoencoder: Any = checkpoint.network()
     cube = (slice(None), *autoencoder.grid.middle_of(body_grid))
     shape = tuple(loading(cases[0])[key].shape[1:])
+    folds = [int(case.get("fold", 0)) for case in cases]
+    if len(means) > 1 and len(means) != max(folds) + 1:
+        raise ValueError(f"{len(means)} mean networks for {max(folds) + 1} folds of the patients: one for each, or one")
+    wanted = ("grid", autoencoder.grid, body_grid)
+    if means and (not radiographs or (radiographs.sampling, radiographs.grid, radiographs.body_grid) != wanted):
+        raise ValueError("means need radiographs of sampling 'grid', on the autoencoder's grid and the body_grid")
     settings = {
         "autoencoder_sha256": checkpoint.hash,
         "grid": definition(autoencoder.grid),
         "source_grid": definition(body_grid),
         "hu_window": list(autoencoder.hu_window),
         "seed": seed,
-        "folds": [int(case.get("fold", 0)) for case in cases],
+        "folds": folds,
         "weights": [round(float(weight), 9) for weight in weights],
         "loaded_shapes": [shape],
-        "augmentation": {k: v for k, v in vars(augment).items() if isinstance(v, int | float | tuple) and k != "R"},
+        "augmentation": _plain(augment),
     }
+    if augment.shapes is not None:
+        settings["shapes"] = _plain(augment.shapes)
+    if means and radiographs:
+        settings["mean_sha256"] = [EncodedMean(path, autoencoder).hash for path in means]
+        parts = (radiographs, radiographs.acquisition, radiographs.pose_error, radiographs.degradation)
+        settings["radiographs"] = {type(part).__name__: _plain(part) for part in parts if part is not None}
     settings = json.loads(json.dumps(settings))
     _claim(folder, settings)
     generator = torch.Generator().manual_seed(seed)
@@ -111,6 +135,8 @@ def write_latents(
         checkpoint=Path(autoencoder_checkpoint),
         cube=cube,
         device=device,
+        radiographs=radiographs,
+        means=means,
     )
     with Workers(1, scheduler) as pool:
         pool.run(work, jobs, label="latents")
@@ -148,19 +174,43 @@ def _encode(
     checkpoint: Path,
     cube: tuple[slice, ...],
     device: str | torch.device,
+    radiographs: SimulatedRadiographs | None,
+    means: Sequence[str | os.PathLike[str]],
 ) -> None:
     """Write the entries of one case."""
     autoencoder: Any = load_checkpoint(checkpoint).network().to(device)
     loaded = torch.as_tensor(loading(job.case)[key])
     if tuple(loaded.shape[1:]) != shape:
         raise ValueError(f"{job.case.get('case', 'a case')}: {tuple(loaded.shape[1:])} voxels, the first has {shape}")
+    fold = int(job.case.get("fold", 0))
+    mean = EncodedMean(means[fold if len(means) > 1 else 0], autoencoder, device) if means else None
     for index in job.indices:
-        augment.set_random_state(seed * 1_000_003 + index)
-        volume = augment(loaded).round().to(torch.int16)
+        own_seed = seed * 1_000_003 + index
+        augment.set_random_state(own_seed)
+        augment.randomize(job.case)
+        volume = augment(loaded, randomize=False).round().to(torch.int16)
         unit = hu_to_unit(volume[cube].to(device), autoencoder.hu_window)
-        latent = autoencoder.encode(unit[None])[0].half().cpu()
-        entry = {"latent": latent, "source": volume, "fold": torch.tensor(int(job.case.get("fold", 0)))}
+        entry = {"latent": autoencoder.encode(unit[None])[0].half().cpu(), "fold": torch.tensor(fold)}
+        if mean is None or radiographs is None:
+            entry["source"] = volume
+        else:
+            with torch.random.fork_rng([]):
+                radiographs.set_random_state(own_seed)
+                image, _, _, seen = radiographs({radiographs.volume_key: volume[None]}, device)
+            known = mean(image, seen["views"], seen["view_mask"])[0].half()
+            entry |= {"known": known.cpu(), "image": image[0].cpu(), "views": seen["views"][0].cpu()}
         write_tensors(entry_path(folder, index), entry)
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """The settings of an object that are numbers, words, or lists of them."""
+    values = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(part).items()}
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float | str)
+        or (isinstance(value, list | tuple) and all(isinstance(one, int | float | str) for one in value))
+    }
 
 
 def entry_path(folder: Path, index: int) -> Path:
@@ -169,22 +219,28 @@ def entry_path(folder: Path, index: int) -> Path:
 
 
 class LatentDataset(Dataset):
-    """Entries of `write_latents`: "latent" (C, x, y, z), "source" (1, X, Y, Z) in HU, "fold".
+    """Entries of `write_latents`: "latent" (C, x, y, z), "fold", and "source" (1, X, Y, Z) in HU, or of means "known"
+    (C, x, y, z), "image" (K, V, U), "views" (K, 13) and "view_mask" (K,).
 
     Args:
         folder: of the entries.
         autoencoder_checkpoint: model.pt that will decode what is learnt from them.
+        mean_checkpoint: model.pt whose reconstructions they shall know; None: not compared.
 
     Attributes:
         latent_mean, latent_std: of every channel, over all entries.
-        folds: number of parts of the patients.
 
     Raises:
         FileNotFoundError: if there are none, or some are missing.
-        ValueError: if they were made by another autoencoder.
+        ValueError: if they were made by another autoencoder, or by one mean network that is another.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], autoencoder_checkpoint: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        autoencoder_checkpoint: str | os.PathLike[str],
+        mean_checkpoint: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.folder = Path(folder)
         index = self.folder / INDEX
         content = read_json_object(index) if index.is_file() else {}
@@ -200,10 +256,15 @@ class LatentDataset(Dataset):
                 f"{content['autoencoder_sha256'][:12]}) than {autoencoder_checkpoint} ({found[:12]}): encode the CTs "
                 "again in another folder, or pass the checkpoint that made them"
             )
+        means = content.get("mean_sha256", [])
+        if mean_checkpoint is not None and len(means) == 1 and means[0] != (found := sha256_file(mean_checkpoint)):
+            raise ValueError(
+                f"{index}: these latents know the reconstructions of another mean network (SHA-256 {means[0][:12]}) "
+                f"than {mean_checkpoint} ({found[:12]}): pass that one, or encode the CTs again in another folder"
+            )
         self.count = int(content["count"])
         self.latent_mean = torch.tensor(content["latent_mean"])
         self.latent_std = torch.tensor(content["latent_std"])
-        self.folds = max(content["folds"]) + 1
         missing = [i for i in range(self.count) if not entry_path(self.folder, i).is_file()]
         if missing:
             raise FileNotFoundError(f"{entry_path(self.folder, missing[0])}: missing, and {len(missing) - 1} more")
@@ -215,7 +276,8 @@ class LatentDataset(Dataset):
         if not 0 <= index < self.count:
             raise IndexError(f"there are {self.count} latents, got index {index}")
         entry = load_tensors(entry_path(self.folder, index))
-        return {"latent": entry["latent"].float(), "source": entry["source"].float(), "fold": entry["fold"]}
+        item = {key: value if key == "fold" else value.float() for key, value in entry.items()}
+        return item | ({"view_mask": torch.ones(len(item["views"]), dtype=torch.bool)} if "views" in item else {})
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -223,7 +285,8 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     index = folder / INDEX
     if index.is_file():
         content = read_json_object(index)
-        other = sorted(k for k, v in settings.items() if content.get(k) != v)
+        keys = (content.keys() | settings.keys()) - RESULTS
+        other = sorted(key for key in keys if content.get(key) != settings.get(key))
         if other:
             raise ValueError(f"{folder} holds latents of other settings ({', '.join(other)}): choose another folder")
         return

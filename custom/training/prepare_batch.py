@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from monai.engines import PrepareBatch
+from monai.transforms import Randomizable
 from torch import Tensor
 
 from custom.core.attenuation import hu_to_attenuation
@@ -84,13 +85,24 @@ class SimulatedRadiographs(PrepareBatch):
         if sampling in ("patch", "region") and patch > min(grid.shape):
             raise ValueError(f"patch must not exceed the grid {grid.shape}, got {patch}")
         self.acquisition, self.grid, self.body_grid = acquisition, target, body_grid
-        self.projector = Projector(body_grid, detector_shape)
+        self.projector, self.detector_shape = Projector(body_grid, detector_shape), tuple(detector_shape)
         self.energy_kev, self.hu_window = energy_kev, tuple(hu_window)
         self.sampling, self.points, self.patch = sampling, points, patch
         self.degradation, self.volume_key, self.cube_prob = degradation, volume_key, cube_prob
         self.pose_error, self.truncated_prob = pose_error, truncated_prob
         self.smallest_detector_shape = tuple(smallest_detector_shape or detector_shape)
         self.priors = priors
+
+    def set_random_state(self, seed: int) -> None:
+        """What is drawn from now on follows from `seed`: by torch's CPU generator, which it seeds, and by the parts."""
+        torch.default_generator.manual_seed(seed)
+        parts: tuple[Any, ...] = (self.acquisition, self.pose_error, self.degradation)
+        for part in parts:
+            own = int(torch.randint(2**31, ()))
+            if isinstance(part, Randomizable):
+                part.set_random_state(own)
+            elif hasattr(part, "generator"):
+                part.generator.manual_seed(own)
 
     def __call__(
         self,

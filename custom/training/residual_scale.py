@@ -1,7 +1,7 @@
 """Ratio of the variance of residuals in use to that in training, for denoisers of residuals.
 
-Training residuals come from networks that have not seen the patient (`fold_mean_checkpoints`), residuals in use from
-the one that serves (`mean_checkpoint`). Where the two differ in size, noise and residual no longer fit each other.
+Training residuals come from reconstructions of warped training CTs (`mean_checkpoints` of latents.json), residuals in
+use from those of new patients (`mean_checkpoint`). Where they differ in size, noise and residual no longer fit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom.core.attenuation import hu_to_attenuation
 from custom.core.files import write_json
 from custom.core.hu_window import hu_to_unit
-from custom.geometry import VolumeGrid
-from custom.projection import ProjectorCache
 from custom.sampling import EncodedMean
 from custom.training.latent_dataset import LatentDataset
 
@@ -27,7 +24,7 @@ __all__ = ["RATIO_BOUNDS", "residual_ratio"]
 
 logger = logging.getLogger(__name__)
 
-#: Validation variance over training variance: outside, the mean networks or their folds have to be mended.
+#: Validation variance over training variance: outside, the mean network or the augmentation has to be mended.
 RATIO_BOUNDS = (0.5, 2.0)
 
 
@@ -35,49 +32,34 @@ RATIO_BOUNDS = (0.5, 2.0)
 def residual_ratio(
     training: LatentDataset,
     validation: Sequence[Mapping[str, Any]],
-    fold_mean: EncodedMean | None,
     mean: EncodedMean,
-    body_grid: VolumeGrid,
     output_dir: str | os.PathLike[str],
-    energy_kev: float = 70.0,
-    entries: int = 64,
 ) -> dict[str, Any]:
     """The residual's variance on training and on validation patients, logged and written to residual_variance.json.
 
     Residual: the latent minus the encoded reconstruction, over the training latents' deviation. Its variance is the
-    mean square, around 0, as the `residual_std` that a denoiser divides by. Both patients are seen at the same views:
-    entries are projected at those of the validation cases, in turn. So the stored radiographs have to show the whole
-    CT, as the entries do (`fewview-ct simulate --name fine`), and not the cube alone.
+    mean square, around 0, as the `residual_std` that a denoiser divides by. Of the training count all entries of as
+    many views as a validation case has. So the stored radiographs have to show the whole CT, as those of the entries
+    do (`fewview-ct simulate --name fine`), and not the cube alone.
 
     Args:
-        training: latents of warped training CTs.
+        training: latents of warped training CTs, with reconstructions.
         validation: items with "label" (1, X, Y, Z) in HU on the autoencoder's grid, "image" (K, V, U), "views"
             (K, 13) and "view_mask" (K,).
-        fold_mean: of the training: a network for each fold.
-        mean: of use: one network.
-        body_grid: of the entries' CTs.
+        mean: of use.
         output_dir: folder of residual_variance.json.
-        energy_kev: of the line integrals.
-        entries: training entries that are computed, evenly over all of them.
 
     Returns:
         What is written: training_variance, validation_variance, their ratio (validation over training), both by
         channel, and the numbers of entries, cases and views.
 
     Raises:
-        ValueError: without a mean for the training, for fewer than one entry or case, or if means and folds differ in
-            number.
+        ValueError: without validation case or reconstructions, or if no entry has as many views as a case.
     """
-    if fold_mean is None:
-        raise ValueError("residuals need fold_mean_checkpoints, the mean networks of the training")
-    if len(fold_mean.networks) != training.folds:
-        raise ValueError(
-            f"{len(fold_mean.networks)} fold_mean_checkpoints for latents of {training.folds} folds of the patients"
-        )
-    if entries < 1 or not len(validation):
-        raise ValueError(
-            f"at least 1 training entry and 1 validation case are needed, got {entries}, {len(validation)}"
-        )
+    if not len(validation):
+        raise ValueError("at least 1 validation case is needed")
+    if "known" not in training[0]:
+        raise ValueError("the latents hold no reconstructions: write them with the mean_checkpoints of latents.json")
     autoencoder = mean.autoencoder
     device = next(autoencoder.parameters()).device
     deviation = training.latent_std.clamp(min=1e-6).to(device)
@@ -86,20 +68,19 @@ def residual_ratio(
         return (latent - known).square().mean((0, 2, 3, 4)) / deviation.square()
 
     squares: dict[str, list[Tensor]] = {"training": [], "validation": []}
-    shown = []
+    counts = set()
     for index in range(len(validation)):
         item = validation[index]
         image, views, mask, label = (_batch(item[key], device) for key in ("image", "views", "view_mask", "label"))
         latent = autoencoder.encode(hu_to_unit(label, autoencoder.hu_window))
         squares["validation"].append(square(latent, mean(image.float(), views.float(), mask)))
-        shown.append((views.float(), mask, image.shape[2:]))
-    projectors = ProjectorCache()
-    chosen = torch.linspace(0, len(training) - 1, min(entries, len(training))).long().tolist()
-    for number, index in enumerate(chosen):
-        entry = {key: _batch(value, device) for key, value in training[index].items()}
-        views, mask, detector_shape = shown[number % len(shown)]
-        image = projectors(body_grid, detector_shape)(hu_to_attenuation(entry["source"], energy_kev), views)
-        squares["training"].append(square(entry["latent"], fold_mean(image, views, mask, entry)))
+        counts.add(views.shape[1])
+    for index in range(len(training)):
+        entry = training[index]
+        if len(entry["views"]) in counts:
+            squares["training"].append(square(*(_batch(entry[key], device) for key in ("latent", "known"))))
+    if not squares["training"]:
+        raise ValueError(f"no entry of the latents has {sorted(counts)} views, as the validation: see val_angles_deg")
     channels = {part: torch.stack(values).mean(0) for part, values in squares.items()}
     variance = {part: float(values.mean()) for part, values in channels.items()}
     ratio = variance["validation"] / max(variance["training"], 1e-12)
@@ -107,9 +88,9 @@ def residual_ratio(
         **{f"{part}_variance": value for part, value in variance.items()},
         "ratio": ratio,
         **{f"{part}_variance_by_channel": values.tolist() for part, values in channels.items()},
-        "training_entries": len(chosen),
-        "validation_cases": len(shown),
-        "views": sorted({views.shape[1] for views, _, _ in shown}),
+        "training_entries": len(squares["training"]),
+        "validation_cases": len(validation),
+        "views": sorted(counts),
     }
     path = Path(output_dir) / "residual_variance.json"
     write_json(path, content)
@@ -119,7 +100,7 @@ def residual_ratio(
     if not RATIO_BOUNDS[0] <= ratio <= RATIO_BOUNDS[1]:
         logger.warning(
             "%s: the residual's variance on validation patients is %.2f times that on training patients, outside %g to "
-            "%g: the fold means are not as good, or as bad, as the mean network in use is on new patients",
+            "%g: on the warped training CTs the mean network is not as good, or as bad, as on new patients",
             path,
             ratio,
             *RATIO_BOUNDS,

@@ -30,13 +30,10 @@ class VoxelDataset(Dataset):
 
     Attributes:
         latent_mean, latent_std: (1,), of the voxels of all cases in the box of `grid`, before the warp.
-        folds: 1, the patients are not divided.
 
     Raises:
         ValueError: if the grids do not fit each other, or a case is not on `loading_grid`.
     """
-
-    folds = 1
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ import torch
 from custom.core.checkpoints import load_checkpoint, save_checkpoint
 from custom.core.files import sha256_file
 from custom.geometry import VolumeGrid
-from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
+from custom.networks import VQGAN
 from scripts import benchmark_posterior
 from tests.bundles.documented import unknown_overrides
 from tests.bundles.results import assert_it_goes_on_where_it_stopped, assert_samples_of_both_cases
@@ -32,13 +32,14 @@ from tests.bundles.tiny_cohort import (
     make_cohort,
 )
 from tests.bundles.workflow import ROOT, Bundle, command_line, refused, stored, trained_by_two_and_then_by_one
+from tests.custom.networks.tiny_diffusion import mean_network
 
 BUNDLE = Bundle("ldm_recon")
 config = BUNDLE.config
 GRID = VolumeGrid((CUBE,) * 3, (VOXEL_MM,) * 3)
 
 TINY: dict[str, Any] = {**GRID_OVERRIDES, **BODY_OVERRIDES}
-LATENTS: dict[str, Any] = {"latents": 4, "folds": 2, **LOADING_OVERRIDES}
+LATENTS: dict[str, Any] = {"latents": 4, "detector_shape": [16, 24], **LOADING_OVERRIDES}
 TRAIN: dict[str, Any] = {
     **STEPS,
     "val_steps": 2,
@@ -53,6 +54,8 @@ TRAIN: dict[str, Any] = {
     "network_def#unet#num_head_channels": 8,
     "network_def#unet#norm_num_groups": 4,
 }
+#: The same with residual.json, whose batches are of one.
+KNOWN = {key: value for key, value in TRAIN.items() if key != "batch_size"}
 EVALUATE: dict[str, Any] = {"samples": 3, "sample_batch_size": 2, "steps": 2}
 
 
@@ -65,12 +68,6 @@ def autoencoder(path: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     network = VQGAN(GRID, encoder_widths=(8, 8), decoder_widths=(8, 8), codes=16, embedding_dim=3, precision="fp32")
     return save_checkpoint(path, network)
-
-
-def mean_network(path: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    mlp = {"width": 8, "depth": 1}
-    return save_checkpoint(path, ImplicitReconstructor(None, GRID, FourierFeatures(count=4), mlp, mlp))
 
 
 @pytest.fixture(scope="module")
@@ -173,29 +170,52 @@ def test_samples_are_moved_towards_the_radiographs(trained: dict[str, Any], tmp_
     assert (tmp_path / "on/e1/samples.csv").is_file() and not (tmp_path / "off/e1/samples.csv").exists()
 
 
-def test_a_mean_network_can_be_told_and_corrected(trained: dict[str, Any], tmp_path: Path) -> None:
-    means = [str(mean_network(tmp_path / f"mean{seed}.pt", seed)) for seed in (1, 2)]
-    paths = {**trained, "bundle_root": str(tmp_path / "bundle"), "mean_checkpoint": means[0]}
-    options = {key: value for key, value in TRAIN.items() if key != "batch_size"}
-    run(["train.json", "residual.json"], "train", **paths, **TINY, **options, fold_mean_checkpoints=means)
-    network = load_checkpoint(tmp_path / "bundle/models/model.pt").network()
+@pytest.fixture(scope="module")
+def told(paths: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A training with the reconstructions of a mean network, which are written once, and another mean network."""
+    folder = tmp_path_factory.mktemp("told")
+    means = [str(mean_network(folder / f"mean{seed}.pt", seed, GRID)) for seed in (1, 2)]
+    own = {**paths, "latents_dir": str(folder / "latents")}
+    latents = {**LATENTS, "mean_checkpoints": means[:1], "view_weights": {"1": 1, "2": 1}, "cone_prob": 0.5}
+    run(["train.json", "latents.json"], "train", "encoding", **own, **TINY, **latents)
+    own |= {"bundle_root": str(folder / "bundle"), "mean_checkpoint": means[0]}
+    run(["train.json", "residual.json"], "train", **own, **TINY, **KNOWN)
+    return {**own, "other": means[1]}
+
+
+def test_a_mean_network_can_be_told_and_corrected(told: dict[str, Any], tmp_path: Path) -> None:
+    paths = {key: value for key, value in told.items() if key != "other"}
+    checkpoint = load_checkpoint(Path(told["bundle_root"]) / "models/model.pt")
+    network = checkpoint.network()
     assert network.residual and not torch.allclose(network.residual_std, torch.ones(3))  # type: ignore[arg-type]
-    inference(paths, tmp_path / "out", mean_checkpoint=means[0])
+    assert checkpoint.meta["parents"]["mean"] == sha256_file(told["mean_checkpoint"])
+    inference(paths, tmp_path / "out", mean_checkpoint=told["mean_checkpoint"])
     assert (tmp_path / "out/e1/mean.nii.gz").is_file()
     with refused("was trained for the mean network"):
-        inference(paths, tmp_path / "out", mean_checkpoint=means[1])
+        inference(paths, tmp_path / "out", mean_checkpoint=told["other"])
 
 
-def test_residuals_of_training_and_validation_are_compared(trained: dict[str, Any], tmp_path: Path) -> None:
-    means = [str(mean_network(tmp_path / f"mean{seed}.pt", seed)) for seed in (1, 2)]
-    keys = {"mean_checkpoint": means[0], "fold_mean_checkpoints": means, "output_dir": str(tmp_path)}
-    options = {**trained, **TINY, **TRAIN, "residual_entries": 3}
-    run(["train.json", "residual_variance.json"], "train", "measuring", **{**options, **keys})
+def test_latents_and_training_agree_on_the_mean_network(told: dict[str, Any], trained: dict[str, Any]) -> None:
+    paths = {key: value for key, value in told.items() if key != "other"}
+    with refused("know the reconstructions of another mean network"):
+        run(["train.json", "residual.json"], "train", **{**paths, **TINY, **KNOWN, "mean_checkpoint": told["other"]})
+    with refused("which a denoiser without known_channels cannot be told"):
+        run(["train.json"], "train", **paths, **TINY, **KNOWN)
+    with refused("the latents hold no reconstructions"):
+        latents = {"latents_dir": trained["latents_dir"]}
+        run(["train.json", "residual.json"], "train", **{**paths, **TINY, **KNOWN, **latents})
+
+
+def test_residuals_of_training_and_validation_are_compared(told: dict[str, Any], tmp_path: Path) -> None:
+    options = {key: value for key, value in told.items() if key != "other"} | {**TINY, "output_dir": str(tmp_path)}
+    angles = {"val_angles_deg": [0, 90]}
+    run(["train.json", "residual_variance.json"], "train", "measuring", **options, **angles)
     found = json.loads((tmp_path / "residual_variance.json").read_text())
     assert found["ratio"] == pytest.approx(found["validation_variance"] / found["training_variance"])
-    assert found["training_entries"] == 3 and found["validation_cases"] == 1 and found["views"] == [2]
-    with refused("residuals need fold_mean_checkpoints"):
-        run(["train.json", "residual_variance.json"], "train", "measuring", **options, mean_checkpoint=means[0])
+    assert 0 < found["training_entries"] < LATENTS["latents"]
+    assert found["validation_cases"] == 1 and found["views"] == [2]
+    with refused("no entry of the latents has [4] views"):
+        run(["train.json", "residual_variance.json"], "train", "measuring", **options, val_angles_deg=None)
 
 
 @pytest.mark.parametrize(

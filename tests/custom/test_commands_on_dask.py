@@ -23,7 +23,7 @@ from custom.training.latent_dataset import write_latents
 from tests.bundles.tiny_cohort import make_cohort
 from tests.ct_samples import SPACING, chest, write_nifti, write_series
 from tests.custom.benchmark.tiny_benchmark import write_cohort, write_methods, write_toy_bundle
-from tests.custom.networks.tiny_diffusion import GRID, autoencoder
+from tests.custom.networks.tiny_diffusion import GRID, acquisition, autoencoder, mean_network
 
 SOURCE = GRID.padded((2, 1, 0))
 
@@ -47,7 +47,8 @@ def latents(folder: Path, checkpoint: Path, scheduler: str | None) -> None:
     cases = [{"source": torch.rand(1, 24, 22, 20, generator=generator) * 500 - 400, "fold": f} for f in (0, 1)]
     augment = RandThoraxAugment(SOURCE.shape, SOURCE.spacing_mm, GRID.spacing_mm)
     arguments = (folder, cases, [0.5, 0.5], augment, checkpoint, SOURCE, 5)
-    write_latents(*arguments, loading=doubled, scheduler=scheduler)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"radiographs": acquisition(SOURCE), "means": [checkpoint.with_name("mean.pt")]}
+    write_latents(*arguments, loading=doubled, scheduler=scheduler, **options)  # type: ignore[arg-type]
 
 
 def both(run: Callable[[Path, str | None], object], folder: Path, scheduler: str) -> dict[str, str]:
@@ -85,6 +86,7 @@ def test_simulate(scheduler: str, tmp_path: Path, datalist: Path) -> None:
 
 def test_latents(scheduler: str, tmp_path: Path) -> None:
     checkpoint = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
+    mean_network(tmp_path / "mean.pt", 1)
     found = both(lambda output, address: latents(output, checkpoint, address), tmp_path, scheduler)
     assert sum(name.endswith(".pt") for name in found) == 5
 

@@ -32,7 +32,7 @@ NAMED = {
         "custom.networks.FeatureUNet",
         "custom.networks.PopulationPrior",
     },
-    "ldm_recon/mean": {
+    "inr_recon/ten_patients": {
         "custom.geometry.VolumeGrid",
         "custom.networks.FeatureUNet",
         "custom.networks.FourierFeatures",

@@ -89,17 +89,29 @@ def test_encoder_and_denoiser_are_trained_together() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.encoder.parameters())
 
 
-def test_latents_and_residuals_come_back() -> None:
-    network = denoiser(known_channels=3, residual=True)
+@pytest.mark.parametrize("width", [0, 4])
+def test_latents_and_residuals_come_back(width: int) -> None:
+    network, share = denoiser(known_channels=3, residual=True, residual_width=width), torch.tensor([0.25, 1.0])
+    if width:
+        torch.nn.init.normal_(network.residual_gaussian.layers[-1].weight, std=0.1)
     network.latent_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
     network.latent_std.copy_(torch.tensor([0.5, 2.0, 4.0]))
     network.residual_std.fill_(0.25)
     latent, known = torch.randn(2, 3, 4, 4, 4), torch.randn(2, 3, 4, 4, 4)
     torch.testing.assert_close(network.denormalise(network.normalise(latent)), latent)
-    torch.testing.assert_close(network.to_residual(known, known), torch.zeros_like(known))
-    torch.testing.assert_close(network.from_residual(network.to_residual(latent, known), known), latent)
+    residual = network.to_residual(latent, known, share)
+    torch.testing.assert_close(network.from_residual(residual, known, share), latent)
+    if not width:
+        torch.testing.assert_close(network.to_residual(known, known, share), torch.zeros_like(known))
     plain = denoiser()
-    assert plain.to_residual(latent, None) is latent and plain.from_residual(latent, None) is latent
+    assert plain.to_residual(latent, None, share) is latent and plain.from_residual(latent, None, share) is latent
+
+
+def test_with_view_count_the_denoiser_is_told_how_many_views_there_are() -> None:
+    image, views = radiographs()
+    conditions = {count: denoiser(view_count=count).condition(image, views) for count in (False, True)}
+    assert torch.equal(conditions[False][:, -1], torch.ones_like(conditions[False][:, -1]))
+    torch.testing.assert_close(conditions[True][:, -1], torch.full_like(conditions[True][:, -1], views.shape[-2] / 8))
 
 
 @torch.no_grad()

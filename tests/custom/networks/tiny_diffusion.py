@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from custom.core.checkpoints import save_checkpoint
 from custom.geometry import Geometry, VolumeGrid
-from custom.networks import VQGAN, FeatureUNet, LatentDenoiser
+from custom.geometry.acquisition_sampler import AcquisitionSampler, PoseError
+from custom.networks import VQGAN, FeatureUNet, FourierFeatures, ImplicitReconstructor, LatentDenoiser
+from custom.projection import RandRadiograph
+from custom.training.prepare_batch import SimulatedRadiographs
 
 GRID = VolumeGrid.cube(16, 320)
 UNET = {
@@ -22,6 +29,21 @@ UNET = {
 def autoencoder(seed: int = 0) -> VQGAN:
     torch.manual_seed(seed)
     return VQGAN(GRID, encoder_widths=(8, 8), decoder_widths=(8, 8), codes=16, embedding_dim=3, precision="fp32").eval()
+
+
+def mean_network(path: Path, seed: int, grid: VolumeGrid = GRID) -> Path:
+    """A checkpoint of a reconstructor without volume network."""
+    torch.manual_seed(seed)
+    mlp = {"width": 8, "depth": 1}
+    return save_checkpoint(path, ImplicitReconstructor(None, grid, FourierFeatures(count=4), mlp, mlp))
+
+
+def acquisition(body_grid: VolumeGrid, cube_prob: float = 0.3) -> SimulatedRadiographs:
+    """One to three views, with everything that is drawn at random."""
+    views = AcquisitionSampler({"1": 1, "2": 1, "3": 1}, cone_prob=0.5, pixel_at_isocenter_mm=20.0)
+    errors: dict[str, Any] = {"degradation": RandRadiograph(), "pose_error": PoseError()}
+    errors |= {"truncated_prob": 0.8, "smallest_detector_shape": (8, 8), "cube_prob": cube_prob}
+    return SimulatedRadiographs(views, GRID, body_grid, (16, 24), sampling="grid", **errors)
 
 
 def denoiser(**options: object) -> LatentDenoiser:

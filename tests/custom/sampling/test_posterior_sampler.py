@@ -11,10 +11,10 @@ from torch import Tensor
 
 from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
-from custom.networks import VQGAN, FourierFeatures, ImplicitReconstructor
+from custom.networks import VQGAN
 from custom.projection.data_consistency import ReprojectionCorrection
 from custom.sampling import EncodedMean, PosteriorSampler, collect_samples, load_sampler
-from tests.custom.networks.tiny_diffusion import GRID, autoencoder, denoiser, radiographs
+from tests.custom.networks.tiny_diffusion import GRID, autoencoder, denoiser, mean_network, radiographs
 
 
 def sampler(**options: Any) -> PosteriorSampler:
@@ -199,15 +199,9 @@ def test_a_sampler_is_built_from_checkpoints_that_belong_together(tmp_path: Path
         load_sampler(parent, parent)
 
 
-def mean_checkpoint(path: Path, seed: int) -> Path:
-    torch.manual_seed(seed)
-    mlp = {"width": 8, "depth": 1}
-    return save_checkpoint(path, ImplicitReconstructor(None, GRID, FourierFeatures(count=4), mlp, mlp))
-
-
 def test_another_mean_network_than_that_of_the_training_is_refused(tmp_path: Path) -> None:
     parent = save_checkpoint(tmp_path / "vqgan.pt", autoencoder())
-    own, other = (mean_checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2))
+    own, other = (mean_network(tmp_path / f"{seed}.pt", seed) for seed in (1, 2))
     for name, known in (("recorded", {"mean": sha256_file(own)}), ("none", {"mean": None}), ("older", {})):
         parents = {"autoencoder": sha256_file(parent), **known}
         path = save_checkpoint(tmp_path / f"{name}.pt", denoiser(known_channels=3), {"parents": parents})
@@ -237,16 +231,16 @@ def test_corrections_are_made_where_they_are_asked_for(tmp_path: Path) -> None:
         load_sampler(network, parent, consistency_final=-5)
 
 
-def test_every_fold_meets_the_mean_network_that_has_not_seen_it(tmp_path: Path) -> None:
+def test_a_mean_is_the_encoded_reconstruction_of_every_case(tmp_path: Path) -> None:
     vqgan, (image, views) = autoencoder(), radiographs()
-    paths = [mean_checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2)]
-    both = EncodedMean(paths, vqgan)
-    image, views = image.repeat(3, 1, 1, 1), views.repeat(3, 1, 1)
-    found = both(image, views, None, {"fold": torch.tensor([0, 1, 0])})
-    singles = [EncodedMean([path], vqgan)(image[:1], views[:1]) for path in paths]
-    torch.testing.assert_close(found, torch.cat([singles[0], singles[1], singles[0]]))
-    assert not torch.allclose(singles[0], singles[1], atol=1e-3)
-    with pytest.raises(ValueError, match="a case of fold 2, but there are 2 mean networks"):
-        both(image, views, None, {"fold": torch.tensor([0, 1, 2])})
-    with pytest.raises(ValueError, match="at least one checkpoint"):
-        EncodedMean([], vqgan)
+    path = mean_network(tmp_path / "mean.pt", 1)
+    mean = EncodedMean(path, vqgan)
+    assert mean.hash == sha256_file(path)
+    batch = torch.cat([image, image / 2])
+    found = mean(batch, views.expand(2, -1, -1))
+    torch.testing.assert_close(found, torch.cat([mean(image, views), mean(image / 2, views)]))
+    with torch.no_grad():
+        torch.testing.assert_close(found, vqgan.encode(mean.network(batch, views.expand(2, -1, -1)).clamp(-1, 1)))
+    vqgan.hu_window = (-900.0, 900.0)
+    with pytest.raises(ValueError, match=r"mean\.pt: HU window"):
+        EncodedMean(path, vqgan)

@@ -11,7 +11,14 @@ from monai.engines import PrepareBatch
 from torch import Tensor
 
 from custom.schedulers import DPMSolverPPScheduler
-from custom.training.diffusion_batch import NoisyLatents, WeightedInferer, diffusion_target, loss_weight
+from custom.training.diffusion_batch import (
+    NoisyLatents,
+    WeightedInferer,
+    diffusion_target,
+    fit_normalisation,
+    loss_weight,
+)
+from custom.training.prepare_batch import StoredRadiographs
 from tests.custom.networks.tiny_diffusion import denoiser, radiographs
 
 TYPES = ["epsilon", "sample", "v_prediction"]
@@ -83,18 +90,44 @@ def test_the_noises_of_a_case_cover_all_times() -> None:
         step(noises_per_case=0)
 
 
-def test_with_a_mean_the_residual_is_diffused() -> None:
+class Entries(list):
+    """Latents of mean 5 and deviation 10, in which every reconstruction is 3 too low."""
+
+    latent_mean, latent_std = torch.full((3,), 5.0), torch.full((3,), 10.0)
+
+    def __init__(self) -> None:
+        image, views = radiographs()
+        seen = {"image": image[0], "views": views[0], "view_mask": torch.ones(2, dtype=torch.bool)}
+        latents = [5 + 10 * torch.randn(3, 4, 4, 4) for _ in range(3)]
+        super().__init__({"latent": latent, "known": latent - 3, **seen} for latent in latents)
+
+
+def test_with_reconstructions_the_residual_is_diffused() -> None:
+    entries: Any = Entries()
     network = denoiser(known_channels=3, residual=True, prediction_type="sample")
-    network.residual_std.fill_(0.5)
-    latents: list[Tensor] = []
+    fit_normalisation(network, entries)
+    torch.testing.assert_close(network.residual_std, torch.full((3,), 0.3))
+    batch = {key: value[None] for key, value in entries[0].items()}
+    prepare = NoisyLatents(network, StoredRadiographs(), drop_prob=0.0, noises_per_case=2)
+    noisy, target, _, keywords = prepare(batch, "cpu")
+    torch.testing.assert_close(target, torch.ones(2, 3, 4, 4, 4))
+    torch.testing.assert_close(keywords["known"], (batch["known"] - 5) / 10)
+    assert torch.equal(keywords["image"], batch["image"]) and torch.equal(keywords["views"], batch["views"])
+    assert WeightedInferer()(noisy, network, **keywords).shape == target.shape
 
-    def mean(image: Tensor, views: Tensor, view_mask: Tensor, batch: Mapping[str, Any]) -> Tensor:
-        latents.append(batch["latent"])
-        return batch["latent"] - 1.0
 
-    _, target, keywords, _, latent = step(network=network, mean=mean)
-    torch.testing.assert_close(target, torch.full_like(target, 2.0))
-    torch.testing.assert_close(keywords["known"], latent - 1.0)
+@pytest.mark.parametrize("known", [False, True])
+def test_reconstructions_and_known_channels_go_together(known: bool) -> None:
+    entries: Any = Entries()
+    if not known:
+        for entry in entries:
+            del entry["known"]
+    network = denoiser(known_channels=0 if known else 3)
+    message = "without known_channels" if known else "hold no reconstructions"
+    with pytest.raises(ValueError, match=message):
+        fit_normalisation(network, entries)
+    with pytest.raises(ValueError, match=message):
+        NoisyLatents(network, StoredRadiographs())({key: value[None] for key, value in entries[0].items()})
 
 
 def test_the_inferer_weighs_the_answer_like_the_target() -> None:
