@@ -104,7 +104,7 @@ class Model:
             ValueError: the model only draws samples, or is not made for these views.
         """
         self.require(samples=0)
-        network = self.network.mean.networks[0] if self.can_sample else self.network
+        network = self.network.mean.network if self.can_sample else self.network
         pred = network(image[None].float().to(self.device), views[None].float().to(self.device))
         return unit_to_hu(pred[0, 0], self.hu_window, f"the model {self.name}").cpu()
 

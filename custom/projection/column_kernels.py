@@ -8,6 +8,7 @@ user's cache (NUMBA_CACHE_DIR); where neither can be written, every process comp
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def _in_threads(run: Callable[[int, int], None], count: int) -> None:
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    kernel = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(function)
+    # As written: numba does not know the wrapper that checks shapes in tests.
+    kernel = numba.njit(nogil=True, error_model="numpy", fastmath={"contract"})(inspect.unwrap(function))
     try:
         kernel.enable_caching()
     except RuntimeError:  # no folder can be written
