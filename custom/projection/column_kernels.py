@@ -87,6 +87,12 @@ def _neighbours(index: Any, count: int) -> tuple[int, int, Any, Any]:
 
 
 @_compiled
+def _voxel_columns(volume: _Array, axis: int, plane: int, i: int, j: int) -> tuple[_Array, _Array]:
+    """Two columns of voxels in a plane across `axis`."""
+    return (volume[plane, i], volume[plane, j]) if axis == 0 else (volume[i, plane], volume[j, plane])
+
+
+@_compiled
 def _integrate(
     volume: _Array,
     axis: int,
@@ -109,10 +115,7 @@ def _integrate(
             i, j, weight_i, weight_j = _neighbours(across[0, u] + across[1, u] * planes[p], others)
             if i < 0:
                 continue
-            if axis == 0:
-                column_i, column_j = volume[first + p, i], volume[first + p, j]
-            else:
-                column_i, column_j = volume[i, first + p], volume[j, first + p]
+            column_i, column_j = _voxel_columns(volume, axis, first + p, i, j)
             for z in range(height):
                 blend[z + 2] = weight_i * column_i[z] + weight_j * column_j[z]
             for v in range(len(sums)):
@@ -147,10 +150,7 @@ def _smear(
             i, j, weight_i, weight_j = _neighbours(across[0, u] + across[1, u] * planes[p], others)
             if i < 0:
                 continue
-            if axis == 0:
-                column_i, column_j = volume[first + p, i], volume[first + p, j]
-            else:
-                column_i, column_j = volume[i, first + p], volume[j, first + p]
+            column_i, column_j = _voxel_columns(volume, axis, first + p, i, j)
             for z in range(height + 4):
                 blend[z] = 0
             # First what a vector unit can do, then the additions, one after another.
