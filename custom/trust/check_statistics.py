@@ -16,7 +16,7 @@ from custom.trust.expected_error import ExpectedError
 from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off, largest
 from custom.trust.pose_consistency import best_rotation
 from custom.trust.radiograph_likelihood import RadiographLikelihood, ViewTerm
-from custom.trust.view_agreement import disagreement
+from custom.trust.view_agreement import detail_disagreement, disagreement
 
 __all__ = ["STATISTICS", "Meter", "Quantiles", "Statistic"]
 
@@ -24,6 +24,7 @@ __all__ = ["STATISTICS", "Meter", "Quantiles", "Statistic"]
 STATISTICS = (
     "reprojection",
     "agreement",
+    "heights",
     "orientation",
     "angles",
     "population",
@@ -99,7 +100,8 @@ class Meter:
         plain = replace(evidence, image=evidence.image.float(), views=evidence.views.float())
         primary = replace(plain, image=primary_that_agrees(plain.image, plain.views, plain.field_mask))
         found = {
-            "reprojection": self._reprojection(plain), "agreement": _agreement(primary), "angles": _angles(primary),
+            "reprojection": self._reprojection(plain), "agreement": _agreement(primary), "heights": _heights(primary),
+            "angles": _angles(primary),
         }  # fmt: skip
         found |= self._population(primary)
         found["intensities"] = self._intensities(plain)
@@ -263,6 +265,21 @@ def _agreement(evidence: Evidence) -> Statistic:
     (i, j), worst = max(pairs.items(), key=lambda item: item[1])
     what = "derivatives of integrals over shared planes" if evidence.beam == "cone" else "integrals over shared planes"
     return Statistic(worst, f"{evidence.name(i)} and {evidence.name(j)}: {what} differ by {worst:.1%}")
+
+
+def _heights(evidence: Evidence) -> Statistic:
+    if len(evidence.image) < 2:
+        return Statistic(None, "there is a single view")
+    pairs = detail_disagreement(evidence.image, evidence.views, evidence.field_mask)
+    if not pairs:
+        return Statistic(None, "no two views share planes through the body (opposite views)")
+    (i, j), worst = max(pairs.items(), key=lambda item: item[1])
+    shared = 1 - worst**2 / 2
+    return Statistic(
+        worst,
+        f"edges from slice to slice in {evidence.name(i)} and {evidence.name(j)} have a correlation of {shared:.2f} "
+        "(1 where lungs, diaphragm and vertebrae lie at the same heights, 0 for pictures that have nothing in common)",
+    )
 
 
 def _angles(evidence: Evidence) -> Statistic:

@@ -21,6 +21,7 @@ __all__ = ["NAMES", "overall", "run_checks"]
 NAMES = {
     "reprojection": "The reconstruction explains the radiographs",
     "agreement": "The radiographs can be of one body",
+    "heights": "Lungs, diaphragm and spine lie at the same heights in all radiographs",
     "orientation": "No radiograph looks mirrored or upside down",
     "angles": "The angles fit the radiographs",
     "population": "The radiographs look like those of the training",
@@ -39,6 +40,8 @@ ADVICE = {
     "dark and bright were not exchanged when they were read.",
     "agreement": "Compare names and times of the radiographs: another patient, another position or another breath look "
     "like this.",
+    "heights": "Compare names and times of the radiographs, and the heights of diaphragm and lung tips in them: "
+    "another patient, another breath or a shifted picture look like this.",
     "orientation": "Compare the side markers with the heart, which most people have on the left, and turn the picture "
     "round if it was stored so.",
     "angles": "Make sure of the angles that were stated; '--refine_poses' looks where the views may have stood.",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from custom.geometry import views_from_angles
 from custom.trust.pose_consistency import best_rotation, rotated
-from custom.trust.view_agreement import disagreement, pair_profiles
+from custom.trust.view_agreement import detail_disagreement, disagreement, pair_profiles
 from tests.analytic import ellipsoid_integrals
 
 SHAPE = (60, 72)
@@ -85,6 +85,22 @@ def test_a_body_that_is_cut_off_is_not_compared(beam: str) -> None:
     image, views, field_mask = acquired([0.0, 90.0], beam)
     field_mask[0, :, :28] = False
     assert not disagreement(image, views, field_mask)
+
+
+@pytest.mark.parametrize("beam", ["parallel", "cone"])
+def test_detail_of_a_body_that_is_cut_off_is_still_compared(beam: str) -> None:
+    """Details of one body lie at the same heights, also where a side of it is outside the picture."""
+    image, views, field_mask = acquired([0.0, 90.0], beam)
+    field_mask[0, :, :20] = False
+    higher = torch.cat([image[:1].roll(-4, 1), image[1:]])  # the same patient, 20 mm further up
+    good, shifted = (detail_disagreement(shown, views, field_mask)[0, 1] for shown in (image, higher))
+    assert good < 0.25 < 0.45 < shifted
+
+
+def test_opposite_views_have_the_same_detail() -> None:
+    image, views, field_mask = acquired([0.0, 180.0])
+    assert detail_disagreement(image, views, field_mask)[0, 1] < 0.02
+    assert not detail_disagreement(image, views, field_mask & False)
 
 
 @pytest.mark.parametrize("angles", [[0.0, 45.0], [0.0, 90.0], [0.0, 45.0, 90.0, 135.0]])
