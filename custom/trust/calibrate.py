@@ -22,7 +22,7 @@ from custom.models import Model
 from custom.trust.body_measures import loaded_segmenter, measure_body
 from custom.trust.calibrated_intervals import COVERAGE, CalibratedIntervals, fit_intervals, interval_record
 from custom.trust.calibration_model import OutOfFold, loaded_model, meeting
-from custom.trust.check_statistics import Meter, Quantiles
+from custom.trust.check_statistics import PREDICTORS, STATISTICS, Meter, Quantiles
 from custom.trust.evidence import Evidence
 from custom.trust.expected_error import ExpectedError, fit_expected_error
 from custom.trust.measure_intervals import Kind, errors_of_measures, growth_of_errors
@@ -65,6 +65,7 @@ class _Job:
             "model_sha256": model_sha256,
             "size": self.size,
             "samples": self.samples,
+            "statistics": [*STATISTICS, *PREDICTORS],
             "groups": [group_name(*group) for group in self.groups],
             "simulation": asdict(self.simulation),
             "priors_sha256": self.priors.sha256 if self.priors else None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
@@ -18,7 +19,7 @@ from custom.trust.pose_consistency import best_rotation
 from custom.trust.radiograph_likelihood import RadiographLikelihood, ViewTerm
 from custom.trust.view_agreement import detail_disagreement, disagreement
 
-__all__ = ["STATISTICS", "Meter", "Quantiles", "Statistic"]
+__all__ = ["PREDICTORS", "STATISTICS", "Meter", "Quantiles", "Statistic"]
 
 #: What is measured, in the order of a report.
 STATISTICS = (
@@ -33,6 +34,8 @@ STATISTICS = (
     "samples",
     "expected_error",
 )
+#: What is measured for the expected error alone, without a verdict of its own.
+PREDICTORS = ("undecided",)
 
 #: Scatter over primary, as it may be in radiographs that nobody corrected, from none to that of a grid that is bad.
 SCATTER_TO_PRIMARY = tuple(0.05 * step for step in range(11))
@@ -41,6 +44,10 @@ _FLIPS = {"mirrored left to right": (-1,), "upside down": (-2,), "turned by 180 
 #: Shifts that are tried, in pixels of a prior's voxel.
 _SHIFTS = tuple(range(-4, 5))
 _BODY_HU = -500.0
+#: Neither air nor soft tissue: lung, and edges of which a model does not know where they are.
+_UNDECIDED_HU = (-950.0, -150.0)
+#: Side of the places whose mean CT values are counted, so that voxels of any size give the same number.
+_PLACE_MM = 5.0
 #: Of the outline at the side of a chest, half its depth.
 _SIDE_RADIUS_MM = 120.0
 
@@ -96,7 +103,7 @@ class Meter:
 
     @torch.no_grad()
     def measure(self, evidence: Evidence) -> dict[str, Statistic]:
-        """All of `STATISTICS`."""
+        """All of `STATISTICS` and `PREDICTORS`."""
         plain = replace(evidence, image=evidence.image.float(), views=evidence.views.float())
         primary = replace(plain, image=primary_that_agrees(plain.image, plain.views, plain.field_mask))
         found = {
@@ -108,8 +115,9 @@ class Meter:
         share, index = cut_off(plain.image, plain.field_mask)
         found["truncation"] = Statistic(share, _beside(plain, share, index))
         found["samples"] = _samples(plain)
-        found["expected_error"] = self._expected_error({name: one.value for name, one in found.items()})
-        return {name: found[name] for name in STATISTICS}
+        found["undecided"] = _undecided(plain)
+        found["expected_error"] = self._expected_error(found)
+        return {name: found[name] for name in (*STATISTICS, *PREDICTORS)}
 
     def _reprojection(self, evidence: Evidence) -> Statistic:
         if evidence.hu is None:
@@ -128,14 +136,16 @@ class Meter:
             "(root mean square; tissue that the CT lacks, as beside its box, does not count)",
         )
 
-    def _expected_error(self, statistics: dict[str, float | None]) -> Statistic:
+    def _expected_error(self, found: Mapping[str, Statistic]) -> Statistic:
         if self.errors is None:
             return Statistic(None, "these thresholds do not say how large errors are")
-        expected, bound = self.errors.of(statistics)
+        expected, bound = self.errors.of({name: one.value for name, one in found.items()})
+        usual = f"{self.errors.lowest:.0f} to {self.errors.highest:.0f} HU"
+        reason = f"; {found['undecided'].detail}" if "undecided" in self.errors.weight else ""
         return Statistic(
             expected,
             f"expected error {expected:.0f} HU (root mean square), below {bound:.0f} HU in {self.errors.coverage:.0%} "
-            f"of cases like the calibrated ones, where it was {self.errors.lowest:.0f} to {self.errors.highest:.0f} HU",
+            f"of cases like the calibrated ones, where it was {usual}{reason}",
         )
 
     def _population(self, evidence: Evidence) -> dict[str, Statistic]:
@@ -302,3 +312,23 @@ def _samples(evidence: Evidence) -> Statistic:
     spread = evidence.samples_std[body] if bool(body.any()) else evidence.samples_std
     value = float(spread.square().mean().sqrt())
     return Statistic(value, f"samples differ from their mean by {value:.0f} HU (root mean square in the body)")
+
+
+def _undecided(evidence: Evidence) -> Statistic:
+    """Log of the share of the cube that is shown as neither air nor soft tissue.
+
+    The variance of a quantity between two ends is at most the product of its mean's distances from them (Bhatia and
+    Davis, American Mathematical Monthly 107, 2000): a mean errs where it lies between.
+    """
+    if evidence.hu is None:
+        return Statistic(None, "nothing was reconstructed")
+    sizes = zip(evidence.hu.shape, evidence.grid.spacing_mm, strict=True)
+    blocks = [min(n, max(1, round(_PLACE_MM / spacing))) for n, spacing in sizes]
+    places = F.avg_pool3d(evidence.hu.float()[None], blocks)
+    low, high = _UNDECIDED_HU
+    counted = int(((places > low) & (places < high)).sum())
+    return Statistic(
+        math.log(max(counted, 1) / places.numel()),
+        f"{counted / places.numel():.0%} of the box is shown as neither air nor soft tissue: lung, and "
+        "edges whose place is not known",
+    )

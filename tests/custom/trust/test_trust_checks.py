@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from custom.projection import Projector
 from custom.radiographs import AcquisitionMetadata, MetadataValue, Origin
 from custom.trust import NAMES, CheckResult, Evidence, Thresholds, Verdict, overall, run_checks
 from custom.trust.check_statistics import STATISTICS, Meter, Quantiles, relative_residuals
+from custom.trust.expected_error import ExpectedError
 from custom.trust.picture_statistics import LEVELS, body_quantiles, cut_off, lateral_edges
 from custom.trust.pose_consistency import rotated
 from custom.trust.thresholds import Threshold, TrainedRange
@@ -239,3 +241,31 @@ def test_the_worst_verdict_counts() -> None:
     made = [CheckResult("a", verdict, None, None, None, "") for verdict in (Verdict.REVIEW, Verdict.PASS)]
     assert overall(made) is Verdict.REVIEW
     assert str(Verdict.REJECT) == "REJECT"
+
+
+def test_undecided_is_the_share_between_air_and_soft_tissue_whatever_the_voxels() -> None:
+    hu = torch.full((16, 16, 16), -1000.0)
+    hu[:8] = 40.0
+    hu[:4, :, :8] = -800.0
+    grid = VolumeGrid.cube(16, 80.0)
+    shown = replace(evidence(), hu=hu, grid=grid)
+    assert Meter().measure(shown)["undecided"].value == pytest.approx(math.log(1 / 8))
+    finer = hu.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    alternating = finer + 100 * (-1.0) ** torch.arange(32)
+    shown = replace(evidence(), hu=alternating, grid=VolumeGrid.cube(32, 80.0))
+    found = Meter().measure(shown)["undecided"]
+    assert found.value == pytest.approx(math.log(1 / 8))
+    assert found.detail.startswith("12% of the box")
+    assert Meter().measure(replace(evidence(), hu=None))["undecided"].value is None
+
+
+def test_the_expected_error_follows_what_is_undecided_and_says_so() -> None:
+    fitted = {"center": {"undecided": math.log(0.1)}, "spread": {"undecided": 1.0}, "weight": {"undecided": 0.5}}
+    errors = ExpectedError(math.log(100.0), **fitted, upper=0.1, coverage=0.9, lowest=80.0, highest=120.0)
+    measured = Meter(errors=errors).measure(evidence())
+    share = math.exp(measured["undecided"].value or 0.0)
+    assert measured["expected_error"].value == pytest.approx(100 * (share / 0.1) ** 0.5)
+    assert measured["undecided"].detail in measured["expected_error"].detail
+    older = Meter(errors=replace(errors, center={}, spread={}, weight={})).measure(evidence())["expected_error"]
+    assert older.value == pytest.approx(100)
+    assert "neither air nor soft tissue" not in older.detail
