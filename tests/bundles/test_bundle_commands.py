@@ -29,7 +29,7 @@ def options(**keys: object) -> list[str]:
     ("words", "message"),
     [
         ("train inr_recon --learning_rat 3", "unknown key learning_rat: .*; did you mean learning_rate?"),
-        ("train inr_recon --learning_rate abc", "--learning_rate takes a number, such as 0.0004; got 'abc'"),
+        ("train inr_recon --learning_rate abc", "--learning_rate takes a number, such as 0.001; got 'abc'"),
         ("train inr_recon --train#trainer#max_epoch 3", "did you mean train#trainer#max_epochs?"),
         ("train inr_recon --network_def#featur_spacing_mm 3", "did you mean network_def#feature_spacing_mm?"),
         ("train inr_recon --network_def#encoder#widhts 3", "did you mean network_def#encoder#widths?"),
