@@ -157,6 +157,8 @@ def page(rows: dict[str, dict[str, str]]) -> str:
         "# The bundles and the model zoo's checks",
         "",
         "Written by `python scripts/bundle_checks.py`, in an empty folder for every check, on a CPU.",
+        "What was not tried anywhere, such as viewers, clusters and container engines: "
+        "[integration tests](integration-tests.md#what-was-not-tried).",
         "",
     ]
     lines += [f"- **{name}**: {(check.__doc__ or '').strip()}" for name, check in CHECKS.items()]

@@ -106,13 +106,15 @@ class Case:
     def new_file(self, name: str, most: int) -> Iterator[BinaryIO]:
         """A stream for a file that a client sends, under a name of our own; nothing stays where it breaks off.
 
+        The name stands in the record from the beginning, the file has it once it is whole.
+
         Args:
             name: the client's; a text that is shown, never a path. A sidecar (.json) gets the number of the radiograph
                 with its name.
             most: files of the case.
 
         Raises:
-            Refused: there are too many.
+            Refused: there are too many, or the file was taken out while it came.
         """
         files: dict[str, str] = self.record["files"]
         if len(files) >= most:
@@ -126,16 +128,37 @@ class Case:
         if own in files:
             raise Refused(409, f"{name}: two files of this name; give one of them another name.")
         self.save(files={**files, own: name})
-        path = self.folder / "files" / own
+        part = self.folder / "files" / f".{own}.part"
         try:
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
                 yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            if not self.has(RECORD) or own not in Case(self.folder).record["files"]:
+                raise Refused(409, f"{name}: was taken out while it came.")
+            part.rename(self.folder / "files" / own)
         except BaseException:
-            path.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             if self.folder.is_dir():
                 now = Case(self.folder).record["files"]
                 self.save(files={key: value for key, value in now.items() if key != own})
             raise
+
+    def unfinished(self) -> list[str]:
+        """Our names of files that have not come whole."""
+        return [own for own in self.record["files"] if not self.has(f"files/{own}")]
+
+    def drop_unfinished(self) -> None:
+        """Take out the files that were coming when the server ended, and say so."""
+        self.clear("files/.*.part")
+        files: dict[str, str] = self.record["files"]
+        gone = self.unfinished()
+        if gone:
+            names = ", ".join(files[own] for own in gone)
+            self.save(
+                files={own: name for own, name in files.items() if own not in gone},
+                error=f"Not received whole, since the server ended meanwhile, and left out: {names}. Send it again.",
+            )
 
     def remove_file(self, own: str) -> None:
         """Take out a radiograph and its sidecar, by its name in the record.
@@ -202,6 +225,7 @@ class Cases:
         for left in folder.glob(f"{_REMOVED}*"):  # the server ended in the midst of it
             shutil.rmtree(left, ignore_errors=True)
         for case in self:
+            case.drop_unfinished()
             if case.record["state"] == "running":
                 case.save(state="waiting")
 

@@ -188,6 +188,8 @@ class _Pages:
         """Read the files."""
         if not any(not own.endswith(".json") for own in case.record["files"]):
             raise Refused(400, "There is no radiograph yet.")
+        if coming := case.unfinished():
+            raise Refused(409, f"{case.record['files'][coming[0]]} is still on its way: wait until it is there.")
         lonely = [
             name for own, name in case.record["files"].items() if own.endswith(".json") and not _has_picture(case, own)
         ]

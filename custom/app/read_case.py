@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom.app.case_folder import ANSWERS
+from custom.app.case_folder import ANSWERS, Case
 from custom.core.files import write_json
 from custom.dicom.header import read_header
 from custom.dicom.pixels import read_pixels
@@ -32,13 +32,13 @@ READING = "reading.json"
 
 
 def read_case(folder: Path, accept: Sequence[str]) -> None:
-    """Write reading.json and the pictures of the radiographs in `files/`.
+    """Write reading.json and the pictures of the radiographs that the case's record names.
 
     Raises:
         ValueError: files that cannot be used.
     """
     files = sorted(
-        (path for path in (folder / "files").iterdir() if path.suffix != ".json"),
+        (folder / "files" / own for own in Case(folder).record["files"] if not own.endswith(".json")),
         key=lambda path: (len(path.name), path.name),
     )
     answers = folder / ANSWERS

@@ -137,6 +137,8 @@ class WorkQueue:
             case.clear("reading.json", "picture_*.png", "result", "plan")
             return [sys.executable, "-c", _READ, *accept]
         if task == "fetch":
+            case.clear("files/*")  # what a fetch before the server's end had taken
+            case.save(files={})
             query = [f"--{options['by']}={options['value']}", f"--modality={_RADIOGRAPHS}", "--overwrite"]
             words = ["fetch", str(here.fetch_from), "fetched", *query, *here.fetch_options]
         elif task == "send":

@@ -28,7 +28,7 @@ def command(
     precision: str = "auto",
     thresholds: str | None = None,
     grey_wider_than_hu: float | None = None,
-    dicom: bool = True,
+    dicom: bool | None = None,
     report: bool = True,
     strict: bool = False,
     overwrite: bool = False,
@@ -63,7 +63,9 @@ def command(
         thresholds: of the trust checks, made by 'fewview-ct calibrate'; those of the model by default.
         grey_wider_than_hu: hide the CT in the report's planes where its interval is wider than so many HU, and write
             where that is.
-        dicom: write the CT as a DICOM series too, and the maps of uncertainty and intervals as parametric maps.
+        dicom: write the CT as a DICOM series too, and the maps of uncertainty and intervals as parametric maps. By
+            default the maps are left out, with a warning, where the extra dicom is not installed; with --dicom that is
+            an error.
         report: write report.html.
         strict: end with exit code 3 if the verdict is REJECT, 4 if it is REVIEW.
         overwrite: replace an output folder that is there.

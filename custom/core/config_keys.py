@@ -62,16 +62,24 @@ def check_keys(parser: ConfigParser, unused: Sequence[str] = (), given: Sequence
         given: overrides, as typed; only these are looked at. None: all keys.
 
     Raises:
-        ValueError: naming the key as one types it ("train#trainer#max_epoch"), and the one that may have been meant.
+        ValueError: naming the key as one types it ("train#trainer#max_epoch"), and the one that may have been meant; or
+            a key whose value is the text "null", which MONAI's command line makes of a null that is meant as nothing.
     """
     config: Any = parser.config
+    for key, value in _items(config, ""):
+        if isinstance(value, str) and value == "null":
+            raise ValueError(f"{_typed(key)} is the text 'null'; for nothing write --{_typed(key)} '$None'")
     read = READ_BY_MONAI | set(unused) | set(_references(config))
     looked_at = None if given is None else [ReferenceResolver.normalize_id(key) for key in given]
     for key, arguments in _unknown(config, "", read, parser):
         if looked_at is not None and not any(_is_part(key, one) or _is_part(one, key) for one in looked_at):
             continue
         stem, _, _ = key.rpartition(SEPARATOR)
-        known = _ids(config, "") if arguments is None else (f"{stem}{SEPARATOR}{name}" for name in arguments)
+        known = (
+            (name for name, _ in _items(config, ""))
+            if arguments is None
+            else (f"{stem}{SEPARATOR}{name}" for name in arguments)
+        )
         names = [_typed(name) for name in known if name != key]
         close = difflib.get_close_matches(_typed(key), names, 1, 0.75)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -87,14 +95,14 @@ def _typed(key: str) -> str:
     return key.replace(SEPARATOR, "#")
 
 
-def _ids(node: Any, key: str) -> Iterator[str]:
-    """Keys of everything in a config that can be overridden."""
+def _items(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Keys of everything in a config that can be overridden, and what stands there."""
     if key:
-        yield key
+        yield key, node
     if isinstance(node, dict):
         for name, value in node.items():
             if not str(name).startswith("_"):
-                yield from _ids(value, f"{key}{SEPARATOR}{name}" if key else str(name))
+                yield from _items(value, f"{key}{SEPARATOR}{name}" if key else str(name))
 
 
 def _references(node: Any) -> Iterator[str]:

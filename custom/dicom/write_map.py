@@ -29,6 +29,7 @@ __all__ = [
     "SPREAD",
     "UPPER",
     "MapKind",
+    "why_no_map",
     "write_uncertainty_map",
 ]
 
@@ -83,14 +84,23 @@ def _highdicom() -> Any:
     try:
         import highdicom
     except ModuleNotFoundError as error:
-        what = "writing or reading the uncertainty map needs highdicom"
+        what = "DICOM parametric maps are written by highdicom"
         if int(pydicom.__version__.split(".")[0]) < 3:
             raise ModuleNotFoundError(
                 f"{what}, which needs pydicom 3, and this environment has {pydicom.__version__} (for MONAI Label): "
-                "pass --nodicom, or work in another environment"
+                "work in another one"
             ) from error
-        raise ModuleNotFoundError(f"{what}: pip install 'fewview-ct[dicom]'") from error
+        raise ModuleNotFoundError(f"{what}, which is not installed: pip install 'fewview-ct[dicom]'") from error
     return highdicom
+
+
+def why_no_map() -> str | None:
+    """Why no map can be written in this environment, and what to install; None: it can."""
+    try:
+        _highdicom()
+    except ModuleNotFoundError as error:
+        return str(error)
+    return None
 
 
 def _slices(folder: Path) -> list[Dataset]:

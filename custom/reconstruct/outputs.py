@@ -26,7 +26,7 @@ import torch
 from custom import __version__
 from custom.core.files import sha256_file, write_json
 from custom.dicom.write_ct import SyntheticCT, write_ct_series
-from custom.dicom.write_map import LOWER, SPREAD, UPPER, write_uncertainty_map
+from custom.dicom.write_map import LOWER, SPREAD, UPPER, why_no_map, write_uncertainty_map
 from custom.models import Model, save_volume
 from custom.radiographs import Radiograph
 from custom.reconstruct.result import Reconstruction
@@ -46,20 +46,30 @@ OUTPUTS = (
 SAMPLES_SHOWN = 4
 
 
-def dry_run(folder: Path, radiographs: list[Radiograph], model: Model, dicom: bool, uncertainty: bool) -> None:
+def dry_run(folder: Path, radiographs: list[Radiograph], model: Model, dicom: bool | None, uncertainty: bool) -> None:
     """Write a tiny series with these headers and remove it: what cannot be written is said before long work.
 
+    Args:
+        folder: to write it in.
+        radiographs: whose headers it takes.
+        model: that it names.
+        dicom: as in `write_outputs`.
+        uncertainty: whether maps may have to be written too.
+
     Raises:
-        ValueError: headers that no CT series can be made of, such as those of two patients.
-        ModuleNotFoundError: a package for the uncertainty map is missing, naming the extra.
+        ValueError: headers that no CT series can be made of, such as those of two patients; maps have to be written,
+            and the package for them is missing, naming the extra.
     """
-    if not dicom:
+    if dicom is False:
         return
+    reason = why_no_map() if uncertainty else None
+    if reason is not None and dicom:
+        raise ValueError(f"--dicom: {reason}; without --dicom the maps are written as NIfTI alone")
     hu, identity = torch.zeros(2, 2, 2), {"name": model.name, "sha256": model.sha256, "version": __version__}
     ct = SyntheticCT(hu, np.eye(4), _headers(radiographs), identity, "Dry run.")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".dry_run") as place:
         write_ct_series(ct, Path(place, "ct"))
-        if uncertainty:
+        if uncertainty and reason is None:
             write_uncertainty_map(hu, Path(place, "ct"), Path(place, "map.dcm"), identity)
 
 
@@ -78,20 +88,22 @@ def series_sha256(folder: Path) -> str:
 
 
 def write_outputs(
-    folder: Path, found: Reconstruction, dicom: bool = True, report: bool = True, uid_seed: str | None = None
+    folder: Path, found: Reconstruction, dicom: bool | None = True, report: bool = True, uid_seed: str | None = None
 ) -> None:
     """Fill a folder (see the module) with a reconstruction; result.json comes last.
 
     Args:
         folder: exists, and is empty.
         found: to write.
-        dicom: write ct/ and the maps as DICOM.
+        dicom: write ct/ and the maps as DICOM; None: where the package for the maps is missing, ct/ alone, and a
+            warning that names what was not written.
         report: write report.html.
         uid_seed: of the DICOM UIDs.
 
     Raises:
         OSError: a file cannot be written.
         ValueError: headers that no CT series can be made of.
+        ModuleNotFoundError: `dicom` is True, and the package for the maps is missing.
     """
     start = time.perf_counter()
     files = {"ct.nii.gz": save_volume(folder / "ct.nii.gz", found.hu, found.grid, found.isocenter_mm)}
@@ -111,17 +123,22 @@ def write_outputs(
     for index, sample in enumerate(found.samples):
         name = f"samples/sample_{index:03d}.nii.gz"
         files[name] = save_volume(folder / name, sample, found.grid, found.isocenter_mm)
-    if dicom:
+    if dicom is not False:
         headers = _headers(found.radiographs)
         ct = SyntheticCT(found.hu, found.affine, headers, found.model_identity, found.derivation)
         write_ct_series(ct, folder / "ct", uid_seed=uid_seed)
+        reason = why_no_map() if dicom is None else None
+        unwritten = [f"{name}.dcm" for name, _, volume in maps if volume is not None and reason is not None]
+        if unwritten:
+            found.warnings.append(f"Not written: {', '.join(unwritten)} ({reason}). The .nii.gz hold the same values.")
+            logger.warning("%s", found.warnings[-1])
         for name, kind, volume in maps:
-            if volume is not None:
+            if volume is not None and reason is None:
                 path = folder / f"{name}.dcm"
                 write_uncertainty_map(volume, folder / "ct", path, found.model_identity, kind=kind, uid_seed=uid_seed)
                 files[path.name] = path
     hashes = {name: sha256_file(path) for name, path in files.items()}
-    if dicom:
+    if dicom is not False:
         hashes["ct/"] = series_sha256(folder / "ct")
     if report:
         written = write_report(folder / "report.html", _content(found, hashes))

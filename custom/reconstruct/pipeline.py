@@ -66,7 +66,7 @@ def reconstruct(
     precision: str = "auto",
     thresholds: str | os.PathLike[str] | None = None,
     grey_wider_than_hu: float | None = None,
-    dicom: bool = True,
+    dicom: bool | None = None,
     report: bool = True,
     overwrite: bool = False,
     uid_seed: str | None = None,
@@ -92,7 +92,8 @@ def reconstruct(
         thresholds: file of `fewview-ct calibrate`; None: that of the model.
         grey_wider_than_hu: where the interval of a place is wider, the report's planes hide the CT, and wider.nii.gz
             is 1; None: nowhere.
-        dicom: write a CT series (and maps of uncertainty and of the intervals' limits).
+        dicom: write a CT series, and maps of uncertainty and of the intervals' limits. None: where the package for
+            the maps is missing, a series without them, and a warning that names them.
         report: write report.html.
         overwrite: replace an output that is there.
         uid_seed: makes the DICOM UIDs a function of it; None: new ones.

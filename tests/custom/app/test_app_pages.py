@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from custom.app.case_folder import Case, Cases, Limits
+from custom.app.case_folder import Case, Cases, Limits, Refused
 from custom.app.pages import create_app
 from custom.app.question_fields import ASSUMPTIONS, FIELDS, parse_answer, written
 from custom.app.work_queue import Installation
@@ -123,6 +123,56 @@ def test_a_restart_loses_no_step(tmp_path: Path) -> None:
     with client_of(tmp_path / "cases") as client:
         for name in names:
             assert "What was read" in settled(client, name)
+
+
+def test_a_file_that_was_coming_when_the_server_ended_is_left_out_and_named(tmp_path: Path) -> None:
+    picture, sidecar = radiograph(tmp_path, source_to_detector_mm=1800)
+    cases = Cases(tmp_path / "cases", LIMITS)
+    case = cases.create()
+    for name, content in (("a.png", picture), ("a.json", sidecar)):
+        with case.new_file(name, 3) as stream:
+            stream.write(content)
+    coming = case.new_file("Second <b>.png", 3)
+    stream = coming.__enter__()
+    stream.write(picture[:100])
+    stream.flush()
+    assert len(list((case.folder / "files").iterdir())) == 3  # and the server ends here
+    cases.close()
+    with client_of(tmp_path / "cases") as client:
+        name = f"/cases/{case.id}"
+        assert record(tmp_path, name)["files"] == {"radiograph_1.png": "a.png", "radiograph_1.json": "a.json"}
+        assert len(list((case.folder / "files").iterdir())) == 2
+        page = client.get(name).text
+        assert "Not received whole" in page and "Second &lt;b&gt;.png" in page
+        assert client.post(f"{name}/read").status_code == 303
+        assert "What was read" in settled(client, name)
+    with pytest.raises(Refused, match="was taken out while it came"):
+        coming.__exit__(None, None, None)
+    assert len(list((case.folder / "files").iterdir())) == 2
+
+
+def test_a_fetch_that_runs_again_takes_nothing_twice(tmp_path: Path) -> None:
+    cases = Cases(tmp_path / "cases", LIMITS)
+    case = cases.create()
+    with case.new_file("1 from the PACS.dcm", 3):
+        pass
+    case.save(state="running", task="fetch", options={"by": "accession", "value": "A1"}, since=0)
+    cases.close()
+    with client_of(tmp_path / "cases") as client:
+        settled(client, f"/cases/{case.id}")
+    now = Case(case.folder).record
+    assert now["error"] and now["files"] == {}  # no PACS was named
+    assert list((case.folder / "files").iterdir()) == []
+
+
+def test_nothing_is_read_while_a_file_comes(client: TestClient, tmp_path: Path) -> None:
+    name = new_case(client)
+    case = Case(tmp_path / name[1:])
+    with case.new_file("a.png", 3) as stream:
+        stream.write(b"half")
+        answer = client.post(f"{name}/read")
+        assert answer.status_code == 409 and "a.png is still on its way" in answer.text
+    assert record(tmp_path, name)["state"] == "idle" and case.unfinished() == []
 
 
 def test_a_step_that_is_cut_off_by_the_end_of_the_server_waits_again(tmp_path: Path) -> None:

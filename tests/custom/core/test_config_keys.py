@@ -68,6 +68,14 @@ def test_what_nothing_reads_is_an_error_with_a_suggestion(overrides: dict[str, A
         check_keys(parser_with(overrides), given=list(overrides))
 
 
+@pytest.mark.parametrize("key", ["learning_rate", "train#side"])
+def test_the_text_null_is_refused_with_what_to_write(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{key} is the text 'null'; for nothing write --{key} '\$None'$"):
+        check_keys(parser_with({key: "null"}))
+    for nothing in (None, "$None"):
+        check_keys(parser_with({key: nothing}))
+
+
 def run(tmp_path: Path, unused: Sequence[str] = (), **overrides: Any) -> None:
     check = {"_target_": "custom.core.config_keys.no_unknown_keys", "unused": list(unused)}
     (tmp_path / "train.json").write_text(json.dumps({**CONFIG, "initialize": [check]}))

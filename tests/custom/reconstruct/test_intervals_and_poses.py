@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+from custom.cli import ExitCode, command_line
 from custom.geometry import ViewRow
-from custom.models import load_model
+from custom.models import Model, load_model
 from custom.radiographs import read_radiographs
 from custom.reconstruct import pipeline, reconstruct
 from custom.trust import CheckResult, Verdict
 from custom.trust.calibrated_intervals import CalibratedIntervals
 from custom.trust.measure_intervals import MeasureInterval
 from custom.trust.voxel_intervals import TISSUES, VoxelIntervals
-from tests.custom.dicom.stored_volumes import read_uncertainty_map
+from tests.custom.dicom.stored_volumes import read_ct_series, read_uncertainty_map
 from tests.custom.reconstruct.dx_pair import write_pair
 from tests.custom.reconstruct.only_check import the_only_check
 
@@ -70,6 +72,50 @@ def test_intervals_are_written_or_a_reason(
         assert depth["why_not"]
     else:
         assert depth["upper"] / depth["value"] == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("kind", ["samples", "intervals"])
+def test_without_highdicom_all_but_the_dicom_maps_is_written_and_said(
+    folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture, kind: str,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    output, options = tmp_path / "out", {"geometry": case["geometry"]}
+    if kind == "samples":
+        options |= {"model": folder / "ldm", "samples": 2}
+        names = ["uncertainty"]
+    else:
+        check = CheckResult("population", Verdict.PASS, 0.1, 1.0, 2.0, "As usual.")
+        options |= {"model": folder / "inr.pt", "thresholds": the_only_check(monkeypatch, check, tmp_path)}
+        limits = Mock(intervals={"parallel 2": known_intervals()}, of=lambda beam, count: ({}, "parallel 2"))
+        monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: limits))
+        names = ["interval_lower", "interval_upper"]
+    reconstruct([case["image"]], output=output, **options)
+    record = json.loads((output / "result.json").read_text())
+    expected = f"Not written: {', '.join(f'{name}.dcm' for name in names)} ("
+    said = [warning for warning in record["warnings"] if warning.startswith(expected)]
+    assert len(said) == 1 and "pip install 'fewview-ct[dicom]'" in said[0]
+    assert [entry.getMessage() for entry in caplog.records if "Not written" in entry.getMessage()] == said
+    assert expected in (output / "report.html").read_text(encoding="utf-8")
+    assert {"ct.nii.gz", "ct/", "report.html", *(f"{name}.nii.gz" for name in names)} <= set(record["files"])
+    np.testing.assert_array_equal(read_ct_series(output / "ct")[0], np.asarray(nib.load(output / "ct.nii.gz").dataobj))
+    assert not list(output.glob("*.dcm"))
+
+
+def test_dicom_that_is_asked_for_is_refused_without_highdicom_before_the_network_runs(
+    folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    ran = Mock(side_effect=AssertionError("the network ran"))
+    monkeypatch.setattr(Model, "samples", ran)
+    words = ["reconstruct", case["image"], "--geometry", case["geometry"], "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as end:
+        command_line.main([*words, "--model", str(folder / "ldm"), "--samples", "2", "--dicom"])
+    assert end.value.code == ExitCode.BAD_INPUT and not ran.called
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: --dicom: ") and "pip install 'fewview-ct[dicom]'" in said and "\n" not in said
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("width", [0.0, -5.0, float("nan")])
