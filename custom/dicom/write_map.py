@@ -88,7 +88,7 @@ def _highdicom() -> Any:
         if int(pydicom.__version__.split(".")[0]) < 3:
             raise ModuleNotFoundError(
                 f"{what}, which needs pydicom 3, and this environment has {pydicom.__version__} (for MONAI Label): "
-                "work in another one"
+                "use another environment"
             ) from error
         raise ModuleNotFoundError(f"{what}, which is not installed: pip install 'fewview-ct[dicom]'") from error
     return highdicom

@@ -287,8 +287,8 @@ def _heights(evidence: Evidence) -> Statistic:
     shared = 1 - worst**2 / 2
     return Statistic(
         worst,
-        f"edges from slice to slice in {evidence.name(i)} and {evidence.name(j)} have a correlation of {shared:.2f} "
-        "(1 where lungs, diaphragm and vertebrae lie at the same heights, 0 for pictures that have nothing in common)",
+        f"edges from slice to slice in {evidence.name(i)} and {evidence.name(j)} agree by {shared:.2f} (1 where lungs, "
+        "diaphragm and vertebrae lie at the same heights, 0 or less for pictures that have nothing in common)",
     )
 
 
