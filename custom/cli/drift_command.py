@@ -30,6 +30,10 @@ MEANINGS = {
         "more scatter, or patients who move, breathe or turn between the two views",
         "less scatter, or patients who are positioned better",
     ),
+    "heights": (
+        "patients who breathe or move between the two views, or views whose heights are stated wrongly",
+        "patients who hold their breath better, or less noise",
+    ),
     "orientation": ("pictures stored mirrored or turned by a new device or export", "another way to position patients"),
     "angles": ("angles that are stated wrongly: a new room, stand or protocol", "angles that are stated better"),
     "population": (

@@ -91,10 +91,13 @@ def find_drift(
     """
     names = [name for name in STATISTICS if any(case.statistics.get(name) is not None for case in cases)]
     limit = alarm_limit(false_alarms, len(names))
-    random = np.random.default_rng(seed)
-    # By case: further cases do not change what was drawn for those before, else every look would be a new test.
-    draws = random.random((len(cases), len(STATISTICS)))
-    return [_of_statistic(name, cases, calibrated, limit, draws[:, STATISTICS.index(name)]) for name in names]
+    return [_of_statistic(name, cases, calibrated, limit, _draws(seed, name, len(cases))) for name in names]
+
+
+def _draws(seed: int, name: str, count: int) -> FloatArray:
+    """By case and statistic: neither further cases nor another statistic change what was drawn before, else every look
+    would be a new test."""
+    return np.random.default_rng([seed, *name.encode()]).random(count)
 
 
 def alarm_limit(false_alarms: float, statistics: int) -> float:
