@@ -50,7 +50,7 @@ def disagreement(image: Tensor, views: Tensor, field_mask: Tensor) -> dict[tuple
         Pair to root mean square of the difference over that of the mean, 0 for radiographs of one body. Pairs of
         opposite views (cone beam) and pairs without enough planes are missing.
     """
-    return _over_pairs(image, views, field_mask, disagreement_of)
+    return _over_pairs(image, views, field_mask, lambda a, b, whole, _: disagreement_of(a, b, whole))
 
 
 def detail_disagreement(image: Tensor, views: Tensor, field_mask: Tensor) -> dict[tuple[int, int], float]:
@@ -63,17 +63,19 @@ def detail_disagreement(image: Tensor, views: Tensor, field_mask: Tensor) -> dic
         Pair to root mean square of the difference over that of either: 0 for the same detail, 1.4 for detail that has
         nothing to do with each other. Pairs that do not share enough planes through the body are missing.
     """
-    spacing = _plane_spacing_mm(views)
-    return _over_pairs(image, views, field_mask, lambda a, b, _: _detail_difference(a, b, _DETAIL_MM / spacing))
+    return _over_pairs(image, views, field_mask, lambda a, b, _, step: _detail_difference(a, b, _DETAIL_MM / step))
 
 
 def _over_pairs(
-    image: Tensor, views: Tensor, field_mask: Tensor, difference: Callable[[Tensor, Tensor, Tensor], float | None]
+    image: Tensor,
+    views: Tensor,
+    field_mask: Tensor,
+    difference: Callable[[Tensor, Tensor, Tensor, float], float | None],
 ) -> dict[tuple[int, int], float]:
     found = {}
     for i, j in combinations(range(len(image)), 2):
         pair = torch.tensor([i, j])
-        value = difference(*pair_profiles(image[pair], views[pair], field_mask[pair]))
+        value = difference(*pair_profiles(image[pair], views[pair], field_mask[pair]), _plane_spacing_mm(views[pair]))
         if value is not None:
             found[i, j] = value
     return found
