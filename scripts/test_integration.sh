@@ -8,6 +8,7 @@
 #   app     the local web page in headless Chromium, from radiographs to the report
 #   pacs    radiographs into Orthanc, reconstructed, and back, by C-STORE and by STOW-RS
 #   fuzz    10,000 mutated DICOM files through reading, 200 through the whole command
+#   interrupted  commands that are killed or meet a full disk, and started again; the disk for root
 #   install sdist and wheel, the wheel used outside of the repository, and every bundle by MONAI's own checks
 #   container  the Containerfile's steps in a bare Debian: built, then run without network and rights; for root
 #   deploy  the MONAI Deploy application against the command line, in .venv-deploy
@@ -23,7 +24,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$ROOT"
 
-STEPS=(core install report app pacs fuzz container deploy dose cluster federated label)
+STEPS=(core install report app pacs fuzz interrupted container deploy dose cluster federated label)
 OUT="${FEWVIEW_INTEGRATION:-$ROOT/outputs/integration}"
 
 programs() {
@@ -65,6 +66,7 @@ step_app() {
 }
 step_pacs() { bash scripts/integration/orthanc.sh; }
 step_fuzz() { marked tests/integration/test_fuzz_reconstruct.py; }
+step_interrupted() { marked tests/integration/test_interrupted_runs.py; }
 step_container() {
     if [ "$(id -u)" != 0 ]; then
         echo "skipped: mounts and chroot need root"
