@@ -23,7 +23,7 @@ from custom.metrics.posterior_calibration import (
     interval_coverage,
     summarise_case,
 )
-from custom.metrics.sample_statistics import SampleStatistics, Volume
+from custom.metrics.sample_statistics import NOISE_GROUP, SampleStatistics, Volume
 from custom.metrics.uncertainty_files import write_maps, write_summary
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "HU_WINDOW",
     "METRIC_NAMES",
     "MIN_PATIENTS_FOR_INTERVAL",
+    "NOISE_GROUP",
     "SSIM_WINDOW",
     "TISSUE_BANDS_HU",
     "SampleStatistics",

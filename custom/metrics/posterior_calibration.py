@@ -41,9 +41,10 @@ def interval_coverage(
 ) -> list[dict[str, float]]:
     """The calibration curve: in how many voxels of the body the truth lies within the interval of a nominal level.
 
-    The interval is mean +- t std sqrt(1 + 1/N), t the two-sided quantile of Student's distribution with N - 1 degrees
-    of freedom: the prediction interval for one more draw. A calibrated posterior that is Gaussian in each voxel covers
-    every level at any N; for large N the interval becomes mean +- z std.
+    The interval is mean +- t std sqrt(1 + m), the prediction interval for one more draw: m the samples'
+    `mean_variance_share` (1/N for independent ones), t the two-sided quantile of Student's distribution with N - 1
+    degrees of freedom. A calibrated posterior that is Gaussian in each voxel covers every level at any N; for large N
+    the interval becomes mean +- z std.
 
     Args:
         statistics: of two or more samples.
@@ -61,7 +62,7 @@ def interval_coverage(
         raise ValueError(f"levels must lie between 0 and 1, both excluded (0.9 for 90 %); got {wrong}")
     body, count = statistics.body(), statistics.count
     error = mean_error(statistics, truth_hu)[body].abs_()
-    reach = statistics.std()[body] * math.sqrt(1 + 1 / count)
+    reach = statistics.std()[body] * math.sqrt(1 + statistics.mean_variance_share())
     quantiles = [float(special.stdtrit(count - 1, (1 + level) / 2)) for level in levels]
     return [
         {"level": float(level), "coverage": (error <= quantile * reach).double().mean().item()}
@@ -81,8 +82,8 @@ def summarise_case(statistics: SampleStatistics, truth_hu: Volume | None = None)
     """The numbers of one case, taken inside the body.
 
     Let v be the mean unbiased variance and e the mean squared error of the samples' mean. If truth and samples are
-    independent draws of one posterior of variance s^2, then mean - truth has variance s^2 + s^2 / N, so that e is
-    expected to be (1 + 1/N) v.
+    draws of one posterior of variance s^2, then mean - truth has variance s^2 + m s^2, m the samples'
+    `mean_variance_share` (1/N for independent ones), so that e is expected to be (1 + m) v.
 
     Args:
         statistics: of two or more samples.
@@ -91,7 +92,7 @@ def summarise_case(statistics: SampleStatistics, truth_hu: Volume | None = None)
     Returns:
         ``samples``, N, and ``std_hu_body``, sqrt(v), the single number of a case. With a truth also:
         ``rmse_mean_hu_body``, sqrt(e); ``rmse_sample_hu_body``, root mean square over samples and voxels of a
-        sample's error; ``variance_ratio``, v / e; ``calibration_ratio``, (1 + 1/N) v / e: about 1 for a calibrated
+        sample's error; ``variance_ratio``, v / e; ``calibration_ratio``, (1 + m) v / e: about 1 for a calibrated
         posterior, below 1 for samples that agree with each other more than with the truth; ``coverage_90``, share of
         voxels inside their 90 % interval (`interval_coverage`); ``pearson_std_error`` and ``spearman_std_error``,
         correlation over voxels of std and abs(mean - truth), NaN where one is constant.
@@ -106,14 +107,14 @@ def summarise_case(statistics: SampleStatistics, truth_hu: Volume | None = None)
     if truth_hu is None:
         return values
     error = mean_error(statistics, truth_hu)[body].abs_()
-    squared = error.square().mean()
+    squared, share = error.square().mean(), statistics.mean_variance_share()
     ratio = (variance / squared).item()  # of tensors: infinite, not an error, where the mean is the truth
     deviations, errors = std.numpy(), error.numpy()
     return values | {
         "rmse_mean_hu_body": squared.sqrt().item(),
-        "rmse_sample_hu_body": (squared + (1 - 1 / count) * variance).sqrt().item(),
+        "rmse_sample_hu_body": (squared + (1 - share) * variance).sqrt().item(),
         "variance_ratio": ratio,
-        "calibration_ratio": (1 + 1 / count) * ratio,
+        "calibration_ratio": (1 + share) * ratio,
         "coverage_90": interval_coverage(statistics, truth_hu, [0.9])[0]["coverage"],
         "pearson_std_error": _pearson(deviations, errors),
         "spearman_std_error": _pearson(stats.rankdata(deviations), stats.rankdata(errors)),

@@ -20,10 +20,13 @@ from torch import Tensor
 
 from custom.metrics.image_metrics import HU_WINDOW, body_mask, check_window
 
-__all__ = ["SampleStatistics", "Volume", "check_shape", "one_volume"]
+__all__ = ["NOISE_GROUP", "SampleStatistics", "Volume", "check_shape", "one_volume"]
 
 
 Volume = Tensor | npt.NDArray[Any]
+
+#: So many samples in a row of `custom.sampling.PosteriorSampler` begin with noises that sum to zero.
+NOISE_GROUP = 16
 
 
 def _plain(values: Volume) -> Tensor:
@@ -63,6 +66,8 @@ class SampleStatistics:
         body: (X, Y, Z), non-zero inside the patient: where single numbers are taken. Give `body_mask` of the truth
             where there is one. None: `body_mask` of the mean of the samples so far, which moves a little with N.
         hu_window: HU to which samples and truths are clipped, as in `custom.metrics`.
+        noise_group: samples 0 to n - 1, n to 2n - 1, ... begin with noises that sum to zero (`NOISE_GROUP`), see
+            `mean_variance_share`. None: they are independent.
 
     Raises:
         ValueError: a mask that is no volume or without any voxel, a window that is none.
@@ -70,8 +75,11 @@ class SampleStatistics:
     Source: Welford, "Note on a method for calculating corrected sums of squares and products", 1962.
     """
 
-    def __init__(self, body: Volume | None = None, hu_window: Sequence[float] = HU_WINDOW) -> None:
+    def __init__(
+        self, body: Volume | None = None, hu_window: Sequence[float] = HU_WINDOW, noise_group: int | None = None
+    ) -> None:
         self.hu_window = check_window(hu_window)
+        self.noise_group = noise_group
         self.count = 0
         self._body = None if body is None else one_volume(body, "the body mask") != 0
         if self._body is not None and not self._body.any():
@@ -130,19 +138,30 @@ class SampleStatistics:
             raise ValueError("there is no mean of 0 samples: draw at least one (N >= 1) and pass it to update()")
         return self._mean.clone()
 
+    def mean_variance_share(self) -> float:
+        """Variance of the samples' mean over that of a sample: 1 / N where they are independent.
+
+        Of n noises that sum to zero any two correlate by -1 / (n - 1), and samples do as their noises do as far as
+        they follow them linearly: N = q n + r of them give r (1 - (r - 1) / (n - 1)) / N^2, nothing for a full group.
+        """
+        n = self.noise_group or math.inf
+        r = self.count % n
+        return r * (1 - (r - 1) / (n - 1)) / self.count**2
+
     def variance(self, unbiased: bool = True) -> Tensor:
         """(X, Y, Z) HU^2, float64.
 
         Args:
-            unbiased: divide by N - 1, the estimate of the variance that infinitely many samples would have. False:
-                by N, the variance of these very samples, which the decomposition of their error needs.
+            unbiased: divide by N (1 - `mean_variance_share`), N - 1 for independent samples: the estimate of the
+                variance that infinitely many samples would have. False: by N, the variance of these very samples,
+                which the decomposition of their error needs.
 
         Raises:
             ValueError: with fewer than two samples.
         """
         if self._squares is None or self.count < 2:
             raise ValueError(f"a variance needs at least 2 samples, got {self.count}: draw more (N >= 2)")
-        return self._squares / (self.count - int(unbiased))
+        return self._squares / (self.count * (1 - self.mean_variance_share() * unbiased))
 
     def std(self) -> Tensor:
         """Square root of the unbiased variance, (X, Y, Z) HU, float64."""

@@ -38,6 +38,7 @@ SAMPLER_OPTIONS = (
     "steps",
     "guidance_scale",
     "quantise",
+    "residual_scale",
     "consistency_weight",
     "consistency_iterations",
     "consistency_final",

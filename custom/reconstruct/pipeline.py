@@ -19,7 +19,7 @@ from custom.core.atomic_directory import atomic_directory
 from custom.core.attenuation import hu_to_attenuation
 from custom.core.files import sha256_file
 from custom.geometry import ViewRow
-from custom.metrics import SampleStatistics
+from custom.metrics import NOISE_GROUP, SampleStatistics
 from custom.models import Model, find_model, load_model
 from custom.projection import Projector
 from custom.radiographs import Radiograph, read_radiographs
@@ -286,7 +286,7 @@ def _thresholds(path: str | os.PathLike[str] | None, model: Model) -> tuple[Thre
 
 def _draw(model: Model, image: Tensor, views: Tensor, count: int, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
     """Samples (int16), their mean and their standard deviation."""
-    statistics, drawn = SampleStatistics(hu_window=model.hu_window), []
+    statistics, drawn = SampleStatistics(hu_window=model.hu_window, noise_group=NOISE_GROUP), []
     for sample in tqdm(model.samples(image, views, count, seed), "samples", count, unit="sample", disable=None):
         statistics.update(sample[None, None])
         drawn.append(sample.round().to(torch.int16))

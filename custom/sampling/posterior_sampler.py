@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from custom.core.hu_window import unit_to_hu
+from custom.metrics.sample_statistics import NOISE_GROUP
 from custom.networks.denoiser import LatentDenoiser
 from custom.networks.inputs import check_radiographs
 from custom.schedulers import DPMSolverPPScheduler
@@ -23,8 +24,9 @@ __all__ = [
 class PosteriorSampler(nn.Module):
     """Solves the diffusion ODE from noise to latents, and decodes them.
 
-    Sample i of a seed is the same CT whatever batch it is drawn in (up to the rounding of the device's kernels): its
-    noise comes from a generator of its own.
+    Sample i of a seed is the same CT whatever batch it is drawn in (up to the rounding of the device's kernels), and
+    whatever N: its noise comes from its seed and number. The noises of `NOISE_GROUP` samples in a row sum to zero, so
+    that their mean is nearer to that of infinitely many (`SampleStatistics.mean_variance_share`).
 
     Args:
         denoiser: in evaluation mode.
@@ -35,6 +37,9 @@ class PosteriorSampler(nn.Module):
             learnt; more narrows the samples, so that their variance means nothing; 0 samples without the condition.
         batch_size: samples at a time: memory against speed.
         quantise: decode the nearest codes instead of the continuous latents.
+        residual_scale: what a sampled latent differs by from the encoded reconstruction is multiplied by the number at
+            the place of its number of views (the last for more); None: by 1. Below 1 it narrows samples that differ
+            more than their mean errs. Only for a denoiser of residuals.
         mean: gives the denoiser's `known` from (image, views, view_mask): the encoded reconstruction (B, C, X, Y, Z).
         consistency: moves predicted volumes to the radiographs, from (volume (B, 1, X, Y, Z) in [-1, 1], image, views,
             view_mask) to a volume; None leaves them alone.
@@ -55,6 +60,7 @@ class PosteriorSampler(nn.Module):
         guidance_scale: float = 1.0,
         batch_size: int = 1,
         quantise: bool = False,
+        residual_scale: Sequence[float] | None = None,
         mean: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
         consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
         consistency_weight: float = 0.0,
@@ -65,6 +71,8 @@ class PosteriorSampler(nn.Module):
             raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
         if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
             raise ValueError(f"guidance_scale must not be negative (1: as learnt), got {guidance_scale}")
+        if residual_scale is not None and not (residual_scale and all(0 < scale <= 2 for scale in residual_scale)):
+            raise ValueError(f"residual_scale must be numbers above 0 and up to 2, got {residual_scale}")
         if not 0 <= consistency_weight <= 1 or (consistency_weight and consistency is None):
             raise ValueError(f"consistency_weight must lie in [0, 1] and needs a consistency, got {consistency_weight}")
         if (mean is None) != (denoiser.known_channels == 0):
@@ -83,6 +91,7 @@ class PosteriorSampler(nn.Module):
         self.denoiser, self.autoencoder, self.scheduler = denoiser, autoencoder, scheduler
         self.steps, self.guidance_scale, self.batch_size = steps, guidance_scale, batch_size
         self.quantise, self.mean = quantise, mean
+        self.residual_scale = None if residual_scale is None else list(residual_scale)
         self.consistency, self.consistency_weight = consistency, consistency_weight
         self.final_consistency = final_consistency
         self.grid, self.hu_window = autoencoder.grid, denoiser.hu_window
@@ -111,9 +120,18 @@ class PosteriorSampler(nn.Module):
         return self._finished(unit, (image, views, view_mask))
 
     def noise(self, seed: int, index: int) -> Tensor:
-        """The noise (1, C, x, y, z) that sample `index` of a seed begins with."""
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + index) % 2**63)
-        return torch.randn(1, self.denoiser.latent_channels, *self.denoiser.grid.shape, generator=generator)
+        """The noise (1, C, x, y, z) that sample `index` of a seed begins with: standard normal.
+
+        Of independent draws z_1 ... z_n of its group, n = `NOISE_GROUP`, it is (z_i - mean) sqrt(n / (n - 1)).
+        """
+        shape = (1, self.denoiser.latent_channels, *self.denoiser.grid.shape)
+        own, total = torch.empty(shape), torch.zeros(shape)
+        first = index - index % NOISE_GROUP
+        for i in range(first, first + NOISE_GROUP):
+            drawn = torch.randn(shape, generator=torch.Generator().manual_seed((seed * 1_000_003 + i) % 2**63))
+            total += drawn
+            own = drawn if i == index else own
+        return (own - total / NOISE_GROUP) * math.sqrt(NOISE_GROUP / (NOISE_GROUP - 1))
 
     @torch.no_grad()
     def samples(
@@ -189,7 +207,17 @@ class PosteriorSampler(nn.Module):
                 original = self._towards_radiographs(original, known, radiographs, weight)
             x, _ = scheduler.step_from_original(original, t, x)
         share = self.denoiser.view_share(radiographs[1], radiographs[2])
-        return self.denoiser.denormalise(self.denoiser.from_residual(x, known, share))
+        latent = self.denoiser.from_residual(x, known, share)
+        if self.residual_scale is not None and known is not None and self.denoiser.residual:
+            latent = torch.lerp(known, latent, self._scale_of(radiographs[1], radiographs[2]))
+        return self.denoiser.denormalise(latent)
+
+    def _scale_of(self, views: Tensor, view_mask: Tensor | None) -> Tensor:
+        """`residual_scale` of each case's number of views, (B, 1, 1, 1, 1)."""
+        assert self.residual_scale is not None
+        scale = views.new_tensor(self.residual_scale)
+        count = views.new_full((len(views),), views.shape[1]) if view_mask is None else view_mask.sum(1)
+        return scale[count.long().clamp(max=len(scale)) - 1][:, None, None, None, None]
 
     def _guided(self, x: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         scale = self.guidance_scale

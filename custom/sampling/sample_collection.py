@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from custom.core.files import write_tensors
 from custom.core.tensor_files import load_tensors
-from custom.metrics import SampleStatistics
+from custom.metrics import NOISE_GROUP, SampleStatistics
 from custom.sampling.posterior_sampler import PosteriorSampler
 
 __all__ = ["collect_samples"]
@@ -52,7 +52,7 @@ def collect_samples(
     Raises:
         ValueError: as `PosteriorSampler.samples`, or for a state of another case or setting.
     """
-    statistics = SampleStatistics(body, sampler.hu_window)
+    statistics = SampleStatistics(body, sampler.hu_window, NOISE_GROUP)
     label = _fingerprint(sampler, image, views, seed)
     path = None if state_path is None else Path(state_path)
     if path is not None and path.is_file():
@@ -81,7 +81,8 @@ def collect_samples(
 def _fingerprint(sampler: PosteriorSampler, image: Tensor, views: Tensor, seed: int) -> Tensor:
     """SHA-256, as bytes, of all that the samples depend on."""
     total = hashlib.sha256()
-    settings: list[Any] = [sampler.steps, sampler.guidance_scale, sampler.quantise, sampler.consistency_weight, seed]
+    settings: list[Any] = [sampler.steps, sampler.guidance_scale, sampler.quantise, sampler.residual_scale]
+    settings += [sampler.consistency_weight, seed]
     used = (sampler.consistency if sampler.consistency_weight else None, sampler.final_consistency)
     settings += [None if one is None else getattr(one, "settings", type(one).__name__) for one in used]
     solver = {k: v for k, v in vars(sampler.scheduler).items() if isinstance(v, str | int | float | bool | None)}

@@ -21,7 +21,7 @@ from custom.data.augmentation import RandThoraxAugment
 from custom.data.transforms import sample_on_grid
 from custom.geometry import Geometry, VolumeGrid
 from custom.geometry.acquisition_sampler import PoseError
-from custom.metrics import SampleStatistics
+from custom.metrics import NOISE_GROUP, SampleStatistics
 from custom.models import Model, find_model, load_model
 from custom.projection import simulate_fine
 from custom.projection.degradation import RandRadiograph
@@ -261,7 +261,7 @@ def reconstructed(model: Model, radiographs: Assembled, samples: int = 0, seed: 
     shown, _ = extrapolate_truncation(image, field_mask, [""] * len(image), model.pixel_at_isocenter_mm)
     spread = None
     if samples:
-        statistics = SampleStatistics(hu_window=model.hu_window)
+        statistics = SampleStatistics(hu_window=model.hu_window, noise_group=NOISE_GROUP)
         for sample in model.samples(shown, views, samples, seed):
             statistics.update(sample)
         hu, spread = statistics.mean().float(), statistics.std().float()

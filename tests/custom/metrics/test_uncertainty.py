@@ -18,6 +18,7 @@ from monai.data import MetaTensor
 from scipy import stats
 
 from custom.metrics import (
+    NOISE_GROUP,
     SampleStatistics,
     interval_coverage,
     summarise_case,
@@ -53,6 +54,20 @@ def gaussian_case(
     for _ in range(count):
         statistics.update(offset + spread * std * torch.randn(shape, generator=generator, dtype=torch.float64))
     return statistics, truth
+
+
+@pytest.mark.parametrize("count", [2, 5, 16, 20, 32])
+def test_noises_that_sum_to_zero_give_a_better_mean_and_the_same_variance(count: int) -> None:
+    groups = torch.randn(2, NOISE_GROUP, 3000, dtype=torch.float64, generator=torch.Generator().manual_seed(count))
+    groups = (groups - groups.mean(1, keepdim=True)) * math.sqrt(NOISE_GROUP / (NOISE_GROUP - 1))
+    shape = (30, 10, 10)
+    statistics = SampleStatistics(body=torch.ones(shape), noise_group=NOISE_GROUP)
+    for sample in groups.flatten(0, 1)[:count]:
+        statistics.update(100 * sample.reshape(shape))
+    share = statistics.mean_variance_share()
+    assert share == pytest.approx(float((statistics.mean() / 100).square().mean()), rel=0.1, abs=1e-12)
+    assert share <= (0 if count % NOISE_GROUP == 0 else 1 / count)
+    assert float(statistics.variance().mean()) == pytest.approx(100**2, rel=0.05)
 
 
 @settings(max_examples=40, deadline=None)

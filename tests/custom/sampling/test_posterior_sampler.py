@@ -11,6 +11,7 @@ from torch import Tensor
 
 from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
+from custom.metrics import NOISE_GROUP
 from custom.networks import VQGAN
 from custom.projection.data_consistency import ReprojectionCorrection
 from custom.sampling import EncodedMean, PosteriorSampler, collect_samples, load_sampler
@@ -45,6 +46,17 @@ def test_a_sample_depends_on_its_seed_and_number_alone() -> None:
     torch.testing.assert_close((unit + 1) * 1000 - 1000, one_by_one[3:4], atol=0.05, rtol=0)
 
 
+def test_the_noises_of_a_group_are_standard_normal_and_sum_to_zero() -> None:
+    made = sampler()
+    noises = torch.cat([made.noise(4, index) for index in range(2 * NOISE_GROUP)])
+    for group in noises.split(NOISE_GROUP):
+        assert float(group.mean(0).abs().max()) < 1e-5
+    assert float(noises.std()) == pytest.approx(1, abs=0.03)
+    pairs = torch.corrcoef(noises.flatten(1))
+    assert float(pairs[0, 1:NOISE_GROUP].mean()) == pytest.approx(-1 / (NOISE_GROUP - 1), abs=0.01)
+    assert float(pairs[:NOISE_GROUP, NOISE_GROUP:].abs().mean()) < 0.1
+
+
 def test_guidance_of_one_is_the_conditional_answer_and_more_goes_beyond() -> None:
     plain, none, twice = (sampler(guidance_scale=s) for s in (1.0, 0.0, 2.0))
     image, views = radiographs()
@@ -55,6 +67,25 @@ def test_guidance_of_one_is_the_conditional_answer_and_more_goes_beyond() -> Non
         torch.testing.assert_close(conditional, plain.denoiser.denoise(x, time, condition))
         torch.testing.assert_close(free, plain.denoiser.denoise(x, time, torch.zeros_like(condition)))
     torch.testing.assert_close(far, free + 2 * (conditional - free), atol=1e-4, rtol=1e-4)
+
+
+def test_residual_scale_draws_a_sample_towards_the_reconstruction_by_its_number_of_views() -> None:
+    known = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    image, views = radiographs()
+    noise = sampler().noise(0, 0)
+
+    def latent(**options: Any) -> Tensor:
+        made = sampler(denoiser=denoiser(known_channels=3, residual=True), mean=lambda *_: known, **options)
+        return made.sample_latents(image, views, None, noise)
+
+    count, plain, expected = views.shape[1], latent(), known.clone()
+    assert torch.equal(latent(residual_scale=[1.0]), plain)
+    half = latent(residual_scale=[1.0] * (count - 1) + [0.5])  # the last number is for more views, too
+    torch.testing.assert_close(half, (plain + expected) / 2, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(latent(residual_scale=[0.5] * (count - 1) + [1.0]), plain, atol=1e-4, rtol=1e-4)
+    for wrong in ([], [0.0], [1.0, float("nan")], [3.0]):
+        with pytest.raises(ValueError, match="residual_scale"):
+            sampler(residual_scale=wrong)
 
 
 def test_other_radiographs_give_another_sample() -> None:
