@@ -8,9 +8,10 @@
 Every CT is radiographed as in `fewview-ct calibrate`, reconstructed, checked, and its intervals stated. Of voxels
 (means over blocks as large as the calibrated voxels) in the predicted body the share that holds is compared with 90 %,
 and width and interval score with those of the uncalibrated interval: 1.645 standard deviations of the model's Gaussian
-population given the radiographs. Tables go to intervals.md, coverage of each case to coverage.png, the numbers of every
-case to cases/; a killed run goes on with the next case. With --levels, thresholds of the same calibration (--work) with
-another --coverage, reliability.png shows for each of them the share that holds.
+population given the radiographs. Where the thresholds hold doses (`calibrate --templates`), so is the interval of what
+the isocentre gets of a plan on the reconstruction. Tables go to intervals.md, coverage of each case to coverage.png,
+the numbers of every case to cases/; a killed run goes on with the next case. With --levels, thresholds of the same
+calibration (--work) with another --coverage, reliability.png shows for each of them the share that holds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from custom import __version__
 from custom.core.files import atomic_file, sha256_file, write_bytes, write_json
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
+from custom.evaluation.delivered_doses import kept_doses
 from custom.metrics import body_mask
 from custom.metrics.conformal import interval_score
 from custom.networks.population_prior import sample_on
@@ -39,7 +41,7 @@ from custom.trust import Evidence, Thresholds, run_checks, state_intervals
 from custom.trust.body_measures import MEASURES, loaded_segmenter, measure_body
 from custom.trust.calibration_model import loaded_model
 from custom.trust.radiograph_likelihood import RadiographLikelihood
-from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, reconstructed
+from custom.trust.reference_ct import ReferenceCT, SimulationSettings, detector_of, error_hu, load_ct, reconstructed
 from custom.trust.stated_intervals import StatedIntervals
 from custom.trust.voxel_intervals import TISSUES, tissue_of
 
@@ -103,6 +105,14 @@ def _held(stated: StatedIntervals, true: Mapping[str, float | None]) -> dict[str
     }
 
 
+def _doses(stated: StatedIntervals, evidence: Evidence, ct: ReferenceCT) -> dict[str, dict[str, float]]:
+    """By column the interval of the dose that the isocentre gets, and what it got, cGy."""
+    if stated.doses is None or evidence.hu is None:
+        return {}
+    limits = kept_doses(tuple(stated.doses.templates)).intervals(stated.doses, evidence.hu, evidence.grid, ct)
+    return {f"Dose at the isocentre, {t}, cGy": {k: 100 * v for k, v in one.items()} for t, one in limits.items()}
+
+
 def _judged(lower: Tensor, upper: Tensor, truth: Tensor, inside: Tensor) -> dict[str, float]:
     low, high, true = (volume[inside].numpy() for volume in (lower, upper, truth))
     # Half a HU, since the CT's values are whole.
@@ -164,7 +174,7 @@ def _run(job: _Job) -> bool:
                 m.name: {"lower": m.lower, "upper": m.upper, "truth": true[m.name]}
                 for m in stated.measures
                 if m.lower is not None and true[m.name] is not None
-            }
+            } | _doses(stated, replace(evidence, hu=evidence.hu.clamp(*model.hu_window)), ct)
             if name in RELIABILITY and job.levels:
                 record["levels"] = {}
                 for one in levels:
@@ -229,17 +239,19 @@ def _tables(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _measures(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    known = (name for r in records for one in r["found"].values() for name in one.get("measures", {}))
+    columns = {name: f"{words}, {unit}" for name, (words, unit, _) in MEASURES.items()}
+    columns |= {name: name for name in known if name not in MEASURES}
     lines = ["", "Intervals of measures: how many hold, and their mean width.", "",
-             "| views | " + " | ".join(f"{words}, {unit}" for words, unit, _ in MEASURES.values()) + " | all |",
-             "|---|" + "---|" * (len(MEASURES) + 1)]  # fmt: skip
+             "| views | " + " | ".join([*columns.values(), "all |"]), "|---" * (len(columns) + 2) + "|"]  # fmt: skip
     for group, kind, cases in _rows(records):
         cells, held = [], []
-        for name in MEASURES:
+        for name in columns:
             found = [one["measures"][name] for _, one in cases if name in one.get("measures", {})]
             holds = [one["lower"] <= one["truth"] <= one["upper"] for one in found]
             held += holds
             width = float(np.mean([one["upper"] - one["lower"] for one in found])) if found else 0.0
-            cells.append(f"{sum(holds)} of {len(holds)}, {width:.0f}" if found else "")
+            cells.append(f"{sum(holds)} of {len(holds)}, {width:.{width < 20:d}f}" if found else "")
         total = f"{_percent(held)} % of {len(held)}" if held else ""
         lines.append(f"| {group}, {kind} | " + " | ".join([*cells, total]) + " |")
     return lines
