@@ -56,8 +56,9 @@ VIEW_SETS = {
     "6": tuple(30.0 * i for i in range(6)),
     "8": tuple(22.5 * i for i in range(8)),
 }
-#: Whose reliability is drawn, with colours that differ for all eyes (Okabe and Ito 2008), markers and dashes.
-RELIABILITY = {"1": ("#d55e00", "o", "-"), "2": ("#0072b2", "s", "--"), "4": ("#009e73", "^", ":")}
+#: Whose reliability is drawn, if calibrated; colours that differ for all eyes (Okabe and Ito 2008), markers and dashes.
+RELIABILITY = {"1": ("#d55e00", "o", "-"), "2": ("#0072b2", "s", "--"),
+               "4": ("#009e73", "^", ":"), "8": ("#cc79a7", "D", "-.")}  # fmt: skip
 #: Standard deviations that hold 90 % of a Gaussian.
 GAUSSIAN_90 = 1.6449
 #: What a patient's coverage is drawn against.
@@ -175,7 +176,7 @@ def _run(job: _Job) -> bool:
                 for m in stated.measures
                 if m.lower is not None and true[m.name] is not None
             } | _doses(stated, replace(evidence, hu=evidence.hu.clamp(*model.hu_window)), ct)
-            if name in RELIABILITY and job.levels:
+            if name in RELIABILITY and job.levels and stated.views is None:
                 record["levels"] = {}
                 for one in levels:
                     at = state_intervals(evidence, checks, one, model.hu_window, job.samples, segmenter)
@@ -239,9 +240,8 @@ def _tables(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _measures(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    known = (name for r in records for one in r["found"].values() for name in one.get("measures", {}))
     columns = {name: f"{words}, {unit}" for name, (words, unit, _) in MEASURES.items()}
-    columns |= {name: name for name in known if name not in MEASURES}
+    columns |= {n: columns.get(n, n) for r in records for one in r["found"].values() for n in one.get("measures", {})}
     lines = ["", "Intervals of measures: how many hold, and their mean width.", "",
              "| views | " + " | ".join([*columns.values(), "all |"]), "|---" * (len(columns) + 2) + "|"]  # fmt: skip
     for group, kind, cases in _rows(records):
@@ -347,7 +347,7 @@ def main(
     part: str = "test",
     size: int | None = None,
     samples: int = 0,
-    views: Sequence[str] = ("1", "2", "4"),
+    views: Sequence[str] = ("1", "2", "4", "8"),
     levels: Sequence[str] = (),
     seed: int = 1,
     workers: int = 1,
@@ -372,8 +372,7 @@ def main(
         tuple(str(name).strip() for name in (str(some).split(",") if isinstance(some, str | int) else some))
         for some in (views, levels)
     )
-    unknown = [name for name in names if name not in VIEW_SETS]
-    if unknown:
+    if unknown := [name for name in names if name not in VIEW_SETS]:
         raise ValueError(f"views must be among {', '.join(VIEW_SETS)}, got {', '.join(unknown)}")
     lists = {"patients": load_cases(datalist, part)}
     if phantom_list_file is not None:
