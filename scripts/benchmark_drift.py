@@ -24,7 +24,7 @@ import torch
 from custom.core.files import write_json
 from custom.data.datalist import load_cases
 from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG
-from custom.trust.calibrate import fit_groups, measured
+from custom.trust.calibration_groups import fit_groups, measured
 from custom.trust.check_statistics import Meter, Quantiles
 from custom.trust.expected_error import ExpectedError
 from custom.trust.picture_statistics import LEVELS

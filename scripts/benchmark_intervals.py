@@ -8,9 +8,10 @@
 Every CT is radiographed as in `fewview-ct calibrate`, reconstructed, checked, and its intervals stated. Of voxels
 (means over blocks as large as the calibrated voxels) in the predicted body the share that holds is compared with 90 %,
 and width and interval score with those of the uncalibrated interval: 1.645 standard deviations of the model's Gaussian
-population given the radiographs. Tables go to intervals.md, coverage of each case to coverage.png, the numbers of every
-case to cases/; a killed run goes on with the next case. With --levels, thresholds of the same calibration (--work) with
-another --coverage, reliability.png shows for each of them the share that holds.
+population given the radiographs. Where the thresholds hold doses (`calibrate --templates`), so is the interval of what
+the isocentre gets of a plan on the reconstruction. Tables go to intervals.md, coverage of each case to coverage.png,
+the numbers of every case to cases/; a killed run goes on with the next case. With --levels, thresholds of the same
+calibration (--work) with another --coverage, reliability.png shows for each of them the share that holds.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from custom import __version__
 from custom.core.files import atomic_file, sha256_file, write_bytes, write_json
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
+from custom.evaluation.delivered_doses import kept_doses
 from custom.metrics import body_mask
 from custom.metrics.conformal import interval_score
 from custom.networks.population_prior import sample_on
@@ -39,7 +41,7 @@ from custom.trust import Evidence, Thresholds, run_checks, state_intervals
 from custom.trust.body_measures import MEASURES, loaded_segmenter, measure_body
 from custom.trust.calibration_model import loaded_model
 from custom.trust.radiograph_likelihood import RadiographLikelihood
-from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, reconstructed
+from custom.trust.reference_ct import ReferenceCT, SimulationSettings, detector_of, error_hu, load_ct, reconstructed
 from custom.trust.stated_intervals import StatedIntervals
 from custom.trust.voxel_intervals import TISSUES, tissue_of
 
@@ -54,8 +56,9 @@ VIEW_SETS = {
     "6": tuple(30.0 * i for i in range(6)),
     "8": tuple(22.5 * i for i in range(8)),
 }
-#: Whose reliability is drawn, with colours that differ for all eyes (Okabe and Ito 2008), markers and dashes.
-RELIABILITY = {"1": ("#d55e00", "o", "-"), "2": ("#0072b2", "s", "--"), "4": ("#009e73", "^", ":")}
+#: Whose reliability is drawn, if calibrated; colours that differ for all eyes (Okabe and Ito 2008), markers and dashes.
+RELIABILITY = {"1": ("#d55e00", "o", "-"), "2": ("#0072b2", "s", "--"),
+               "4": ("#009e73", "^", ":"), "8": ("#cc79a7", "D", "-.")}  # fmt: skip
 #: Standard deviations that hold 90 % of a Gaussian.
 GAUSSIAN_90 = 1.6449
 #: What a patient's coverage is drawn against.
@@ -101,6 +104,14 @@ def _held(stated: StatedIntervals, true: Mapping[str, float | None]) -> dict[str
         for m in stated.measures
         if m.lower is not None and m.upper is not None and (value := true[m.name]) is not None
     }
+
+
+def _doses(stated: StatedIntervals, evidence: Evidence, ct: ReferenceCT) -> dict[str, dict[str, float]]:
+    """By column the interval of the dose that the isocentre gets, and what it got, cGy."""
+    if stated.doses is None or evidence.hu is None:
+        return {}
+    limits = kept_doses(tuple(stated.doses.templates)).intervals(stated.doses, evidence.hu, evidence.grid, ct)
+    return {f"Dose at the isocentre, {t}, cGy": {k: 100 * v for k, v in one.items()} for t, one in limits.items()}
 
 
 def _judged(lower: Tensor, upper: Tensor, truth: Tensor, inside: Tensor) -> dict[str, float]:
@@ -164,8 +175,8 @@ def _run(job: _Job) -> bool:
                 m.name: {"lower": m.lower, "upper": m.upper, "truth": true[m.name]}
                 for m in stated.measures
                 if m.lower is not None and true[m.name] is not None
-            }
-            if name in RELIABILITY and job.levels:
+            } | _doses(stated, replace(evidence, hu=evidence.hu.clamp(*model.hu_window)), ct)
+            if name in RELIABILITY and job.levels and stated.views is None:
                 record["levels"] = {}
                 for one in levels:
                     at = state_intervals(evidence, checks, one, model.hu_window, job.samples, segmenter)
@@ -229,17 +240,18 @@ def _tables(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _measures(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = {name: f"{words}, {unit}" for name, (words, unit, _) in MEASURES.items()}
+    columns |= {n: columns.get(n, n) for r in records for one in r["found"].values() for n in one.get("measures", {})}
     lines = ["", "Intervals of measures: how many hold, and their mean width.", "",
-             "| views | " + " | ".join(f"{words}, {unit}" for words, unit, _ in MEASURES.values()) + " | all |",
-             "|---|" + "---|" * (len(MEASURES) + 1)]  # fmt: skip
+             "| views | " + " | ".join([*columns.values(), "all |"]), "|---" * (len(columns) + 2) + "|"]  # fmt: skip
     for group, kind, cases in _rows(records):
         cells, held = [], []
-        for name in MEASURES:
+        for name in columns:
             found = [one["measures"][name] for _, one in cases if name in one.get("measures", {})]
             holds = [one["lower"] <= one["truth"] <= one["upper"] for one in found]
             held += holds
             width = float(np.mean([one["upper"] - one["lower"] for one in found])) if found else 0.0
-            cells.append(f"{sum(holds)} of {len(holds)}, {width:.0f}" if found else "")
+            cells.append(f"{sum(holds)} of {len(holds)}, {width:.{width < 20:d}f}" if found else "")
         total = f"{_percent(held)} % of {len(held)}" if held else ""
         lines.append(f"| {group}, {kind} | " + " | ".join([*cells, total]) + " |")
     return lines
@@ -335,7 +347,7 @@ def main(
     part: str = "test",
     size: int | None = None,
     samples: int = 0,
-    views: Sequence[str] = ("1", "2", "4"),
+    views: Sequence[str] = ("1", "2", "4", "8"),
     levels: Sequence[str] = (),
     seed: int = 1,
     workers: int = 1,
@@ -360,8 +372,7 @@ def main(
         tuple(str(name).strip() for name in (str(some).split(",") if isinstance(some, str | int) else some))
         for some in (views, levels)
     )
-    unknown = [name for name in names if name not in VIEW_SETS]
-    if unknown:
+    if unknown := [name for name in names if name not in VIEW_SETS]:
         raise ValueError(f"views must be among {', '.join(VIEW_SETS)}, got {', '.join(unknown)}")
     lists = {"patients": load_cases(datalist, part)}
     if phantom_list_file is not None:

@@ -28,7 +28,7 @@ from custom.core.workers import Workers
 from custom.data.datalist import load_cases
 from custom.radiographs import Assembled
 from custom.trust import Evidence, Thresholds, Verdict, find_prior
-from custom.trust.calibrate import measured
+from custom.trust.calibration_groups import measured
 from custom.trust.calibration_model import loaded_model
 from custom.trust.check_statistics import STATISTICS
 from custom.trust.expected_error import ExpectedError

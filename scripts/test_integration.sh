@@ -137,7 +137,7 @@ done
 
 {
     printf '%s, Python %s, %s processors, files %s\n\n' "$(date -u +%Y-%m-%d)" \
-        "$("$VENV/bin/python" -c 'import platform; print(platform.python_version())')" "$(nproc)" "${now:0:12}"
+        "$("$VENV/bin/python" -c 'import platform; print(platform.python_version())')" "$(nproc --all)" "${now:0:12}"
     printf '| step | result | tests | seconds |\n|---|---|---|---|\n'
     printf '%s\n' "${rows[@]}"
     printf '\nSkipped:\n'

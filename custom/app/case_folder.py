@@ -192,12 +192,13 @@ class Case:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def shown(self, text: str) -> str:
-        """A message with the client's names in the place of ours."""
+        """A message of the command line in the page's words: the client's names in the place of ours, no options."""
         files: dict[str, str] = self.record["files"]
         ours = "|".join(re.escape(own) for own in sorted(files, key=len, reverse=True))
         if ours:  # all at once: a client's name may be one of ours, of another file
             text = re.sub(rf"(?:files/)?\b({ours})\b(?!\.json)", lambda found: files[found[1]], text)
-        return text.replace(str(self.folder), "this case")
+        text = text.replace(f"--geometry {ANSWERS}", "your answer").replace(str(self.folder), "this case")
+        return re.sub(r"option --accept [a-z-]+", "you allowed it", text)
 
 
 class Cases:

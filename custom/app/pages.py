@@ -24,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 from custom import __version__
 from custom.app.case_folder import Case, Cases, Refused
 from custom.app.guard import Guard, form_of
-from custom.app.question_fields import ASSUMPTIONS, FIELDS, SKETCHED, parse_answer, written
+from custom.app.question_fields import ASSUMPTIONS, FIELDS, SKETCHED, called, chosen, parse_answer, written
 from custom.app.work_queue import Installation, WorkQueue, progress
 from custom.core.files import read_json_object
 from custom.report.document import visible
@@ -200,8 +200,8 @@ class _Pages:
     def answer(self, case: Case, fields: dict[str, list[str]]) -> None:
         """Take the form's answers, and read again with them."""
         answers = {name: dict(values) for name, values in case.record["answers"].items()}
-        wrong = ""
-        for number, one in enumerate(_reading(case)["radiographs"]):
+        reading, wrong, changed = _reading(case), "", False
+        for number, one in enumerate(reading["radiographs"]):
             own = answers.setdefault(one["file"], {})
             for key in FIELDS:
                 given = fields.get(f"{number}:{key}")
@@ -212,13 +212,17 @@ class _Pages:
                 except ValueError as error:
                     wrong = wrong or case.shown(f"{one['file']}: {error}")
                     continue
+                changed |= own.get(key) != value
                 if value is None:
                     own.pop(key, None)
                 else:
                     own[key] = value
         kept = [name for name in case.record["accept"] if name not in fields.get("offered", [])]
         accept = [name for name in fields.get("accept", []) if name in ASSUMPTIONS]
-        case.save(answers=answers, accept=sorted({*kept, *accept}), error=wrong)
+        accept = sorted({*kept, *accept})
+        if reading["questions"] and not changed and accept == case.record["accept"]:
+            wrong = wrong or "Nothing new was answered: write or choose something where an answer is asked for."
+        case.save(answers=answers, accept=accept, error=wrong)
         case.write_answers()
         if not wrong:
             self.read(case, fields)
@@ -304,6 +308,8 @@ class _Pages:
                 "fields": FIELDS,
                 "sketched": SKETCHED,
                 "assumptions": ASSUMPTIONS,
+                "called": called,
+                "chosen": chosen,
                 "written": written,
             }
             return self._page("radiographs.html", **content, reading=reading, asked=asked, **words)

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from custom.radiographs import ACCEPT
+from custom.radiographs.accepted_assumptions import DEFAULT_ISOCENTER_TO_DETECTOR_MM, DEFAULT_SOURCE_TO_DETECTOR_MM
 from custom.radiographs.sidecar import KEYS
 
-__all__ = ["ASSUMPTIONS", "FIELDS", "SKETCHED", "Field", "parse_answer", "written"]
+__all__ = ["ASSUMPTIONS", "FIELDS", "SKETCHED", "Field", "called", "chosen", "parse_answer", "written"]
 
 
 class Field(NamedTuple):
@@ -99,7 +100,8 @@ SKETCHED = frozenset({"view_position", "angle_deg", "source_to_detector_mm", "so
 #: What an assumption means, in a clinician's words; others as `ACCEPT` has them.
 ASSUMPTIONS = {
     **ACCEPT,
-    "default-distances": "I do not know: take a wall stand, A = 1800 mm, B = 1650 mm",
+    "default-distances": f"I do not know: take a wall stand, A = {DEFAULT_SOURCE_TO_DETECTOR_MM:g} mm unless known, "
+    f"B {DEFAULT_ISOCENTER_TO_DETECTOR_MM:g} mm shorter than A",
     "pixel-spacing-at-detector": "Take the file's Pixel Spacing as measured on the detector",
     "pixel-spacing-at-isocenter": "Take the file's Pixel Spacing as measured in the middle of the patient",
     "as-displayed": "As radiographs are hung up: the patient's left at the right edge, head up",
@@ -138,6 +140,17 @@ def parse_answer(key: str, text: str) -> Any:
         reason = "must be a number" if "convert" in str(error) else str(error)
         raise ValueError(f"{field.label}: “{text[:40]}” {reason}") from error
     return value
+
+
+def called(key: str, label: str) -> str:
+    """What a value is called: as the form asks for it where the sketch shows it as a distance, else `label`."""
+    return f"{FIELDS[key].label} [mm]" if key in ("source_to_detector_mm", "source_to_isocenter_mm") else label
+
+
+def chosen(key: str, value: str) -> str:
+    """A value as it was read, in the words of the form's choices where it is one of them."""
+    words = dict(FIELDS[key].choices) if key in FIELDS else {}
+    return words.get(json.dumps(value), words.get(value, value))
 
 
 def written(key: str, answers: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import io
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 from torch import Tensor
@@ -20,6 +19,7 @@ from custom.radiotherapy import (
     PencilBeamEngine,
     PlannedCase,
     compare_modes,
+    dose_rules,
     find_template,
     plan_patient,
     planning_ct,
@@ -56,13 +56,7 @@ class RadiotherapyJudge:
         require_gamma()
         self.templates, self.engine = tuple(templates), PencilBeamEngine()
         self.segmenter = load_segmenter(segmenter)
-        numbers = (resources.files("custom.radiotherapy") / "planning.json").read_bytes()
-        self.identity = {
-            "templates": list(templates),
-            "engine": self.engine.name,
-            "segmenter_sha256": sha256_file(segmenter),
-            "planning_sha256": hashlib.sha256(numbers).hexdigest(),
-        }
+        self.identity = {"templates": list(templates), **dose_rules(self.engine.name, sha256_file(segmenter))}
         self._truths = functools.lru_cache(maxsize=_KEPT)(self._planned)
         self._memory: dict[tuple[_Volume, _Volume], Found] = {}
 

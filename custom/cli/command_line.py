@@ -118,7 +118,7 @@ VERBS = {
         "custom.benchmark.comparison", "compare", "Compare methods on the same radiographs, on one page", NETWORKS
     ),
     "calibrate": Verb(
-        "custom.trust.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs", NETWORKS
+        "custom.evaluation.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs", NETWORKS
     ),
     "export": Verb("custom.models.model_folder", "export", "Pack a model with its parents into one folder", NETWORKS),
     "weights": Verb(

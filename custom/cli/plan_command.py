@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from custom.networks.segmentation_unet import load_segmenter
 from custom.radiotherapy import (
     INTERVAL_PERCENT,
     RT_FILES,
+    CalibratedDoses,
     CTReference,
+    DoseInterval,
     ModeResult,
     Patient,
     PencilBeamEngine,
@@ -29,17 +31,20 @@ from custom.radiotherapy import (
     PlanningCT,
     SampleDoses,
     compare_modes,
+    dose_interval,
     dose_numbers,
+    dose_rules,
     find_template,
     has_ct_series,
     plan_patient,
+    read_calibrated_doses,
     read_ct_reference,
     read_planning_ct,
     read_rt_plan,
     sample_doses,
     write_rt_objects,
 )
-from custom.radiotherapy.dose_metrics import require_gamma
+from custom.radiotherapy.dose_metrics import dose_at, require_gamma
 from custom.reconstruct.outputs import RESULT, series_sha256
 from custom.reconstruct.result import FORMAT as RESULT_FORMAT
 from custom.report.plan_page import LIMITS, PlanContent, write_plan_page
@@ -58,13 +63,14 @@ _SAME_PLACE = 0.8
 
 @dataclass(frozen=True)
 class _Source:
-    """A CT to plan on: its file, its DICOM series if there is one, and of a reconstruction verdict and samples."""
+    """A CT to plan on: its file, its DICOM series if there is one; of a reconstruction verdict, samples and limits."""
 
     ct: Path
     series: Path | None
     facts: dict[str, str]
     verdict: str | None = None
     samples: list[Path] = field(default_factory=list)
+    doses: CalibratedDoses | str | None = None
 
 
 def command(
@@ -122,7 +128,8 @@ def command(
         given = read_rt_plan(Path(plan), series.frame_of_reference_uid)
         template = given.template
         found.facts["RT Plan"] = Path(plan).name
-    network = load_segmenter(find_model(segmenter).model)
+    weights = find_model(segmenter).model
+    network = load_segmenter(weights)
     engine = PencilBeamEngine()
     if reference is not None:
         require_gamma()
@@ -139,12 +146,19 @@ def command(
     if patient.case is not None and found.samples:
         logger.info("the same plan on %d samples", len(found.samples))
         samples = sample_doses(patient.case, _read_samples(found.samples, ct), network, engine)
+    interval = None
+    if patient.case is not None and found.doses is not None:
+        planned_gy = dose_at(ct, patient.case.dose_gy, patient.case.plan.isocenter_mm)
+        rules = dose_rules(engine.name, sha256_file(weights))
+        interval = dose_interval(found.doses, patient.case.plan, planned_gy, rules)
     with atomic_directory(output, PLAN, overwrite, OUTPUTS) as folder:
         rt_ct = None if dicom is False else series
-        _write(folder, found, rt_ct, template, engine.name, patient, truth, modes, samples, start)
+        _write(folder, found, rt_ct, template, engine.name, patient, truth, modes, samples, interval, start)
     if patient.case is None:
         logger.warning("%s: no plan is possible: %s", output, patient.reason)
         return ExitCode.NOT_POSSIBLE
+    if interval is not None:
+        logger.info("dose at the isocentre: %s", interval)
     logger.info("%s: %.1f s", output, time.perf_counter() - start)
     return ExitCode.DONE
 
@@ -210,7 +224,8 @@ def _find_source(path: Path, allow_reject: bool) -> _Source:
     series = path / "ct"
     if series.is_dir() and isinstance(hashes, dict) and hashes.get("ct/") != series_sha256(series):
         raise ValueError(f"{series}: is not the series that {RESULT} lists: it was changed; reconstruct again")
-    return _Source(ct, series if series.is_dir() else None, facts, str(verdict), files[1:])
+    doses = read_calibrated_doses(content.get("intervals"), str(path / RESULT))
+    return _Source(ct, series if series.is_dir() else None, facts, str(verdict), files[1:], doses)
 
 
 def _read_samples(paths: list[Path], ct: PlanningCT) -> Iterator[PlanningCT]:
@@ -248,6 +263,7 @@ def _write(
     truth: Patient | None,
     modes: dict[Any, ModeResult],
     samples: SampleDoses | None,
+    interval: DoseInterval | None,
     start: float,
 ) -> None:
     case, delivered = patient.case, modes.get("delivered")
@@ -268,6 +284,7 @@ def _write(
     content = PlanContent(
         patient, template, {**source.facts, "Software": f"fewview-ct {__version__}"}, engine, numbers, warnings,
         source.verdict, samples, modes, None if truth is None else truth.contours, files,
+        interval,
     )  # fmt: skip
     files["plan.html"] = sha256_file(write_plan_page(folder / "plan.html", content))
     record = {
@@ -285,6 +302,7 @@ def _write(
         "plan": None if case is None else case.plan.record(),
         "contours": _contours(patient),
         "numbers": numbers,
+        "isocenter_dose": None if interval is None else {**asdict(interval), "in_words": str(interval)},
         "samples": _samples(samples, delivered),
         "modes": {mode: _mode(one) for mode, one in modes.items()},
         "grid": {"shape": list(patient.ct.grid.shape), "affine": patient.ct.grid.affine().tolist()},

@@ -57,7 +57,9 @@ def load_cases(
     content = read_datalist(path)
     if not content.get(part):
         parts = [name for name, value in content.items() if isinstance(value, list) and value]
-        raise ValueError(f"{path}: no cases under {part!r}; it has {parts}")
+        raise ValueError(
+            f"{path}: no cases under {part!r}; it has {parts} (fewview-ct prepare draws them: --counts or --fractions)"
+        )
     if not isinstance(content[part], list) or not all(isinstance(case, dict) for case in content[part]):
         raise ValueError(f"{path}: {part!r} must be a list of objects, each a case")
     cases = [dict(case) for case in content[part]]

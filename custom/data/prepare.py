@@ -157,6 +157,8 @@ def prepare(
     write_bytes(output / "NOTICE.md", notice(sources).encode())
     sizes = ", ".join(f"{list(part_of.values()).count(part)} {part}" for part in PARTS)
     logger.info("%s: %d cases (%s), %d left out", target, len(part_of), sizes, len(rejected))
+    if "training" in part_of.values() and "validation" not in part_of.values():
+        logger.warning("a training needs validation cases too, and there are none: set --counts or --fractions")
     return str(target)
 
 

@@ -252,7 +252,8 @@ def simulate(
         pool.run(_run, jobs, label=f"radiographs {name}")
     new = folder / f"datalist_{name}.json"
     write_json(new, content)
-    logger.info("%d cases with %d radiographs each: %s", len(jobs), len(acquisition.angles_deg), new)
+    count, views = len(jobs), len(acquisition.angles_deg)
+    logger.info("%d case%s with %d radiographs each: %s", count, "s"[: count != 1], views, new)
     return new
 
 
@@ -264,7 +265,8 @@ def _read_datalist(path: Path, parts: Sequence[str] | None) -> tuple[dict[str, A
     if not wanted <= lists:
         raise ValueError(f"{path} has no part {sorted(wanted - lists)}; it has {sorted(lists)}")
     if not any(content[part] for part in wanted):
-        raise ValueError(f"{path} holds no cases in {sorted(wanted)}")
+        held = sorted(part for part in lists if content[part])
+        raise ValueError(f"{path} holds no cases in {sorted(wanted)}; it holds some in {held}")
     for entry in [entry for part in lists for entry in content[part]]:
         if not isinstance(entry, dict) or "case" not in entry or "label" not in entry:
             raise ValueError(f"{path}: every entry needs 'case' and 'label', got {entry}")

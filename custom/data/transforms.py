@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,11 @@ class LoadNiftid(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, ensure_channel_first=True, allow_missing_keys=allow_missing_keys)
+        # MONAI sets up a reader for every format, one of which warns that a decoder is missing; NIfTI needs none.
+        logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            super().__init__(keys, ensure_channel_first=True, allow_missing_keys=allow_missing_keys)
 
     def __call__(self, data: Any, reader: Any = None) -> dict[Hashable, Any]:
         """The data with volumes instead of names.

@@ -1,1 +1,1 @@
-"""Evaluation where the truth is known: of reconstructions on disk, and of many samples of every case."""
+"""Evaluation where the truth is known: reconstructions on disk, many samples of every case, calibration."""

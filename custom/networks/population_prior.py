@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -186,10 +187,12 @@ class OutOfFoldPriors(nn.Module):
             if others.all():
                 continue  # more folds than patients
             if int(others.sum()) <= len(prior.components):
+                left, needed = int(others.sum()), len(prior.components) + 1
+                enough = math.ceil(1.1 * len(others) * needed / left) if left else 0
+                more = f"raise prior_members from {len(others)} to {enough}, " if left else ""
                 raise ValueError(
-                    f"without fold {fold} of the patients {int(others.sum())} members are left for a prior of "
-                    f"{len(prior.components)} components: add training cases, raise prior_members, or set prior_folds "
-                    "to 0"
+                    f"without fold {fold} of the patients {left} members are left for a prior, which needs {needed}: "
+                    f"{more}add training cases, or set prior_folds to 0"
                 )
             prior.fit(population[others])
 

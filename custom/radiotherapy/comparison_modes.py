@@ -24,14 +24,14 @@ from custom.networks import SegmentationUNet
 from custom.radiotherapy.beam_paths import water_equivalent_paths
 from custom.radiotherapy.contours import Contours, NotPossible
 from custom.radiotherapy.dose_engine import DoseEngine
-from custom.radiotherapy.dose_metrics import dose_error_percent, gamma_pass_percent
+from custom.radiotherapy.dose_metrics import dose_at, dose_error_percent, gamma_pass_percent
 from custom.radiotherapy.planning import PlannedCase, contour, dose_numbers, external_alone, plan_case
 from custom.radiotherapy.planning_ct import PlanningCT
 from custom.radiotherapy.planning_numbers import find_template
 from custom.radiotherapy.relative_density import relative_density
 from custom.radiotherapy.treatment_plan import Plan
 
-__all__ = ["MODES", "Mode", "ModeResult", "Patient", "compare_modes", "plan_patient"]
+__all__ = ["MODES", "Mode", "ModeResult", "Patient", "compare_modes", "delivered_at_isocenter", "plan_patient"]
 
 FloatArray = npt.NDArray[np.float32]
 Mode = Literal["same_mu", "papers", "delivered"]
@@ -132,6 +132,24 @@ def compare_modes(estimate: Patient, truth: Patient, engine: DoseEngine) -> dict
         "same_mu": _same_mu(estimate, truth, engine),
         "papers": _papers(estimate, truth),
     }
+
+
+def delivered_at_isocenter(estimate: Patient, truth: Patient, engine: DoseEngine) -> tuple[float, float] | None:
+    """Dose at the isocentre of the plan on a reconstruction, as planned and as the patient gets it, mode `delivered`.
+
+    Args:
+        estimate: the reconstruction.
+        truth: the true CT, on the same grid; its external alone is needed.
+        engine: that made the plan.
+
+    Returns:
+        Gy of all fractions; None: no plan is possible on the reconstruction.
+    """
+    if estimate.case is None:
+        return None
+    where = estimate.case.plan.isocenter_mm
+    delivered = _dose(truth, estimate.case.plan, engine)
+    return dose_at(estimate.ct, estimate.case.dose_gy, where), dose_at(truth.ct, delivered, where)
 
 
 def _same_mu(estimate: Patient, truth: Patient, engine: DoseEngine) -> ModeResult:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib import resources
 from typing import Literal
 
 from custom.core.json_models import StrictModel
 
-__all__ = ["NUMBERS", "PlanTemplate", "PlanningNumbers", "find_template"]
+__all__ = ["NUMBERS", "PlanTemplate", "PlanningNumbers", "dose_rules", "find_template"]
 
 Range = tuple[float, float]
 
@@ -108,12 +109,20 @@ class PlanningNumbers(StrictModel):
     templates: dict[str, PlanTemplate]
 
 
-def _load() -> PlanningNumbers:
-    text = (resources.files("custom.radiotherapy") / "planning.json").read_text(encoding="utf-8")
-    return PlanningNumbers.model_validate_json(text)
+_FILE = (resources.files("custom.radiotherapy") / "planning.json").read_bytes()
+NUMBERS = PlanningNumbers.model_validate_json(_FILE)
 
 
-NUMBERS = _load()
+def dose_rules(engine: str, segmenter_sha256: str) -> dict[str, str]:
+    """All that plan and dose on a CT depend on, beside the template: engine, SHA-256 of the contours' weights and of
+    planning.json.
+
+    Args:
+        engine: name of the dose engine.
+        segmenter_sha256: of the weights that contour lungs, heart and spine.
+    """
+    planning_sha256 = hashlib.sha256(_FILE).hexdigest()
+    return {"engine": engine, "segmenter_sha256": segmenter_sha256, "planning_sha256": planning_sha256}
 
 
 def find_template(name: str) -> PlanTemplate:

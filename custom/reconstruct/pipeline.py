@@ -144,6 +144,8 @@ def reconstruct(
             for check in found.checks:
                 if check.verdict in (Verdict.REVIEW, Verdict.REJECT):
                     logger.warning("%s: %s", check.verdict.value, check.message)
+            if limits is None:
+                logger.warning("%s: no thresholds came with the model, so nothing was checked", found.verdict.value)
         return found
 
     if output is None:

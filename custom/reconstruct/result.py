@@ -190,7 +190,19 @@ def _intervals(stated: StatedIntervals | None) -> dict[str, Any] | None:
         "patients": stated.patients,
         "block_mm": block,
         "measures": measures,
+        "isocenter_dose": _isocenter_dose(stated),
     }
+
+
+def _isocenter_dose(stated: StatedIntervals) -> dict[str, Any] | None:
+    """Dose delivered / dose planned, by template: what `fewview-ct plan` says of a plan on this reconstruction."""
+    if stated.doses is None:
+        return None
+    templates = {}
+    for name, one in stated.doses.templates.items():
+        lower, upper = one.around(1.0, positive=True)
+        templates[name] = {"lower": lower, "upper": upper, "patients": one.patients}
+    return {"coverage": stated.coverage, "rules": dict(stated.doses.rules), "templates": templates}
 
 
 def _poses(found: PoseRefinement | None, names: Sequence[str]) -> dict[str, Any] | None:

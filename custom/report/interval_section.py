@@ -38,7 +38,7 @@ def interval_section(
         return found
     for one in intervals.measures:
         words, unit, _ = MEASURES[one.name]
-        value = "–" if one.value is None else f"{one.value:.0f} {unit}"
+        value = "–" if one.value is None else f"{one.value:,.0f} {unit}".replace(",", " ")
         found["measures"].append([words, value, str(one).removeprefix(f"{words}: ")])
     width = (intervals.upper - intervals.lower).numpy()
     hidden = None if grey_wider_than_hu is None else width > grey_wider_than_hu

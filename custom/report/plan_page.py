@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from custom.radiotherapy import INTERVAL_PERCENT, NUMBERS, Contours, Mode, ModeResult, Patient, Plan, SampleDoses
+from custom.radiotherapy import (
+    INTERVAL_PERCENT,
+    NUMBERS,
+    Contours,
+    DoseInterval,
+    Mode,
+    ModeResult,
+    Patient,
+    Plan,
+    SampleDoses,
+)
 from custom.radiotherapy.dose_metrics import dvh
 from custom.radiotherapy.sample_intervals import dvh_doses
 from custom.report.document import Markup, hashes, image, write_page
@@ -31,7 +41,8 @@ LIMITS = (
     "What lies outside the volume (a cube of 320 mm where it was reconstructed) is air. The table of the plan says how "
     "much of a field that concerns.",
     "Contours are drafts of a network and of simple rules, nobody has drawn them.",
-    "An interval shows where the model's samples differ. It does not know of errors that they share.",
+    "An interval over samples shows where the model's samples differ. It does not know of errors that they share. That "
+    "of the dose at the isocentre is calibrated, and speaks of patients like the calibrated alone.",
 )
 MODE_WORDS: dict[Mode, tuple[str, str]] = {
     "delivered": (
@@ -77,6 +88,7 @@ class PlanContent:
         modes: comparison with the true CT; empty: there is none.
         true_contours: of the true CT.
         files: SHA-256 by name.
+        isocenter_dose: what the patient gets there; None: nothing is known of this kind of plan.
     """
 
     patient: Patient
@@ -90,6 +102,7 @@ class PlanContent:
     modes: Mapping[Mode, ModeResult] = field(default_factory=dict)
     true_contours: Contours | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    isocenter_dose: DoseInterval | None = None
 
 
 def write_plan_page(path: str | os.PathLike[str], content: PlanContent) -> Path:
@@ -118,7 +131,7 @@ def write_plan_page(path: str | os.PathLike[str], content: PlanContent) -> Path:
         page["planes"] = image(planes_picture(patient.ct.hu, patient.ct.grid.spacing_mm), words, photograph=True)
         return write_page(path, **page)
     page |= {
-        "plan": _plan(case.plan, content.engine),
+        "plan": _plan(case.plan, content.engine, content.isocenter_dose),
         "fields": _fields(case.plan),
         "isodoses": image(isodose_picture(case), "Isodoses over the CT in three planes", photograph=True),
         "levels": ", ".join(f"{level} %" for level in ISODOSES),
@@ -134,12 +147,13 @@ def write_plan_page(path: str | os.PathLike[str], content: PlanContent) -> Path:
     return write_page(path, **page)
 
 
-def _plan(plan: Plan, engine: str) -> list[list[str]]:
+def _plan(plan: Plan, engine: str, isocenter_dose: DoseInterval | None) -> list[list[str]]:
     x, y, z = plan.isocenter_mm
     return [
         ["prescription", f"{plan.prescription_gy:g} Gy in {plan.fractions} fraction{'s'[: plan.fractions > 1]}"],
         ["normalised to", plan.normalisation.replace("target", str(plan.target)).replace("isocenter", "isocentre")],
         ["isocentre", f"{x:.1f}, {y:.1f}, {z:.1f} mm (RAS+, the CT's frame)"],
+        *([["dose at the isocentre", str(isocenter_dose)]] if isocenter_dose else []),
         [
             "beam quality",
             f"{plan.beam_quality}, TPR20,10 {plan.tpr_20_10:g}; source to axis {plan.source_to_axis_mm:g} mm",

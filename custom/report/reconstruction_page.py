@@ -19,7 +19,7 @@ from torch import Tensor
 from custom import __version__
 from custom.geometry import ViewRow, VolumeGrid
 from custom.metrics import BODY_THRESHOLD_HU, body_mask
-from custom.report.document import Document, Markup, hashes, image, render_page, write_page
+from custom.report.document import Document, Markup, hashes, image, render_page, visible, write_page
 from custom.report.interval_section import interval_section
 from custom.report.pose_section import pose_section
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
@@ -135,7 +135,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
     page = {
         "template": "reconstruction.html",
         "title": f"Synthetic CT from {count} radiograph{'s'[: count > 1]}",
-        "style": (folder / "reconstruction.css").read_text(encoding="utf-8"),
+        "style": (folder / "reconstruction.css").read_text(encoding="utf-8") + _running_head(content),
         "scripts": viewer_scripts(),
         **head(content),
         "checks": _checks(content.checks),
@@ -158,10 +158,23 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
     return write_page(path, **page, **_viewer(volumes))
 
 
+def _running_head(content: ReportContent) -> str:
+    """Rule that prints on every page whose it is: a page that lies alone must still say it."""
+    name, identity, date = (text[:40] for text in patient_facts([one.header for one in content.radiographs]).values())
+    text = " · ".join(dict.fromkeys([name, identity, f"study {date}", f"reconstructed {_made_at(content)}"]))
+    # Letters and digits of ASCII stand for themselves, everything else by its number: no text ends the string.
+    safe = "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):06x}" for c in visible(text))
+    return f'@page {{ @top-right {{ content: "{safe}"; font: 8pt system-ui, sans-serif; }} }}\n'
+
+
+def _made_at(content: ReportContent) -> str:
+    return content.created.strftime("%Y-%m-%d %H:%M %Z").strip()
+
+
 def head(content: ReportContent) -> dict[str, Any]:
     """What the report begins with: stamp, verdict, overview, facts and warnings."""
     facts = patient_facts([radiograph.header for radiograph in content.radiographs])
-    facts["Reconstructed"] = content.created.strftime("%Y-%m-%d %H:%M %Z").strip()
+    facts["Reconstructed"] = _made_at(content)
     facts["Model"] = content.model.get("name", "not named")
     facts["Software"] = f"fewview-ct {content.version}"
     verdict = meaning = content.verdict.value
@@ -237,7 +250,9 @@ def _made(checks: Sequence[CheckResult]) -> list[CheckResult]:
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    return "∞" if math.isinf(value) else f"{value:.3g}"
+    if 0 < abs(value) < 0.0005:
+        return "0.000"
+    return "∞" if math.isinf(value) else f"{value:.3g}".replace("-", "−")
 
 
 def _radiographs(content: ReportContent) -> Document:

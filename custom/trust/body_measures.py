@@ -20,7 +20,7 @@ from custom.models.model_files import SEGMENTER
 from custom.networks import SegmentationUNet
 from custom.networks.segmentation_unet import load_segmenter
 
-__all__ = ["MEASURES", "Measured", "loaded_segmenter", "measure_body"]
+__all__ = ["MEASURES", "POSITIVE", "Measured", "loaded_segmenter", "measure_body"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ MEASURES: dict[str, tuple[str, str, bool]] = {
     "frontal_depth_mm": ("Water-equivalent depth of the isocentre from the front", "mm", True),
     "lateral_depth_mm": ("Water-equivalent depth of the isocentre from the patient's left", "mm", True),
 }
+POSITIVE = {name: positive for name, (_, _, positive) in MEASURES.items()}
 
 
 @dataclass(frozen=True)

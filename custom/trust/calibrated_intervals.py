@@ -18,7 +18,7 @@ from custom.trust.body_measures import MEASURES, measure_body
 from custom.trust.measure_intervals import Kind, MeasureInterval, fit_measure_intervals
 from custom.trust.voxel_intervals import VoxelIntervals, fit_voxel_intervals, residual_table
 
-__all__ = ["COVERAGE", "CalibratedIntervals", "fit_intervals", "interval_record"]
+__all__ = ["COVERAGE", "CalibratedIntervals", "DoseIntervals", "fit_intervals", "interval_record"]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,21 @@ def _checked_measure(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class DoseIntervals:
+    """Of the dose at the isocentre that a plan on a reconstruction gives to the patient.
+
+    Attributes:
+        rules: what plans and doses were made by (`custom.radiotherapy.dose_rules`); of others nothing is known.
+        templates: by name of a plan's template, of dose delivered / dose planned.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
+
+    rules: Mapping[str, str]
+    templates: Mapping[str, MeasureInterval]
+
+
+@dataclass(frozen=True)
 class CalibratedIntervals:
     """Of one beam and number of views.
 
@@ -47,6 +62,7 @@ class CalibratedIntervals:
         segmenter_sha256: of what found the organs; None: nothing did.
         voxels: intervals of voxels.
         measures: of `MEASURES`, as far as enough patients had them.
+        doses: of plans; None: they were not calibrated.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(allow_inf_nan=False)
@@ -59,6 +75,7 @@ class CalibratedIntervals:
     segmenter_sha256: str | None
     voxels: VoxelIntervals
     measures: Mapping[Annotated[str, AfterValidator(_checked_measure)], MeasureInterval]
+    doses: DoseIntervals | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.coverage < 1 or min(self.spacing_mm) <= 0 or self.samples < 0:
@@ -119,15 +136,18 @@ def fit_intervals(
     kinds: Mapping[str, Kind] | None = None,
     growth: float = 1.0,
     coverage: float = COVERAGE,
+    dose_rules: Mapping[str, str] | None = None,
 ) -> CalibratedIntervals | None:
     """The intervals of one group; None, with a warning, for too few patients.
 
     Args:
-        records: of `interval_record`, one a case.
+        records: of `interval_record`, one a case; with `dose_rules` also "planned_gy" and "delivered_gy" by template,
+            None where no plan was possible.
         truths: measures of the true CTs.
         patients: whose each case is.
         acquisition: spacing_mm, angles_deg, samples and segmenter_sha256 of `CalibratedIntervals`.
         kinds, growth, coverage: as in `fit_measure_intervals`.
+        dose_rules: of `DoseIntervals`; None: there are no doses.
     """
     count = len(set(patients))
     if count < fewest_patients(coverage):
@@ -139,4 +159,10 @@ def fit_intervals(
     voxels = fit_voxel_intervals([record["residuals"] for record in records], patients, coverage)
     found = [record["measures"] for record in records]
     measures = fit_measure_intervals(found, truths, patients, coverage, kinds, growth)
-    return CalibratedIntervals(coverage, count, voxels=voxels, measures=measures, **acquisition)
+    doses = None
+    if dose_rules is not None:
+        planned, delivered = ([record[key] for record in records] for key in ("planned_gy", "delivered_gy"))
+        positive = dict.fromkeys(planned[0], True)
+        fitted = fit_measure_intervals(planned, delivered, patients, coverage, kinds, growth, positive)
+        doses = DoseIntervals(dose_rules, fitted)
+    return CalibratedIntervals(coverage, count, voxels=voxels, measures=measures, doses=doses, **acquisition)

@@ -185,12 +185,15 @@ def _assumptions(radiographs: Sequence[AcquisitionMetadata]) -> CheckResult:
     if not radiographs:
         message = "Not checked: no metadata came with the views."
         return CheckResult("assumptions", Verdict.NOT_CHECKED, None, None, None, message)
-    said: dict[Origin, list[str]] = {Origin.OPTION: [], Origin.USUAL_VALUE: []}
-    for index, metadata in enumerate(radiographs):
+    said: dict[Origin, dict[tuple[str, str], list[str]]] = {Origin.OPTION: {}, Origin.USUAL_VALUE: {}}
+    for number, metadata in enumerate(radiographs, 1):
         for name, found in metadata.known().items():
             if found.origin in said:
-                said[found.origin].append(f"{name.replace('_', ' ')} of radiograph {index + 1} ({found.provenance})")
-    allowed, defaults = said.values()
+                said[found.origin].setdefault((name.replace("_", " "), found.provenance), []).append(str(number))
+    allowed, defaults = (
+        [f"{name} of radiograph {', '.join(which)} ({where})" for (name, where), which in values.items()]
+        for values in said.values()
+    )
     usual = f" Usual values stand for: {'; '.join(defaults)}." if defaults else ""
     if not allowed:
         message = f"Every value that matters comes from the files or a sidecar.{usual}"

@@ -1,4 +1,4 @@
-"""Intervals of numbers that are read off a reconstruction (`MEASURES`), from CTs that are known.
+"""Intervals of numbers that are read off a reconstruction, such as `MEASURES`, from CTs that are known.
 
 The error of a positive number is the logarithm of truth / reconstruction, that of a CT value truth - reconstruction.
 The patients' median is taken off, not that of phantoms, which are always wrong by something else. How far a new error
@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import ConfigDict
 
 from custom.metrics.conformal import fewest_patients, patientwise_limit
-from custom.trust.body_measures import MEASURES
+from custom.trust.body_measures import POSITIVE
 from custom.trust.voxel_intervals import FOLDS
 
 __all__ = ["Kind", "MeasureInterval", "errors_of_measures", "fit_measure_intervals", "growth_of_errors"]
@@ -59,10 +59,10 @@ class MeasureInterval:
         if self.reach < 0:
             raise ValueError(f"reach must not be negative, got {self.reach}")
 
-    def around(self, name: str, value: float) -> tuple[float, float]:
+    def around(self, value: float, positive: bool) -> tuple[float, float]:
         """Lower and upper limit of the truth, given what the reconstruction says."""
         low, high = self.center - self.reach, self.center + self.reach
-        if MEASURES[name][2]:
+        if positive:
             return value * math.exp(low), value * math.exp(high)
         return value + low, value + high
 
@@ -71,6 +71,7 @@ def errors_of_measures(
     found: Sequence[Mapping[str, float | None]],
     truths: Sequence[Mapping[str, float | None]],
     patients: Sequence[str],
+    positive: Mapping[str, bool] = POSITIVE,
 ) -> dict[str, dict[str, list[float]]]:
     """Errors by measure and patient: log(truth / reconstruction) of what is positive, truth - reconstruction else.
 
@@ -78,13 +79,14 @@ def errors_of_measures(
         found: of each case's reconstruction.
         truths: of its CT, by the same rule.
         patients: whose each case is.
+        positive: by measure, whether it is.
     """
-    errors: dict[str, dict[str, list[float]]] = {name: {} for name in MEASURES}
+    errors: dict[str, dict[str, list[float]]] = {name: {} for name in positive}
     for one, truth, patient in zip(found, truths, patients, strict=True):
-        for name, (_, _, positive) in MEASURES.items():
+        for name in positive:
             value, true = one.get(name), truth.get(name)
             if value is not None and true is not None:
-                error = math.log(true / value) if positive else true - value
+                error = math.log(true / value) if positive[name] else true - value
                 errors[name].setdefault(patient, []).append(error)
     return errors
 
@@ -118,11 +120,12 @@ def fit_measure_intervals(
     coverage: float = 0.9,
     kinds: Mapping[str, Kind] | None = None,
     growth: float = 1.0,
+    positive: Mapping[str, bool] = POSITIVE,
 ) -> dict[str, MeasureInterval]:
     """Intervals of all measures that enough patients have.
 
     Args:
-        found, truths: as in `errors_of_measures`.
+        found, truths, positive: as in `errors_of_measures`.
         patients: whose each case is; cases of one patient count as one.
         coverage: share of new patients in whom the interval holds.
         kinds: by patient; None: all are new.
@@ -130,7 +133,7 @@ def fit_measure_intervals(
     """
     kinds = kinds or dict.fromkeys(patients, Kind.NEW)
     intervals = {}
-    for name, errors in errors_of_measures(found, truths, patients).items():
+    for name, errors in errors_of_measures(found, truths, patients, positive).items():
         names = sorted(errors)
         if len(names) < fewest_patients(coverage):
             continue

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from custom.geometry import ViewRow, VolumeGrid
 from custom.networks import SegmentationUNet
-from custom.trust.body_measures import MEASURES, measure_body
-from custom.trust.calibrated_intervals import CalibratedIntervals
+from custom.trust.body_measures import MEASURES, POSITIVE, measure_body
+from custom.trust.calibrated_intervals import CalibratedIntervals, DoseIntervals
 from custom.trust.check_results import CheckResult, Verdict
 from custom.trust.evidence import Evidence
 from custom.trust.thresholds import Threshold, Thresholds, group_name
@@ -63,6 +63,7 @@ class StatedIntervals:
         coverage, patients: on what they rest.
         lowest: share of the body's voxels that held in the worst calibrated patient.
         views: how many were calibrated, where that is fewer than there are; None: as many.
+        doses: of plans on it; None: they were not calibrated.
     """
 
     abstained: str | None
@@ -74,6 +75,7 @@ class StatedIntervals:
     patients: int = 0
     lowest: float | None = None
     views: int | None = None
+    doses: DoseIntervals | None = None
 
     @property
     def basis(self) -> str:
@@ -144,6 +146,7 @@ def state_intervals(
         found.patients,
         found.voxels.lowest,
         None if views == len(angles) else views,
+        found.doses,
     )
 
 
@@ -176,7 +179,7 @@ def _measures(
         elif interval is None:
             stated.append(StatedMeasure(name, value, why_not="too few calibrated patients had it"))
         else:
-            stated.append(StatedMeasure(name, value, *interval.around(name, value)))
+            stated.append(StatedMeasure(name, value, *interval.around(value, POSITIVE[name])))
     return stated
 
 

@@ -1,14 +1,16 @@
-"""Pictures of a report for the documentation: its head, and its viewer with the uncertainty, each a PNG below 300 kB.
+"""Pictures of a report for the documentation, each a PNG below 300 kB.
 
     python scripts/integration/report_screenshots.py RESULT/report.html docs/images
 
-writes report_head.png and, of a report with samples, report_viewer.png with a headless Chromium.
+writes report_head.png, report_phone.png, report_print.png (the first pages on paper) and, of a report with samples,
+report_viewer.png with a headless Chromium; print needs pdftoppm (Debian: apt-get install poppler-utils).
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "integrat
 from chromium import Chromium
 
 WIDTH, LARGEST = 1180, 300_000
+PHONE = (390, 844)
+#: Pages on paper that stand side by side, and their resolution.
+PAGES, PRINT_DPI = 3, 72
 
 
 def main() -> None:
@@ -42,7 +47,28 @@ def main() -> None:
             browser.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
             viewer = Image.open(io.BytesIO(browser.screenshot(whole=True))).convert("RGB")
             save(viewer.crop((0, 0, WIDTH, top["viewer-note"])), arguments.folder / "report_viewer.png")
+            browser.evaluate(show.replace("e.value = 1", "e.value = 0"))
+        on_paper = pages(browser.print_to_pdf())
+        browser.resize(*PHONE, mobile=True)
+        browser.wait_for(f"document.getElementById('viewer-canvas').width <= {PHONE[0]}")
+        browser.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        end = int(browser.evaluate("document.querySelector('.overview').getBoundingClientRect().bottom + scrollY"))
+        phone = Image.open(io.BytesIO(browser.screenshot(whole=True))).convert("RGB").crop((0, 0, PHONE[0], end))
+    save(on_paper, arguments.folder / "report_print.png")
+    save(phone, arguments.folder / "report_phone.png")
     save(whole.crop((0, 0, WIDTH, top["geometry-and-its-sources"])), arguments.folder / "report_head.png")
+
+
+def pages(pdf: bytes) -> Image.Image:
+    """The first pages side by side, with a grey line between them."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["pdftoppm", "-r", str(PRINT_DPI), "-l", str(PAGES), "-png", "-", f"{folder}/page"]
+        subprocess.run(command, input=pdf, check=True)
+        single = [Image.open(path).convert("RGB") for path in sorted(Path(folder).glob("page*.png"))]
+    side_by_side = Image.new("RGB", (sum(page.width + 4 for page in single) - 4, single[0].height), "grey")
+    for number, page in enumerate(single):
+        side_by_side.paste(page, (number * (page.width + 4), 0))
+    return side_by_side
 
 
 def save(picture: Image.Image, path: Path) -> None:

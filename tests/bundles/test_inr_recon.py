@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,17 @@ def test_inference_refuses_other_weights(trained: dict[str, Any], datalist: Path
         infer(trained, tmp_path, **stored(datalist), model_file=str(tmp_path / "nowhere.pt"))
     with refused("model.pt: the weights belong to another architecture"):
         infer(trained, tmp_path, **{**stored(datalist), "network_def#fine_network#encoder_blocks": [1, 2]})
+
+
+def test_training_without_validation_cases_ends_before_the_prior_is_fitted(
+    paths: dict[str, Any], datalist: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = {**json.loads(datalist.read_text()), "validation": []}
+    (datalist.parent / "no_validation.json").write_text(json.dumps(content))
+    changes = {**paths, "data_list_file": str(datalist.parent / "no_validation.json"), "ckpt_dir": str(tmp_path)}
+    with refused("no cases under 'validation'"), caplog.at_level("INFO"):
+        run(["train.json"], "train", **changes, **TRAIN_OVERRIDES, **NETWORK_OVERRIDES)
+    assert not any("fitting the prior" in said for said in caplog.messages) and list(tmp_path.iterdir()) == []
 
 
 def test_training_names_a_datalist_that_is_missing(paths: dict[str, Any], tmp_path: Path) -> None:

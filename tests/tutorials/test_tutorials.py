@@ -69,7 +69,7 @@ def test_your_cohort(empty_folder: Path) -> None:
         "evaluate inr_recon": words(TRAIN_OVERRIDES | NETWORK_OVERRIDES),
     }
     smaller = {"--epochs 2": "--epochs 1", "--iterations_per_epoch 50": "--iterations_per_epoch 2"}
-    follow(PAGES / "your-cohort.md", small, smaller | {"--prior_members 200": "--prior_members 16"})
+    follow(PAGES / "your-cohort.md", small, smaller | {"--prior_members 300": "--prior_members 16"})
     weights = load_checkpoint(empty_folder / "outputs/own/models/model.pt")
     assert list(weights.network().grid.shape) == [16] * 3
     (row,) = csv.DictReader((empty_folder / "outputs/own/test/metrics.csv").open())

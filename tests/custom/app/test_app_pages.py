@@ -78,11 +78,15 @@ def test_a_missing_fact_is_asked_for_and_the_answer_is_used(client: TestClient, 
     assert sorted(record(tmp_path, case)["files"]) == ["radiograph_1.json", "radiograph_1.png"]
     assert client.post(f"{case}/read").status_code == 303
     page = settled(client, case)
-    assert "Distance A, source to detector" in page and "Distance B" not in page.split("Correct a value")[0]
+    assert "Distance A, source to detector" in page and "0:source_to_isocenter" not in page.split("Correct a value")[0]
     assert "sidecar" in page and "../../Frontal 1.PNG" in page and "radiograph_1.png:" not in page
     assert client.post(f"{case}/reconstruct", data={"model": "inr_recon"}).status_code == 409
     assert client.get(f"{case}/picture/1").headers["content-type"] == "image/png"
 
+    client.post(f"{case}/answers", data={"0:source_to_detector_mm": ""})
+    assert "Nothing new was answered" in settled(client, case)
+    client.post(f"{case}/answers", data={"0:source_to_detector_mm": "1600"})
+    assert "1600 mm by your answer" in settled(client, case)  # nearer than the patient
     client.post(f"{case}/answers", data={"0:source_to_detector_mm": "far"})
     assert "“far” must be a number" in settled(client, case)
     # What was allowed before is taken back by a form that offers it and does not have it ticked.
@@ -93,6 +97,8 @@ def test_a_missing_fact_is_asked_for_and_the_answer_is_used(client: TestClient, 
     page = settled(client, case)
     assert record(tmp_path, case)["accept"] == ["default-distances", "log-range"]
     assert "What was read" in page and "your answer" in page and "Make the CT" in page
+    assert "PA: the beam enters at the back" in page and "left at the right edge of the picture, head up</bdi>" in page
+    assert "Distance A, source to detector [mm]" in page and "isocenter" not in page.split("All other values")[0]
     reading = json.loads((tmp_path / case[1:] / "reading.json").read_text())
     values = {key: (value, by) for key, _, value, _, by in reading["radiographs"][0]["values"]}
     assert values["source_to_detector_mm"] == ("1800", "--geometry answered-on-the-page.json")

@@ -16,6 +16,7 @@ from custom.cli import main
 from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
 from custom.data.sample import sample_ct
 from custom.dicom.write_ct import SyntheticCT, write_ct_series
+from custom.radiotherapy import PencilBeamEngine, dose_rules
 from custom.reconstruct.outputs import series_sha256
 from custom.reconstruct.result import FORMAT
 
@@ -33,7 +34,9 @@ def run(*words: object) -> int:
     return int(end.value.code or 0)
 
 
-def result_folder(folder: Path, verdict: str = "PASS", samples: int = 0, dicom: bool = False) -> Path:
+def result_folder(
+    folder: Path, verdict: str = "PASS", samples: int = 0, dicom: bool = False, intervals: Any = None
+) -> Path:
     """What `fewview-ct reconstruct` would have written, with the sample patient's own CT as its volume."""
     image = nib.load(sample_ct())
     hu = np.asarray(image.dataobj)
@@ -49,12 +52,19 @@ def result_folder(folder: Path, verdict: str = "PASS", samples: int = 0, dicom: 
         write_ct_series(SyntheticCT(hu, image.affine, [], model, "The sample patient."), folder / "ct")
         hashes["ct/"] = series_sha256(folder / "ct")
     content = {"format": FORMAT, "verdict": verdict, "files": hashes, "model": {"name": "inr_recon"}, "created": "now"}
+    content["intervals"] = intervals
     write_json(folder / "result.json", content)
     return folder
 
 
 def test_plan_on_a_reconstruction_with_samples_and_the_true_ct(tmp_path: Path) -> None:
-    source = result_folder(tmp_path / "result", samples=2)
+    doses = {
+        "coverage": 0.9,
+        "rules": dose_rules(PencilBeamEngine().name, sha256_file(Path(SEGMENTER))),
+        "templates": {"ap_pa": {"lower": 0.9731, "upper": 1.0042, "patients": 34}},
+    }
+    stated = {"abstained": None, "isocenter_dose": doses}
+    source = result_folder(tmp_path / "result", samples=2, intervals=stated)
     assert run(source, "--output", tmp_path / "plan", "--reference", sample_ct()) == 0
     names = {path.name for path in (tmp_path / "plan").iterdir()}
     assert names == {"dose.nii.gz", "dose_on_reference.nii.gz", "plan.html", "plan.json"}
@@ -77,6 +87,10 @@ def test_plan_on_a_reconstruction_with_samples_and_the_true_ct(tmp_path: Path) -
     for words in ("NOT FOR TREATMENT", "Dose-volume histogram", "Fields seen from the beam", "delivered", "Research"):
         assert words in page
     assert page.count("data:image/") == 3
+    dose = found["isocenter_dose"]
+    assert (dose["lower_gy"], dose["upper_gy"]) == pytest.approx((2 * 0.9731, 2 * 1.0042), rel=1e-3)
+    words = "200 cGy are planned; 90% of patients like the 34 that were calibrated get 194.6 to 200.9 cGy"
+    assert words == dose["in_words"] and words in page
     for name, digest in found["files"].items():
         assert sha256_file(tmp_path / "plan" / name) == digest
 
@@ -103,12 +117,15 @@ def test_dicom_objects_beside_a_series_and_their_plan_in_again(
         float(np.asarray(nib.load(first / "dose.nii.gz").dataobj).max()), rel=1e-4
     )
     assert found["files"]["rtplan.dcm"] == sha256_file(first / "rtplan.dcm")
+    assert found["isocenter_dose"]["lower_gy"] is None
+    assert found["isocenter_dose"]["why_not"] in (first / "plan.html").read_text(encoding="utf-8")
     # The same plan, now as a clinic's: the same monitor units and dose; on the series itself, without objects.
     words = ["--plan", first / "rtplan.dcm", "--output", second, "--dicom", "False"]
     assert run(source / "ct", *words) == 0
     again = read_json_object(second / "plan.json")
     assert {path.name for path in second.iterdir()} == {"dose.nii.gz", "plan.html", "plan.json"}
     assert again["numbers"]["isocenter_gy"] == pytest.approx(2.0, rel=1e-3)
+    assert again["isocenter_dose"] is None
     units = [[one["monitor_units"] for one in which["plan"]["fields"]] for which in (found, again)]
     assert units[0] == pytest.approx(units[1], rel=1e-6)
     capsys.readouterr()
@@ -132,12 +149,16 @@ def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
     write_nifti(changed / "ct.nii.gz", np.zeros((4, 4, 4), np.int16), np.eye(4))
     other = folder / "other"
     write_json(other / "result.json", {"format": "something else"})
+    doses = {"coverage": 0.9, "rules": {}, "templates": {"ap_pa": {"lower": 1.1, "upper": 0.9, "patients": 34}}}
+    limits = result_folder(folder / "limits", intervals={"abstained": None, "isocenter_dose": doses})
     write_nifti(folder / "zeros.nii.gz", np.zeros((8, 8, 8), np.int16), np.eye(4))
     (folder / "empty").mkdir()
     return {
         "verdict": ([rejected], "verdict of this reconstruction is REJECT"),
         "changed": ([changed], "it was changed"),
         "format": ([other], "expected 'fewview-ct reconstruction 1'"),
+        "limits": ([limits], "templates.ap_pa: lower (1.1) is above upper (0.9)"),
+        "no_object": ([result_folder(folder / "no_object", intervals=[1])], "'intervals' is no object"),
         "missing": ([folder / "nothing.nii.gz"], "no such file"),
         "no_hu": ([folder / "zeros.nii.gz"], "not a CT in HU"),
         "no_ct": ([folder / "empty"], "no CT was found"),
@@ -146,7 +167,10 @@ def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
     }
 
 
-@pytest.mark.parametrize("case", ["verdict", "changed", "format", "missing", "no_hu", "no_ct", "template", "reference"])
+@pytest.mark.parametrize(
+    "case",
+    ["verdict", "changed", "format", "limits", "no_object", "missing", "no_hu", "no_ct", "template", "reference"],
+)
 def test_bad_input_is_said_in_a_line_and_nothing_is_written(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

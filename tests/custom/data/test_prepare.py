@@ -157,9 +157,10 @@ def test_labels_that_cannot_be_carried_are_told(tmp_path: Path) -> None:
     assert "no label map" in rejected["a.nii.gz"] and "no prepared case" in rejected["z.nii.gz"]
 
 
-def test_counts_as_text_and_two_workers(tree: Path, tmp_path: Path) -> None:
+def test_counts_as_text_and_two_workers(tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = {**SMALL, "workers": 2}
     prepare(str(tree / "ct"), str(tmp_path), counts="2,1,1", seed=4, licence="CC0", **options)
+    assert not any("validation cases" in said for said in caplog.messages)
     content = json.loads((tmp_path / "datalist.json").read_text())
     assert [len(content[p]) for p in ("training", "validation", "test")] == [2, 1, 1]
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -258,6 +259,7 @@ def test_first_line_says_what_was_found_in_the_input(tmp_path: Path, caplog: pyt
     with caplog.at_level("INFO"):
         first = json.loads(Path(prepare(str(root), str(tmp_path / "one"), **SMALL)).read_text())
     line = caplog.messages[0]
+    assert caplog.messages[-1].startswith("a training needs validation cases too")
     assert f"{root / 'split.json'} (--split none leaves" in line and f"{root / 'labels'} (--labels none leaves" in line
     assert "segmentation" in first["training"][0] and len(first["test"]) == 1
     caplog.clear()

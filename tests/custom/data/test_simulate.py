@@ -198,7 +198,9 @@ def test_bad_input(cohort: Path) -> None:
         simulate(cohort.with_name("nothing.json"))
     with pytest.raises(ValueError, match=r"has no part \['tset'\]; it has \['test', 'training', 'validation'\]"):
         simulate(cohort, parts=["tset"])
-    with pytest.raises(ValueError, match="holds no cases"):
+    with pytest.raises(
+        ValueError, match=r"holds no cases in \['validation'\]; it holds some in \['test', 'training'\]"
+    ):
         simulate(cohort, parts=["validation"])
     with pytest.raises(ValueError, match="setting must be one of"):
         simulate(cohort, setting="coarse")

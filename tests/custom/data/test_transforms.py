@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, RandGaussianNoise
 
-from custom.data.transforms import LoadRadiographsd, PlaceVolumed, RepeatRandom, SampleOnGridd
+from custom.data.transforms import LoadNiftid, LoadRadiographsd, PlaceVolumed, RepeatRandom, SampleOnGridd
 from custom.geometry import Geometry, VolumeGrid
 from custom.geometry.detector import isocenter_pixel_mm, match_detector
 from custom.projection import Projector
@@ -74,6 +75,14 @@ def test_missing_and_damaged_files_are_named(tmp_path: Path) -> None:
     Path(case["image"]).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match=r"case\.nii\.gz: not a readable NIfTI"):
         LoadRadiographsd()(case)
+
+
+def test_nifti_is_read_without_a_word_about_other_formats(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    case = store(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        volume = LoadNiftid(["image"])(case)["image"]
+    assert tuple(volume.shape) == (1, 24, 16, 3) and caplog.messages == []
 
 
 def test_placed_volume_stands_where_the_cube_stood(tmp_path: Path) -> None:

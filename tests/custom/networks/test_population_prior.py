@@ -141,6 +141,8 @@ def test_a_prior_out_of_fold_has_not_seen_its_own_patients() -> None:
     assert not prior.fitted and not priors.priors[2].fitted  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="without fold 0 of the patients 0 members are left"):
         priors.fit(members, torch.ones(30, 1, dtype=torch.bool))
+    with pytest.raises(ValueError, match="raise prior_members from 30 to 50,"):
+        priors.fit(members, torch.arange(30)[:, None] >= 2)
 
 
 def test_without_folds_there_are_no_priors_out_of_fold() -> None:

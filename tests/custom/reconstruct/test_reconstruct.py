@@ -216,9 +216,12 @@ def test_the_record_is_json_where_a_statistic_is_no_number(
     assert "∞" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_without_thresholds_nobody_says_pass(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
+def test_without_thresholds_nobody_says_pass(
+    folder: Path, case: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     output = tmp_path / "out"
     found = reconstruct([case["image"]], geometry=case["geometry"], model=folder / "inr.pt", output=output)
+    assert "REVIEW: no thresholds came with the model, so nothing was checked" in caplog.messages
     assert found.verdict is Verdict.REVIEW and found.checks == []
     assert any("nothing was checked" in warning for warning in found.warnings)
     record, page = (output / "result.json").read_text(), (output / "report.html").read_text(encoding="utf-8")

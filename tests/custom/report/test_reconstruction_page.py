@@ -74,6 +74,20 @@ def test_everything_that_the_report_has_to_say_is_there(page: Page) -> None:
     )
 
 
+def test_every_printed_page_says_whose_it_is(page: Page, tmp_path: Path) -> None:
+    def running_head(html: str) -> str:
+        (stored,) = re.findall(r'@top-right \{ content: "([^"]*)"', html)
+        assert re.fullmatch(r"(?:[A-Za-z0-9]|\\[0-9a-f]{6})*", stored), "nothing in it ends the string"
+        return re.sub(r"\\([0-9a-f]{6})", lambda found: chr(int(found[1], 16)), stored)
+
+    assert running_head(page.html) == "Müller Jürgen · PAT-7 · study 2026-01-31 · reconstructed 2026-02-01 12:00 UTC"
+    views = [radiograph("frontal.dcm", 90.0), radiograph("lateral.dcm", 0.0)]
+    for view in views:
+        view.header.PatientName = '"} body {display: none} </style>\u202e'  # type: ignore[union-attr]
+    hostile = written(tmp_path, radiographs=views)
+    assert running_head(hostile.html).startswith('"} body {display: none} </style>\ufffd · PAT-7')
+
+
 def test_verdicts_are_words_and_not_colours_alone(page: Page) -> None:
     assert page.text.count("REVIEW") >= 3
     badges = re.findall(r'<span class="badge ([\w-]+)"><span aria-hidden="true">(.) </span>([\w ]+)</span>', page.html)

@@ -142,7 +142,7 @@ def test_cases_of_one_patient_count_as_one() -> None:
 def test_measures_hold_and_are_corrected_for_what_is_always_wrong(calibrated: CalibratedIntervals) -> None:
     draw, lungs = np.random.default_rng(4), calibrated.measures["lung_volume_ml"]
     assert lungs.center == pytest.approx(0.1, abs=0.03)
-    low, high = lungs.around("lung_volume_ml", 3000.0)
+    low, high = lungs.around(3000.0, positive=True)
     assert 0.85 < np.mean([low <= 3000 * f <= high for f in draw.lognormal(0.1, 0.05, 2000)]) < 0.99
     few: list[Mapping[str, float | None]] = [{"heart_volume_ml": 500.0} for _ in range(8)]
     assert fit_measure_intervals(few, few, [f"p{i}" for i in range(8)]) == {}

@@ -174,8 +174,8 @@ def test_assumptions_are_listed() -> None:
     usual = MetadataValue("detector_roll_deg", 0.0, Origin.USUAL_VALUE, "the detector stands upright")
     known = AcquisitionMetadata(beam=MetadataValue("beam", "cone", Origin.FILE, "DICOM (0018,1110)"))
 
-    def judged(metadata: AcquisitionMetadata) -> CheckResult:
-        checks = run_checks(replace(evidence(), radiograph_metadata=[metadata]), thresholds())
+    def judged(*metadata: AcquisitionMetadata) -> CheckResult:
+        checks = run_checks(replace(evidence(), radiograph_metadata=list(metadata)), thresholds())
         return {check.name: check for check in checks}["assumptions"]
 
     result = judged(replace(known, source_to_detector_mm=by_option))
@@ -184,6 +184,8 @@ def test_assumptions_are_listed() -> None:
     result = judged(replace(known, detector_roll_deg=usual))
     assert result.verdict is Verdict.PASS
     assert "detector roll deg of radiograph 1 (default: the detector stands upright)" in result.message
+    both = judged(replace(known, detector_roll_deg=usual), replace(known, detector_roll_deg=usual)).message
+    assert "detector roll deg of radiograph 1, 2 (default: the detector stands upright)." in both
 
 
 def test_shapes_that_do_not_fit() -> None:

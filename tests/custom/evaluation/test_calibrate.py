@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -15,10 +15,10 @@ import torch
 from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
 from custom.data.datalist import load_cases
+from custom.evaluation.calibrate import calibrate
 from custom.geometry import VolumeGrid
 from custom.networks.population_prior import OutOfFoldPriors
 from custom.trust import Thresholds, run_checks, state_intervals
-from custom.trust.calibrate import calibrate
 from custom.trust.calibration_model import loaded_model
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
 from tests.custom.benchmark.tiny_benchmark import GRID, tiny_network
@@ -124,6 +124,48 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
     assert output.read_bytes() != before
 
 
+class _Doses:
+    """Gives the patient 3 % more than planned, and 1 % more for each hundred HU by which the case's mean is below 0."""
+
+    rules: ClassVar = {"engine": "none", "segmenter_sha256": "5e9", "planning_sha256": "1"}
+
+    def __call__(self, hu: torch.Tensor, grid: VolumeGrid, ct: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        if ct.name == "case2":
+            return {"ap_pa": None}, {"ap_pa": None}
+        return {"ap_pa": 2.0}, {"ap_pa": 2.06 - 0.0001 * float(np.mean(ct.hu))}
+
+
+def test_doses_are_calibrated_and_finished_views_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr("custom.evaluation.calibrate.kept_doses", lambda templates: _Doses())
+    datalist, model, output = write_cohort(tmp_path, 12), write_model(tmp_path), tmp_path / "t.json"
+    options: dict[str, Any] = {"beams": ("parallel",), "templates": ("ap_pa",), "device": "cpu", **TRAINED}
+    calibrate(datalist, str(output), model, views=(4,), **options)
+    first = Thresholds.load(output)
+    doses = first.intervals["parallel 4"].doses
+    assert doses is not None and dict(doses.rules) == _Doses.rules and doses.templates["ap_pa"].patients == 11
+    low, high = doses.templates["ap_pa"].around(2.0, positive=True)
+    assert 2.0 < low < high < 2.3
+    files = sorted((tmp_path / "t_cases").glob("*.json"))
+    before = [json.loads(file.read_text()) for file in files]
+    # Two views are added to what was made of four, and only of these there is something new.
+    calibrate(datalist, str(output), model, views=(2, 4), **options)
+    after = [json.loads(file.read_text()) for file in files]
+    assert [one["groups"]["parallel 4"] for one in after] == [one["groups"]["parallel 4"] for one in before]
+    both = Thresholds.load(output)
+    assert set(both.intervals) == {"parallel 2", "parallel 4"}
+    assert both.intervals["parallel 4"] == first.intervals["parallel 4"]
+    # What is stated of a reconstruction carries them; without templates there are none.
+    network = loaded_model(model, None, "cpu")[0]
+    shots = load_ct(load_cases(datalist, "training")[1], 20.0).radiographs(
+        [0.0, 90.0], "parallel", detector_of(network), 20.0, PERFECT
+    )
+    stated = state_intervals(reconstructed(network, shots), [], both, network.hu_window, 0)
+    assert stated.doses == both.intervals["parallel 2"].doses
+    calibrate(datalist, str(output), model, views=(2,), **{**options, "templates": ()})
+    assert Thresholds.load(output).intervals["parallel 2"].doses is None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -137,6 +179,7 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
         ({"source_to_detector_mm": None}, "--source_to_detector_mm"),
         ({"parts": ("validation",)}, "at least 10"),
         ({"size": 5}, "cannot become 5"),
+        ({"templates": ("prostate",)}, "'prostate' is not known"),
     ],
 )
 def test_what_cannot_be_calibrated_is_said_before_the_work(

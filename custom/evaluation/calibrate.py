@@ -16,26 +16,22 @@ from custom.core.files import sha256_file, write_json
 from custom.core.json_models import validated
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
+from custom.evaluation.delivered_doses import kept_doses
 from custom.geometry import BEAMS
 from custom.geometry.acquisition_sampler import PAPER_ANGLES_DEG
 from custom.models import Model
 from custom.trust.body_measures import loaded_segmenter, measure_body
 from custom.trust.calibrated_intervals import COVERAGE, CalibratedIntervals, fit_intervals, interval_record
+from custom.trust.calibration_groups import fit_groups, measured
 from custom.trust.calibration_model import OutOfFold, loaded_model, meeting
-from custom.trust.check_statistics import PREDICTORS, STATISTICS, Meter, Quantiles
-from custom.trust.evidence import Evidence
-from custom.trust.expected_error import ExpectedError, fit_expected_error
+from custom.trust.check_statistics import PREDICTORS, STATISTICS
 from custom.trust.measure_intervals import Kind, errors_of_measures, growth_of_errors
-from custom.trust.picture_statistics import LEVELS, body_quantiles
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, reconstructed
-from custom.trust.thresholds import FEWEST_CASES, Threshold, Thresholds, TrainedRange, fit_thresholds, group_name
+from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, group_name
 
-__all__ = ["calibrate", "fit_groups", "measured"]
+__all__ = ["calibrate"]
 
 logger = logging.getLogger(__name__)
-
-
-Calibrated = tuple[float, ...]
 
 #: What calibration draws its acquisitions from, unless options say otherwise.
 SIMULATION = SimulationSettings()
@@ -50,6 +46,7 @@ class _Job:
     size: int | None
     samples: int
     groups: tuple[tuple[str, int], ...]
+    templates: tuple[str, ...]
     simulation: SimulationSettings
     priors: OutOfFold | None
     device: str | None
@@ -57,7 +54,7 @@ class _Job:
     file: Path
 
     def settings(self, model_sha256: str) -> dict[str, Any]:
-        """All that the file depends on."""
+        """All that what the file holds of a beam and number of views depends on."""
         content = {
             "case": self.case["case"],
             "index": self.index,
@@ -66,7 +63,8 @@ class _Job:
             "size": self.size,
             "samples": self.samples,
             "statistics": [*STATISTICS, *PREDICTORS],
-            "groups": [group_name(*group) for group in self.groups],
+            "templates": self.templates,
+            "dose_rules": kept_doses(self.templates).rules if self.templates else None,
             "simulation": asdict(self.simulation),
             "priors_sha256": self.priors.sha256 if self.priors else None,
             "segmenter_sha256": None if (segmenter := loaded_segmenter()) is None else segmenter[1],
@@ -86,6 +84,7 @@ def calibrate(
     beams: Sequence[str] = ("parallel", "cone"),
     size: int | None = None,
     samples: int = 0,
+    templates: Sequence[str] = (),
     false_alarms: float = 0.1,
     reject_factor: float = 2.0,
     coverage: float = COVERAGE,
@@ -112,7 +111,8 @@ def calibrate(
 
     Every CT is radiographed without a mistake, the model reconstructs it, and what the checks measure is collected. The
     thresholds are set so that a share `false_alarms` of these cases is above any of them. Take cases that the model has
-    not seen: those of the training look better than new ones do. Safe to stop and start again: finished cases are kept.
+    not seen: those of the training look better than new ones do. Safe to stop and start again: finished cases are kept,
+    also where beams or views are added.
 
     Args:
         datalist: datalist.json of a prepared cohort, each case with its source.
@@ -125,6 +125,9 @@ def calibrate(
         beams: "parallel", "cone" (with distances as X-ray units have them).
         size: voxels along each side, to save time; the model's own grid by default.
         samples: drawn of each case for their spread, by a model that draws; 0 for none.
+        templates: ap_pa, pa: also what dose the isocentre of such a plan on a reconstruction gets in the patient, which
+            'fewview-ct plan' then says. Needs the extra radiotherapy, and 4 to 7 seconds for each template, beam,
+            number of views and case.
         false_alarms: share of good cases that may get REVIEW.
         reject_factor: how many times as far from the median as REVIEW begins REJECT does.
         coverage: share of new patients, and of their places, that intervals hold; finished cases are taken for another.
@@ -155,6 +158,7 @@ def calibrate(
         FileNotFoundError: for a missing datalist, CT or model.
         ValueError: for too few cases, options that make no sense, or a checkpoint that does not say what it was
             trained for.
+        ModuleNotFoundError: the extra radiotherapy is not installed, and `templates` need it.
     """
     groups = _groups(beams, views)
     path = Path(output)
@@ -164,6 +168,11 @@ def calibrate(
         raise ValueError(f"warps must not be negative and samples be 0 or at least 2, got {warps} and {samples}")
     if not 0.5 <= coverage < 1:
         raise ValueError(f"coverage must be at least 0.5 and below 1, got {coverage}")
+    templates = tuple(templates)
+    if templates:
+        kept_doses(templates)
+    else:
+        logger.info("no dose is calibrated: --templates ap_pa does that, with the extra radiotherapy")
     priors = None if priors_from is None else OutOfFold(priors_from)
     cases = [
         (case, warp)
@@ -195,8 +204,8 @@ def calibrate(
     folder = Path(work) if work is not None else path.with_name(f"{path.stem}_cases")
     jobs = [
         _Job(
-            case, index, warp, model, size, samples, groups, simulation, priors, device, 1 if workers > 1 else None,
-            folder / f"{case['case']}_{warp}.json",
+            case, index, warp, model, size, samples, groups, templates, simulation, priors, device,
+            1 if workers > 1 else None, folder / f"{case['case']}_{warp}.json",
         )
         for index, (case, warp) in enumerate(cases)
     ]  # fmt: skip
@@ -277,10 +286,16 @@ def _trained(
     return validated(TrainedRange, found, f"what {model.name} was trained for")
 
 
-def measured(evidence: Evidence, meter: Meter) -> dict[str, Any]:
-    """Statistics (None where not measured) and the pictures' quantiles, as plain numbers."""
-    statistics = {name: statistic.value for name, statistic in meter.measure(evidence).items()}
-    return {"statistics": statistics, "quantiles": body_quantiles(evidence.image, evidence.field_mask).tolist()}
+def _finished(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """By `group_name`, what a file holds that was made with these settings."""
+    if file.is_file():
+        try:
+            content = json.loads(file.read_text())
+            if content["settings"] == settings:
+                return content["groups"]
+        except (ValueError, KeyError, TypeError):
+            logger.warning("%s is damaged and is made again", file)
+    return {}
 
 
 def _run(job: _Job) -> bool:
@@ -289,78 +304,35 @@ def _run(job: _Job) -> bool:
         torch.set_num_threads(job.threads)
     model, meter, priors = loaded_model(job.model, job.size, job.device, job.priors)
     settings = job.settings(model.sha256)
-    if job.file.is_file():
-        try:
-            if json.loads(job.file.read_text())["settings"] == settings:
-                return False
-        except (ValueError, KeyError, TypeError):
-            logger.warning("%s is damaged and is made again", job.file)
+    found = _finished(job.file, settings)
+    missing = [group for group in job.groups if group_name(*group) not in found]
+    if not missing:
+        return False
     ct = load_ct(job.case, model.pixel_at_isocenter_mm, job.warp, job.simulation)
-    found = {}
     segmenter = loaded_segmenter()
     network = None if segmenter is None else segmenter[0]
     truth = ct.on_grid(model.grid).clamp(*model.hu_window)
     with meeting(model, priors.priors[job.case["fold"]] if "fold" in job.case else None):
-        for beam, count in job.groups:
+        for beam, count in missing:
             sets = PAPER_ANGLES_DEG[count]
             angles = sets[job.index % len(sets)]
             shape, pixel_mm = detector_of(model), model.pixel_at_isocenter_mm
             radiographs = ct.radiographs(angles, beam, shape, pixel_mm, job.simulation)
             evidence = reconstructed(model, radiographs, samples=job.samples, seed=job.simulation.seed)
             assert evidence.hu is not None
+            hu = evidence.hu.clamp(*model.hu_window)
+            intervals = interval_record(hu, truth, model.grid, network)
+            if job.templates:
+                doses = kept_doses(job.templates)(hu, model.grid, ct)
+                intervals["planned_gy"], intervals["delivered_gy"] = doses
             found[group_name(beam, count)] = {
                 **measured(evidence, meter),
                 "error_hu": error_hu(model, evidence.hu, ct),
-                "intervals": interval_record(evidence.hu.clamp(*model.hu_window), truth, model.grid, network),
+                "intervals": intervals,
             }
     true_measures = dict(measure_body(truth, model.grid, network).values)
     write_json(job.file, {"settings": settings, "groups": found, "measures": true_measures})
     return True
-
-
-def fit_groups(
-    records: Sequence[Mapping[str, Any]],
-    patients: Sequence[str],
-    groups: Sequence[tuple[str, int]],
-    false_alarms: float,
-    reject_factor: float,
-) -> tuple[
-    dict[str, Quantiles], dict[str, dict[str, Threshold]], dict[str, ExpectedError], dict[str, dict[str, Calibrated]]
-]:
-    """Quantiles by beam; thresholds, model of errors and calibrated values by `group_name`.
-
-    Args:
-        records: of each case, by `group_name`, what `measured` gives and "error_hu".
-        patients: whose case it is; of a patient's cases the first alone is kept among the calibrated values.
-        groups: beams and numbers of views.
-        false_alarms, reject_factor: as in `fit_thresholds`.
-    """
-    quantiles = {}
-    for beam in dict.fromkeys(beam for beam, _ in groups):
-        names = [group_name(b, count) for b, count in groups if b == beam]
-        pictures = [
-            torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS)) for record in records for name in names
-        ]
-        quantiles[beam] = Quantiles.of(torch.cat(pictures))
-    fitted, errors, calibrated = {}, {}, {}
-    firsts = sorted({patient: k for k, patient in reversed(list(enumerate(patients)))}.values())
-    for beam, count in groups:
-        name = group_name(beam, count)
-        cases = []
-        for record in records:
-            shown = torch.tensor(record[name]["quantiles"]).reshape(-1, len(LEVELS))
-            distance = max(quantiles[beam].distance(picture) for picture in shown)
-            cases.append({**record[name]["statistics"], "intensities": distance})
-        errors[name] = fit_expected_error(cases, [record[name]["error_hu"] for record in records])
-        expected = [{**case, "expected_error": errors[name].of(case)[0]} for case in cases]
-        fitted[name] = fit_thresholds(expected, false_alarms, reject_factor)
-        calibrated[name] = {s: _values(s, [expected[k] for k in firsts]) for s in fitted[name]}
-    return quantiles, fitted, errors, calibrated
-
-
-def _values(statistic: str, cases: Sequence[Mapping[str, float | None]]) -> Calibrated:
-    """Sorted, to six digits."""
-    return tuple(sorted(float(f"{v:.6g}") for case in cases if (v := case[statistic]) is not None))
 
 
 def _intervals(
@@ -382,6 +354,7 @@ def _intervals(
     )
     if Kind.TRAINED_ON in kinds.values() and Kind.NEW not in kinds.values():
         logger.warning("no CT is new to the network: intervals of measures may be too narrow for new patients")
+    rules = kept_doses(jobs[0].templates).rules if jobs[0].templates else None
     intervals = {}
     for beam, count in jobs[0].groups:
         acquisition = {
@@ -391,7 +364,7 @@ def _intervals(
             "segmenter_sha256": None if segmenter is None else segmenter[1],
         }
         name = group_name(beam, count)
-        fitted = fit_intervals(records[name], truths, patients, acquisition, kinds, growth, coverage)
+        fitted = fit_intervals(records[name], truths, patients, acquisition, kinds, growth, coverage, rules)
         if fitted is not None:
             intervals[name] = fitted
     return intervals, growth
