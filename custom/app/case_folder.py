@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from custom.core.files import read_json_object, write_json
-from custom.radiographs import SIDECAR_FORMAT
+from custom.radiographs import ANSWERS, SIDECAR_FORMAT
 
-__all__ = ["ANSWERS", "ID", "Case", "Cases", "Limits", "Refused"]
+__all__ = ["ID", "Case", "Cases", "Limits", "Refused"]
 
-FORMAT, RECORD, ANSWERS = "fewview-ct case 1", "case.json", "answered-on-the-page.json"
+FORMAT, RECORD = "fewview-ct case 1", "case.json"
 #: How the name of a folder begins that is being removed.
 _REMOVED = ".removed-"
 #: 192 random bits in base64, as a pattern.
@@ -197,7 +197,7 @@ class Case:
         ours = "|".join(re.escape(own) for own in sorted(files, key=len, reverse=True))
         if ours:  # all at once: a client's name may be one of ours, of another file
             text = re.sub(rf"(?:files/)?\b({ours})\b(?!\.json)", lambda found: files[found[1]], text)
-        text = text.replace(f"--geometry {ANSWERS}", "your answer").replace(str(self.folder), "this case")
+        text = text.replace("the user's answer on the page", "your answer").replace(str(self.folder), "this case")
         return re.sub(r"option --accept [a-z-]+", "you allowed it", text)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom.app.case_folder import ANSWERS, Case
+from custom.app.case_folder import Case
 from custom.core.files import write_json
 from custom.dicom.header import read_header
 from custom.dicom.pixels import read_pixels
 from custom.geometry import ViewRow
 from custom.projection.radiograph_stack import read_stack
-from custom.radiographs import AcquisitionMetadata, MissingMetadata, read_radiographs
+from custom.radiographs import ANSWERS, AcquisitionMetadata, MissingMetadata, read_radiographs
 from custom.radiographs.discovery import kind_of
 from custom.radiographs.picture_files import read_picture
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters

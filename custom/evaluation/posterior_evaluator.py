@@ -123,6 +123,7 @@ class PosteriorEvaluator(SupervisedEvaluator):
             views=len(views),
             steps=sampler.steps,
             guidance_scale=sampler.guidance_scale,
+            residual_scale=sampler.residual_scale,
             consistency_weight=sampler.consistency_weight,
             consistency_iterations=getattr(sampler.consistency, "iterations", None),
             consistency_final=getattr(sampler.final_consistency, "iterations", 0),

@@ -7,6 +7,7 @@ in silence.
 
 from custom.radiographs.accepted_assumptions import ACCEPT
 from custom.radiographs.acquisition_metadata import (
+    ANSWERS,
     AcquisitionMetadata,
     Contradiction,
     MetadataValue,
@@ -21,6 +22,7 @@ from custom.radiographs.sidecar import SIDECAR_FORMAT
 
 __all__ = [
     "ACCEPT",
+    "ANSWERS",
     "SIDECAR_FORMAT",
     "AcquisitionMetadata",
     "Assembled",

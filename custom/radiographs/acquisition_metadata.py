@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from custom.core.angles import angle_difference_deg
 
 __all__ = [
+    "ANSWERS",
     "AcquisitionMetadata",
     "Contradiction",
     "MetadataValue",
@@ -27,6 +28,9 @@ __all__ = [
     "quantity",
     "value_of",
 ]
+
+#: Name of the file for `--geometry` in which the page of `fewview-ct app` keeps what its user answered.
+ANSWERS = "answered-on-the-page.json"
 
 T = TypeVar("T", covariant=True)
 V = TypeVar("V")
@@ -132,6 +136,8 @@ class MetadataValue(Generic[T]):
     @property
     def provenance(self) -> str:
         """Origin and place in words, such as "option --accept default-distances"."""
+        if self.origin is Origin.GEOMETRY_FILE and self.where == ANSWERS:
+            return "the user's answer on the page"
         return _PROVENANCE[self.origin].format(self.where)
 
     def __str__(self) -> str:

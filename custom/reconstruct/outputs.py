@@ -88,7 +88,7 @@ def series_sha256(folder: Path) -> str:
 
 
 def write_outputs(
-    folder: Path, found: Reconstruction, dicom: bool | None = True, report: bool = True, uid_seed: str | None = None
+    folder: Path, found: Reconstruction, dicom: bool | None = None, report: bool = True, uid_seed: str | None = None
 ) -> None:
     """Fill a folder (see the module) with a reconstruction; result.json comes last.
 

@@ -18,6 +18,7 @@ import torch
 from custom.core.checkpoints import load_checkpoint, save_checkpoint
 from custom.core.files import sha256_file
 from custom.geometry import VolumeGrid
+from custom.models.model_files import SAMPLER_OPTIONS
 from custom.networks import VQGAN
 from scripts import benchmark_posterior
 from tests.bundles.documented import unknown_overrides
@@ -270,10 +271,10 @@ def test_the_default_fits_the_default_autoencoder() -> None:
 
 def test_keys_that_evaluation_and_inference_share_have_the_same_defaults() -> None:
     evaluate, inference, train = config("evaluate.json"), config("inference.json"), config("train.json")
-    shared = ["samples", "sample_seed", "keep_samples", "steps", "guidance_scale", "quantise", "solver"]
-    shared += ["consistency_weight", "consistency_iterations", "consistency_final", "pixel_at_isocenter_mm"]
-    for key in shared:
+    for key in ["samples", "sample_seed", "keep_samples", "pixel_at_isocenter_mm", *SAMPLER_OPTIONS]:
         assert evaluate[key] == inference[key], key
+    for options in (evaluate["+validate#sampler"], inference["network_def"]):
+        assert {key: options.get(key) for key in SAMPLER_OPTIONS} == {key: f"@{key}" for key in SAMPLER_OPTIONS}
     for key in ("hu_window", "autoencoder_checkpoint", "mean_checkpoint"):
         assert train[key] == inference[key], key
 
