@@ -121,6 +121,6 @@ def dose_interval(
 
 def _none_for(template: str) -> str:
     return (
-        f"the model's thresholds hold no limits of this dose: 'fewview-ct calibrate --templates {template}' makes "
-        "them; reconstruct again with those"
+        "the model's thresholds hold no limits of this dose for so many views: "
+        f"'fewview-ct calibrate --templates {template} --views ...' makes them; reconstruct again with those"
     )
