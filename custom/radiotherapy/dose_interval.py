@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
 from custom.core.json_models import StrictModel, validated
 from custom.radiotherapy.treatment_plan import ISOCENTER, Plan
@@ -18,12 +18,16 @@ __all__ = ["CalibratedDoses", "DoseInterval", "dose_interval", "read_calibrated_
 _RULES = {"engine": "dose engine", "segmenter_sha256": "seg_guidance", "planning_sha256": "planning.json"}
 
 
+#: Dose delivered / dose planned. Beyond it a file is damaged.
+_Ratio = Annotated[float, Field(gt=0, le=1e6)]
+
+
 class DoseLimits(StrictModel):
     """Of dose delivered / dose planned, and from how many patients."""
 
-    lower: PositiveFloat
-    upper: PositiveFloat
-    patients: int
+    lower: _Ratio
+    upper: _Ratio
+    patients: int = Field(gt=0)
 
     @model_validator(mode="after")
     def _in_order(self) -> DoseLimits:
@@ -60,7 +64,7 @@ class DoseInterval:
     why_not: str | None = None
 
     def __str__(self) -> str:
-        planned = f"{100 * self.planned_gy:.4g} cGy are planned"
+        planned = f"{100 * self.planned_gy:.0f} cGy are planned"
         if self.lower_gy is None or self.upper_gy is None or self.coverage is None:
             return f"{planned}; what the patient gets has no interval: {self.why_not}"
         low, high = math.floor(1000 * self.lower_gy) / 10, math.ceil(1000 * self.upper_gy) / 10
@@ -81,7 +85,7 @@ def read_calibrated_doses(intervals: Any, where: str) -> CalibratedDoses | str:
         ValueError: naming the file, for what is nothing of the kind.
     """
     if intervals is None:
-        return "it was reconstructed without thresholds"
+        return "the CT was reconstructed without thresholds"
     found = intervals.get("isocenter_dose", {}) if isinstance(intervals, Mapping) else None
     if not isinstance(intervals, Mapping) or not isinstance(found, Mapping | None):
         raise ValueError(f"{where}: 'intervals' is no object, or its 'isocenter_dose' is none")
@@ -117,6 +121,6 @@ def dose_interval(
 
 def _none_for(template: str) -> str:
     return (
-        f"the model's thresholds hold no limits of this dose: 'fewview-ct calibrate --templates {template}' makes "
-        "them; reconstruct again with those"
+        "the model's thresholds hold no limits of this dose for so many views: "
+        f"'fewview-ct calibrate --templates {template} --views ...' makes them; reconstruct again with those"
     )

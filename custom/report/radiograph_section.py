@@ -20,7 +20,7 @@ from custom.report.radiograph_pictures import difference_picture, grey_limits, g
 if TYPE_CHECKING:
     from custom.radiographs import Radiograph
 
-__all__ = ["add_geometry", "add_radiographs", "patient_facts", "value_words"]
+__all__ = ["NOT_GIVEN", "add_geometry", "add_radiographs", "patient_facts", "value_words"]
 
 #: mm of water at the ends of the residual's colours: fixed, so that pages can be compared by eye.
 RESIDUAL_LIMIT_MM = 30.0
@@ -30,6 +30,8 @@ _WORDS = {"kvp": "Tube voltage", "intent": "Intended use of the picture"}
 _UNITS = {"deg": "°"}
 #: What marks a value that does not come from a file.
 _MARKS = {Origin.OPTION: "assumed: ", Origin.USUAL_VALUE: "usual value: "}
+#: Stands for what no header says.
+NOT_GIVEN = "not in the radiographs' headers"
 
 
 def patient_facts(headers: Sequence[pydicom.Dataset | None]) -> dict[str, str]:
@@ -44,7 +46,7 @@ def patient_facts(headers: Sequence[pydicom.Dataset | None]) -> dict[str, str]:
     found = {}
     for label, keyword in (("Patient", "PatientName"), ("Patient ID", "PatientID"), ("Study date", "StudyDate")):
         texts = dict.fromkeys(_read(header, keyword) for header in headers if header is not None)
-        found[label] = "; ".join(text for text in texts if text) or "not in the radiographs' headers"
+        found[label] = "; ".join(text for text in texts if text) or NOT_GIVEN
     return found
 
 

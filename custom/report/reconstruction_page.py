@@ -23,7 +23,7 @@ from custom.report.document import Document, Markup, hashes, image, render_page,
 from custom.report.interval_section import interval_section
 from custom.report.pose_section import pose_section
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
-from custom.report.radiograph_section import add_geometry, add_radiographs, patient_facts
+from custom.report.radiograph_section import NOT_GIVEN, add_geometry, add_radiographs, patient_facts
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
 from custom.report.volume_pictures import (
     SPREAD_LIMIT_HU,
@@ -160,8 +160,11 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
 
 def _running_head(content: ReportContent) -> str:
     """Rule that prints on every page whose it is: a page that lies alone must still say it."""
-    name, identity, date = (text[:40] for text in patient_facts([one.header for one in content.radiographs]).values())
-    text = " · ".join(dict.fromkeys([name, identity, f"study {date}", f"reconstructed {_made_at(content)}"]))
+    facts = patient_facts([one.header for one in content.radiographs])
+    name, identity, date = ("" if text == NOT_GIVEN else text[:40] for text in facts.values())
+    who = [name, identity] if name or identity else ["patient not named in the radiographs"]
+    words = [*who, f"study {date}" if date else "", f"reconstructed {_made_at(content)}"]
+    text = " · ".join(dict.fromkeys(filter(None, words)))
     # Letters and digits of ASCII stand for themselves, everything else by its number: no text ends the string.
     safe = "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):06x}" for c in visible(text))
     return f'@page {{ @top-right {{ content: "{safe}"; font: 8pt system-ui, sans-serif; }} }}\n'

@@ -58,7 +58,15 @@ def test_of_a_plan_that_is_not_normalised_at_its_isocentre_nothing_is_said() -> 
     assert dose_interval(read_calibrated_doses(None, "r"), other, 50.0, RULES) is None
 
 
-@pytest.mark.parametrize("change", [{"coverage": 1.5}, {"templates": {"ap_pa": {"lower": 1, "upper": 2}}}, {"more": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"coverage": 1.5},
+        {"templates": {"ap_pa": {"lower": 1, "upper": 2}}},
+        {"more": 1},
+        {"templates": {"ap_pa": {"lower": 1, "upper": 1e308, "patients": 30}}},
+    ],
+)
 def test_a_damaged_part_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^here"):
         read_calibrated_doses({"isocenter_dose": {**LIMITS, **change}}, "here")

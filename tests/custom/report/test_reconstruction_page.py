@@ -86,6 +86,8 @@ def test_every_printed_page_says_whose_it_is(page: Page, tmp_path: Path) -> None
         view.header.PatientName = '"} body {display: none} </style>\u202e'  # type: ignore[union-attr]
     hostile = written(tmp_path, radiographs=views)
     assert running_head(hostile.html).startswith('"} body {display: none} </style>\ufffd · PAT-7')
+    nameless = written(tmp_path, radiographs=[replace(view, header=None) for view in views])
+    assert running_head(nameless.html) == "patient not named in the radiographs · reconstructed 2026-02-01 12:00 UTC"
 
 
 def test_verdicts_are_words_and_not_colours_alone(page: Page) -> None:

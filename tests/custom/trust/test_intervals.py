@@ -18,8 +18,14 @@ from torch import Tensor, nn
 from custom.geometry import Geometry, VolumeGrid
 from custom.trust import CheckResult, Evidence, Thresholds, Verdict, state_intervals
 from custom.trust.body_measures import MEASURES, measure_body
-from custom.trust.calibrated_intervals import CalibratedIntervals, fit_intervals, interval_record
-from custom.trust.measure_intervals import Kind, errors_of_measures, fit_measure_intervals, growth_of_errors
+from custom.trust.calibrated_intervals import CalibratedIntervals, DoseIntervals, fit_intervals, interval_record
+from custom.trust.measure_intervals import (
+    Kind,
+    MeasureInterval,
+    errors_of_measures,
+    fit_measure_intervals,
+    growth_of_errors,
+)
 from custom.trust.stated_intervals import StatedMeasure
 from custom.trust.thresholds import Threshold, TrainedRange
 from custom.trust.voxel_intervals import TISSUES, VoxelIntervals, fit_voxel_intervals, residual_table, tissue_of
@@ -236,9 +242,12 @@ def test_a_case_like_the_calibrated_gets_intervals(calibrated: CalibratedInterva
 
 @pytest.mark.parametrize("angles", [(0.0, 60.0, 120.0), (30.0, 250.0, 310.0), tuple(22.5 * i for i in range(8))])
 def test_more_views_get_the_intervals_of_fewer(calibrated: CalibratedIntervals, angles: tuple[float, ...]) -> None:
-    two = state_intervals(evidence(), [check()], thresholds(calibrated), WINDOW)
-    more = state_intervals(evidence(angles), [check()], thresholds(calibrated), WINDOW)
+    doses = DoseIntervals({}, {"ap_pa": MeasureInterval(0.0, 0.02, 1.9, 2.1, 30)})
+    with_doses = thresholds(replace(calibrated, doses=doses))
+    two = state_intervals(evidence(), [check()], with_doses, WINDOW)
+    more = state_intervals(evidence(angles), [check()], with_doses, WINDOW)
     assert two.views is None and more.views == 2 and "Calibrated were 2 views" in more.basis
+    assert two.doses == doses and more.doses is None  # a dose's error changes sign with the views, so it is not lent
     assert two.lower is not None and more.lower is not None and more.upper is not None
     bone = predicted() == 400
     torch.testing.assert_close(two.lower[~bone], more.lower[~bone])
