@@ -17,6 +17,10 @@ __all__ = ["CalibratedDoses", "DoseInterval", "dose_interval", "read_calibrated_
 #: Keys of `dose_rules`, in words.
 _RULES = {"engine": "dose engine", "segmenter_sha256": "seg_guidance", "planning_sha256": "planning.json"}
 
+_NONE = (
+    "the model's thresholds hold no limits of this dose for so many views: "
+    "'fewview-ct calibrate --templates ap_pa,pa --views ...' makes them; reconstruct again with those"
+)
 
 #: Dose delivered / dose planned. Beyond it a file is damaged.
 _Ratio = Annotated[float, Field(gt=0, le=1e6)]
@@ -91,7 +95,7 @@ def read_calibrated_doses(intervals: Any, where: str) -> CalibratedDoses | str:
         raise ValueError(f"{where}: 'intervals' is no object, or its 'isocenter_dose' is none")
     if intervals.get("abstained") is not None:
         return str(intervals["abstained"])
-    return validated(CalibratedDoses, found, f"{where}, isocenter_dose") if found else _none_for("TEMPLATE")
+    return validated(CalibratedDoses, found, f"{where}, isocenter_dose") if found else _NONE
 
 
 def dose_interval(
@@ -114,13 +118,6 @@ def dose_interval(
         return DoseInterval(planned_gy, why_not=f"plans were calibrated with another {', another '.join(other)}")
     limits = found.templates.get(plan.template)
     if limits is None:
-        return DoseInterval(planned_gy, why_not=_none_for(plan.template))
+        return DoseInterval(planned_gy, why_not=_NONE)
     low, high = planned_gy * limits.lower, planned_gy * limits.upper
     return DoseInterval(planned_gy, low, high, found.coverage, limits.patients)
-
-
-def _none_for(template: str) -> str:
-    return (
-        "the model's thresholds hold no limits of this dose for so many views: "
-        f"'fewview-ct calibrate --templates {template} --views ...' makes them; reconstruct again with those"
-    )

@@ -60,7 +60,7 @@ class PosteriorSampler(nn.Module):
         guidance_scale: float = 1.0,
         batch_size: int = 1,
         quantise: bool = False,
-        residual_scale: Sequence[float] | None = None,
+        residual_scale: Sequence[float] | float | None = None,
         mean: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
         consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
         consistency_weight: float = 0.0,
@@ -71,8 +71,11 @@ class PosteriorSampler(nn.Module):
             raise ValueError(f"steps and batch_size must be at least 1, got {steps} and {batch_size}")
         if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
             raise ValueError(f"guidance_scale must not be negative (1: as learnt), got {guidance_scale}")
-        if residual_scale is not None and not (residual_scale and all(0 < scale <= 2 for scale in residual_scale)):
-            raise ValueError(f"residual_scale must be numbers above 0 and up to 2, got {residual_scale}")
+        scales = [residual_scale] if isinstance(residual_scale, int | float) else residual_scale
+        if scales is not None and not (scales and all(isinstance(s, int | float) and 0 < s <= 2 for s in scales)):
+            raise ValueError(
+                f"residual_scale must be one number or a list of numbers above 0 and up to 2, got {residual_scale}"
+            )
         if not 0 <= consistency_weight <= 1 or (consistency_weight and consistency is None):
             raise ValueError(f"consistency_weight must lie in [0, 1] and needs a consistency, got {consistency_weight}")
         if (mean is None) != (denoiser.known_channels == 0):
@@ -91,7 +94,7 @@ class PosteriorSampler(nn.Module):
         self.denoiser, self.autoencoder, self.scheduler = denoiser, autoencoder, scheduler
         self.steps, self.guidance_scale, self.batch_size = steps, guidance_scale, batch_size
         self.quantise, self.mean = quantise, mean
-        self.residual_scale = None if residual_scale is None else list(residual_scale)
+        self.residual_scale = None if scales is None else list(scales)
         self.consistency, self.consistency_weight = consistency, consistency_weight
         self.final_consistency = final_consistency
         self.grid, self.hu_window = autoencoder.grid, denoiser.hu_window

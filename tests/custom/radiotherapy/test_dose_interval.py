@@ -43,7 +43,7 @@ def test_limits_scale_with_the_planned_dose() -> None:
         (None, "ap_pa", RULES, "without thresholds"),
         ({"abstained": "a trust check says REJECT", "isocenter_dose": None}, "ap_pa", RULES, "says REJECT"),
         ({"abstained": None}, "ap_pa", RULES, "calibrate --templates"),
-        ({"abstained": None, "isocenter_dose": LIMITS}, "pa", RULES, "calibrate --templates pa"),
+        ({"abstained": None, "isocenter_dose": LIMITS}, "pa", RULES, "calibrate --templates"),
         ({"abstained": None, "isocenter_dose": LIMITS}, "ap_pa", dose_rules("other", "5e9"), "another dose engine"),
         ({"abstained": None, "isocenter_dose": LIMITS}, "ap_pa", dose_rules("an engine", "5"), "another seg_guidance"),
     ],

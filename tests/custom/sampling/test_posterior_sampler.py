@@ -83,7 +83,8 @@ def test_residual_scale_draws_a_sample_towards_the_reconstruction_by_its_number_
     half = latent(residual_scale=[1.0] * (count - 1) + [0.5])  # the last number is for more views, too
     torch.testing.assert_close(half, (plain + expected) / 2, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(latent(residual_scale=[0.5] * (count - 1) + [1.0]), plain, atol=1e-4, rtol=1e-4)
-    for wrong in ([], [0.0], [1.0, float("nan")], [3.0]):
+    torch.testing.assert_close(latent(residual_scale=0.5), half, atol=1e-4, rtol=1e-4)  # one number for all
+    for wrong in ([], [0.0], [1.0, float("nan")], [3.0], "1"):
         with pytest.raises(ValueError, match="residual_scale"):
             sampler(residual_scale=wrong)
 
