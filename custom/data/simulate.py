@@ -17,7 +17,7 @@ from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
 from custom.core.devices import usable_device
-from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
+from custom.core.files import read_json_object, remove_parts, sha256_file, write_json, write_nifti
 from custom.core.names import inside, no_link, plain_name
 from custom.core.nifti_files import open_nifti
 from custom.core.workers import Workers
@@ -248,6 +248,7 @@ def simulate(
                     entry[key] = os.path.relpath(root / entry[key], folder)
             if part in wanted:
                 entry.update(image=os.path.relpath(image, folder), geometry=os.path.relpath(geometry, folder))
+    remove_parts(folder / "radiographs" / name)
     with Workers(workers, scheduler) as pool:
         pool.run(_run, jobs, label=f"radiographs {name}")
     new = folder / f"datalist_{name}.json"

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from custom import __version__
-from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
+from custom.core.files import read_json_object, remove_parts, sha256_file, write_json, write_nifti
 from custom.core.limits import check_count
 from custom.core.names import inside, no_link
 from custom.data.phantom.anatomy import LABELS
@@ -81,6 +81,7 @@ def write_phantoms(
     for name in ("ct", "source", "labels"):
         (root / name).mkdir(parents=True, exist_ok=True)
     known = _read_manifest(root / "manifest.json", settings)
+    remove_parts(root)
     todo = [n for n in range(1, count + 1) if not _is_complete(root, known.get(_case(n)))]
     logger.info("%d phantoms to make, %d are there already", len(todo), count - len(todo))
     arguments = [(str(root), n, settings) for n in todo]

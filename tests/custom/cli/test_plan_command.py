@@ -157,7 +157,7 @@ def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
         "verdict": ([rejected], "verdict of this reconstruction is REJECT"),
         "changed": ([changed], "it was changed"),
         "format": ([other], "expected 'fewview-ct reconstruction 1'"),
-        "limits": ([limits], "templates.ap_pa: lower (1.1) is above upper (0.9)"),
+        "limits": ([limits], "'templates.ap_pa': lower (1.1) is above upper (0.9)"),
         "no_object": ([result_folder(folder / "no_object", intervals=[1])], "'intervals' is no object"),
         "missing": ([folder / "nothing.nii.gz"], "no such file"),
         "no_hu": ([folder / "zeros.nii.gz"], "not a CT in HU"),
