@@ -124,6 +124,7 @@ class PosteriorEvaluator(SupervisedEvaluator):
             steps=sampler.steps,
             guidance_scale=sampler.guidance_scale,
             residual_scale=sampler.residual_scale,
+            recentring=sampler.recentring,
             consistency_weight=sampler.consistency_weight,
             consistency_iterations=getattr(sampler.consistency, "iterations", None),
             consistency_final=getattr(sampler.final_consistency, "iterations", 0),

@@ -39,6 +39,7 @@ SAMPLER_OPTIONS = (
     "guidance_scale",
     "quantise",
     "residual_scale",
+    "recentring",
     "consistency_weight",
     "consistency_iterations",
     "consistency_final",

@@ -115,7 +115,7 @@ class Model:
             image: line integrals (K, V, U).
             views: (K, 13).
             count: how many.
-            seed: of the noise; sample i of a seed is the same whatever `count` is.
+            seed: of the noise; see `PosteriorSampler`.
 
         Yields:
             HU (X, Y, Z) on `grid`, float32, clipped to `hu_window`.

@@ -50,4 +50,9 @@ class EncodedMean:
     @torch.no_grad()
     def __call__(self, image: Tensor, views: Tensor, view_mask: Tensor | None = None) -> Tensor:
         """Radiographs (B, K, V, U) to latents (B, C, x, y, z), not normalised."""
-        return self.autoencoder.encode(self.network(image, views, view_mask).clamp(-1, 1))
+        return self.autoencoder.encode(self.volume(image, views, view_mask))
+
+    @torch.no_grad()
+    def volume(self, image: Tensor, views: Tensor, view_mask: Tensor | None = None) -> Tensor:
+        """Radiographs (B, K, V, U) to the reconstruction (B, 1, X, Y, Z), `hu_window` as [-1, 1], clipped."""
+        return self.network(image, views, view_mask).clamp(-1, 1)

@@ -14,6 +14,7 @@ from custom.core.hu_window import unit_to_hu
 from custom.metrics.sample_statistics import NOISE_GROUP
 from custom.networks.denoiser import LatentDenoiser
 from custom.networks.inputs import check_radiographs
+from custom.sampling.encoded_mean import EncodedMean
 from custom.schedulers import DPMSolverPPScheduler
 
 __all__ = [
@@ -24,9 +25,10 @@ __all__ = [
 class PosteriorSampler(nn.Module):
     """Solves the diffusion ODE from noise to latents, and decodes them.
 
-    Sample i of a seed is the same CT whatever batch it is drawn in (up to the rounding of the device's kernels), and
-    whatever N: its noise comes from its seed and number. The noises of `NOISE_GROUP` samples in a row sum to zero, so
-    that their mean is nearer to that of infinitely many (`SampleStatistics.mean_variance_share`).
+    Sample i of a seed is the same CT whatever batch it is drawn in (up to the rounding of the device's kernels): its
+    noise comes from its seed and number. Whatever N, too, but for `recentring`, where that holds from N = `NOISE_GROUP`
+    on. The noises of `NOISE_GROUP` samples in a row sum to zero, so that their mean is nearer to that of infinitely
+    many (`SampleStatistics.mean_variance_share`).
 
     Args:
         denoiser: in evaluation mode.
@@ -40,7 +42,12 @@ class PosteriorSampler(nn.Module):
         residual_scale: what a sampled latent differs by from the encoded reconstruction is multiplied by the number at
             the place of its number of views (the last for more); None: by 1. Below 1 it narrows samples that differ
             more than their mean errs. Only for a denoiser of residuals.
-        mean: gives the denoiser's `known` from (image, views, view_mask): the encoded reconstruction (B, C, X, Y, Z).
+        recentring: a in x_i + a (m - mean(x)): all samples of a case are shifted by one volume, which moves the mean of
+            the first `NOISE_GROUP` of them (all, if N is less) this share of the way to the mean network's
+            reconstruction m, decoded samples in HU. Their differences stay. m knows the centre without the noise of
+            few samples, the samples know what m blurs: in between the error is least. 0: none. A single sample is
+            left alone, and all are without a mean network. Moment matching, as in Monte Carlo integration (Boyle, Broadie and Glasserman 1997).
+        mean: reconstructs what is the denoiser's `known` once it is encoded.
         consistency: moves predicted volumes to the radiographs, from (volume (B, 1, X, Y, Z) in [-1, 1], image, views,
             view_mask) to a volume; None leaves them alone.
         consistency_weight: how much of that movement a predicted latent makes at the last step; at others it is
@@ -61,7 +68,8 @@ class PosteriorSampler(nn.Module):
         batch_size: int = 1,
         quantise: bool = False,
         residual_scale: Sequence[float] | float | None = None,
-        mean: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
+        recentring: float = 0.0,
+        mean: EncodedMean | None = None,
         consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
         consistency_weight: float = 0.0,
         final_consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
@@ -78,6 +86,8 @@ class PosteriorSampler(nn.Module):
             )
         if not 0 <= consistency_weight <= 1 or (consistency_weight and consistency is None):
             raise ValueError(f"consistency_weight must lie in [0, 1] and needs a consistency, got {consistency_weight}")
+        if not 0 <= recentring <= 1:
+            raise ValueError(f"recentring must lie in [0, 1], got {recentring}")
         if (mean is None) != (denoiser.known_channels == 0):
             raise ValueError(
                 "this denoiser needs the reconstruction of a mean network: pass its checkpoint"
@@ -95,6 +105,7 @@ class PosteriorSampler(nn.Module):
         self.steps, self.guidance_scale, self.batch_size = steps, guidance_scale, batch_size
         self.quantise, self.mean = quantise, mean
         self.residual_scale = None if scales is None else list(scales)
+        self.recentring = recentring if mean is not None else 0.0
         self.consistency, self.consistency_weight = consistency, consistency_weight
         self.final_consistency = final_consistency
         self.grid, self.hu_window = autoencoder.grid, denoiser.hu_window
@@ -166,32 +177,50 @@ class PosteriorSampler(nn.Module):
             raise ValueError(f"the number of samples must be at least 1, got {count}")
         device = next(self.denoiser.parameters()).device
         image, views = image[None].to(device), views[None].to(device)
-        condition, known = self._given(image, views, None)
-        for start in range(first, count, self.batch_size):
-            indices = range(start, min(start + self.batch_size, count))
+        condition, known, mean = self._given(image, views, None)
+
+        def radiographs(size: int) -> tuple[Tensor, Tensor, None]:
+            return image.expand(size, -1, -1, -1), views.expand(size, -1, -1), None
+
+        def decoded(indices: range) -> Tensor:
             noise = torch.cat([self.noise(seed, index) for index in indices]).to(device)
             wide = [None if x is None else x.expand(len(noise), -1, -1, -1, -1) for x in (condition, known)]
-            pictures = (image.expand(len(noise), -1, -1, -1), views.expand(len(noise), -1, -1), None)
-            unit = self._decode(self._solve(noise, wide[0], wide[1], pictures))  # type: ignore[arg-type]
+            return self._decode(self._solve(noise, wide[0], wide[1], radiographs(len(noise))))  # type: ignore[arg-type]
+
+        size, held, shift = self.batch_size, list[Tensor](), None
+        if self.recentring and count > 1:
+            group = range(min(count, NOISE_GROUP))
+            held = [one for at in group[::size] for one in decoded(group[at : at + size]).split(1)]
+            shift = self.recentring * (mean - sum(held) / len(held))
+        start = first
+        while start < count:
+            stop = min(start + size, len(held) if start < len(held) else count)
+            unit = torch.cat(held[start:stop]) if start < len(held) else decoded(range(start, stop))
+            if shift is not None:
+                unit = (unit + shift).clamp(-1, 1)
             if on_decoded is not None:
                 on_decoded(start, unit_to_hu(unit, self.hu_window))
-            yield start, unit_to_hu(self._finished(unit, pictures), self.hu_window)
+            yield start, unit_to_hu(self._finished(unit, radiographs(len(unit))), self.hu_window)
+            start = stop
 
     @torch.no_grad()
     def sample_latents(self, image: Tensor, views: Tensor, view_mask: Tensor | None, noise: Tensor) -> Tensor:
         """Latents of the autoencoder (B, C, x, y, z) from noise of that shape, for B cases."""
-        condition, known = self._given(image, views, view_mask)
+        condition, known, _ = self._given(image, views, view_mask)
         return self._solve(noise, condition, known, (image, views, view_mask))
 
-    def _given(self, image: Tensor, views: Tensor, view_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The condition, and the encoded mean in it. What is wrong is said before a network runs."""
+    def _given(
+        self, image: Tensor, views: Tensor, view_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The condition, the encoded mean in it and the mean. What is wrong is said before a network runs."""
         check_radiographs(image, views, view_mask)
         if view_mask is not None and not view_mask.any(1).all():
             raise ValueError("a case has no view: view_mask leaves none of its radiographs")
-        known = None
+        known = mean = None
         if self.mean is not None:
-            known = self.denoiser.normalise(self.mean(image, views, view_mask))
-        return self.denoiser.condition(image, views, view_mask, known), known
+            mean = self.mean.volume(image, views, view_mask)
+            known = self.denoiser.normalise(self.autoencoder.encode(mean))
+        return self.denoiser.condition(image, views, view_mask, known), known, mean
 
     def _solve(
         self,

@@ -53,7 +53,7 @@ def collect_samples(
         ValueError: as `PosteriorSampler.samples`, or for a state of another case or setting.
     """
     statistics = SampleStatistics(body, sampler.hu_window, NOISE_GROUP)
-    label = _fingerprint(sampler, image, views, seed)
+    label = _fingerprint(sampler, image, views, count, seed)
     path = None if state_path is None else Path(state_path)
     if path is not None and path.is_file():
         try:
@@ -78,11 +78,12 @@ def collect_samples(
     return statistics
 
 
-def _fingerprint(sampler: PosteriorSampler, image: Tensor, views: Tensor, seed: int) -> Tensor:
+def _fingerprint(sampler: PosteriorSampler, image: Tensor, views: Tensor, count: int, seed: int) -> Tensor:
     """SHA-256, as bytes, of all that the samples depend on."""
     total = hashlib.sha256()
     settings: list[Any] = [sampler.steps, sampler.guidance_scale, sampler.quantise, sampler.residual_scale]
     settings += [sampler.consistency_weight, seed]
+    settings += [(sampler.recentring, min(count, NOISE_GROUP))] if sampler.recentring else []
     used = (sampler.consistency if sampler.consistency_weight else None, sampler.final_consistency)
     settings += [None if one is None else getattr(one, "settings", type(one).__name__) for one in used]
     solver = {k: v for k, v in vars(sampler.scheduler).items() if isinstance(v, str | int | float | bool | None)}

@@ -25,6 +25,20 @@ def sampler(**options: Any) -> PosteriorSampler:
     )
 
 
+class Mean:
+    """A mean network whose reconstruction is known."""
+
+    def __init__(self) -> None:
+        self.unit = torch.rand(1, 1, *GRID.shape, generator=torch.Generator().manual_seed(1)) - 0.5
+
+    def volume(self, *_: object) -> Tensor:
+        return self.unit
+
+
+def residual_sampler(**options: Any) -> PosteriorSampler:
+    return sampler(denoiser=denoiser(known_channels=3, residual=True), mean=Mean(), **options)
+
+
 def case(count: int = 2) -> tuple[Tensor, Tensor]:
     image, views = radiographs(count)
     return image[0], views[0]
@@ -70,15 +84,15 @@ def test_guidance_of_one_is_the_conditional_answer_and_more_goes_beyond() -> Non
 
 
 def test_residual_scale_draws_a_sample_towards_the_reconstruction_by_its_number_of_views() -> None:
-    known = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
     image, views = radiographs()
     noise = sampler().noise(0, 0)
 
     def latent(**options: Any) -> Tensor:
-        made = sampler(denoiser=denoiser(known_channels=3, residual=True), mean=lambda *_: known, **options)
-        return made.sample_latents(image, views, None, noise)
+        return residual_sampler(**options).sample_latents(image, views, None, noise)
 
-    count, plain, expected = views.shape[1], latent(), known.clone()
+    with torch.no_grad():
+        expected = autoencoder().encode(Mean().unit)
+    count, plain = views.shape[1], latent()
     assert torch.equal(latent(residual_scale=[1.0]), plain)
     half = latent(residual_scale=[1.0] * (count - 1) + [0.5])  # the last number is for more views, too
     torch.testing.assert_close(half, (plain + expected) / 2, atol=1e-4, rtol=1e-4)
@@ -87,6 +101,24 @@ def test_residual_scale_draws_a_sample_towards_the_reconstruction_by_its_number_
     for wrong in ([], [0.0], [1.0, float("nan")], [3.0], "1"):
         with pytest.raises(ValueError, match="residual_scale"):
             sampler(residual_scale=wrong)
+
+
+def test_recentring_moves_all_samples_of_a_case_alike_towards_the_mean_network() -> None:
+    def samples(count: int, first: int = 0, **options: Any) -> Tensor:
+        return torch.cat([hu for _, hu in residual_sampler(**options).samples(*case(), count, first=first)])
+
+    mean, plain = Mean().unit * 1000, samples(NOISE_GROUP + 2)
+    for count in (3, NOISE_GROUP, NOISE_GROUP + 2):  # the first group alone says where to
+        centre = plain[: min(count, NOISE_GROUP)].mean(0)
+        expected = (plain[:count] + 0.75 * (mean - centre)).clamp(-1000, 1000)
+        assert float((expected - plain[:count]).abs().mean()) > 10
+        torch.testing.assert_close(samples(count, recentring=0.75), expected, atol=0.05, rtol=0)
+        batched = samples(count, recentring=0.75, batch_size=5, first=1)
+        torch.testing.assert_close(batched, expected[1:], atol=0.05, rtol=0)
+    assert torch.equal(samples(1, recentring=0.75), plain[:1])
+    assert torch.equal(drawn(2, recentring=0.75), drawn(2))  # without a mean network
+    with pytest.raises(ValueError, match="recentring must lie"):
+        residual_sampler(recentring=1.5)
 
 
 def test_other_radiographs_give_another_sample() -> None:
@@ -122,10 +154,9 @@ def test_the_correction_at_the_end_is_applied_once_to_the_decoded_sample() -> No
 def test_the_mean_stands_in_the_condition_and_under_the_residual() -> None:
     network = denoiser(known_channels=3, residual=True)
     network.residual_std.fill_(1e-6)  # nothing is left to diffuse
-    known = torch.randn(1, 3, 4, 4, 4)
-    made = sampler(denoiser=network, mean=lambda *_: known)
+    made = sampler(denoiser=network, mean=Mean())
     image, views = radiographs()
-    expected = made.autoencoder.decode(known).clamp(-1, 1)
+    expected = made.autoencoder.decode(made.autoencoder.encode(Mean().unit)).clamp(-1, 1)
     torch.testing.assert_close(made(image, views), expected.detach(), atol=1e-3, rtol=1e-3)
 
 
