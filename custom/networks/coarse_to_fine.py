@@ -19,7 +19,7 @@ from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
 from custom.networks.population_prior import PopulationPrior, sample_on
 from custom.networks.volume_reconstructor import CoarseVolume, VolumeReconstructor
-from custom.networks.volume_unet import VolumeUNet
+from custom.networks.volume_unet import VolumeUNet, concatenate_channels
 from custom.projection import blur_on_detector
 
 __all__ = ["CoarseToFineReconstructor"]
@@ -154,9 +154,11 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         seen = fuse_features(features, views, region, detector_shape, view_mask, with_count=True)
         half = region.resized([n // 2 for n in region.shape])
         coordinates = half.points(coarse.device).movedim(-1, 0) / self.coordinate_half_side_mm
-        context = torch.cat(
-            [sample_on(half, deep, self.coarse_grid), coordinates.expand(len(coarse), -1, -1, -1, -1)], 1
-        )
         with self._mixed(coarse.device):
-            _, correction = self.fine_network(torch.cat([start, seen.float()], 1), context)
+            context = concatenate_channels(
+                sample_on(half, deep, self.coarse_grid), coordinates.expand(len(coarse), -1, -1, -1, -1)
+            )
+            fine = concatenate_channels(start, seen)
+            del seen
+            _, correction = self.fine_network(fine, context)
         return start + correction.float()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from custom.networks.initialisation import initialise_he
 
-__all__ = ["VolumeUNet", "VoxelNorm"]
+__all__ = ["VolumeUNet", "VoxelNorm", "concatenate_channels"]
 
 
 class _Block(nn.Module):
@@ -103,8 +103,9 @@ class VolumeUNet(nn.Module):
     def forward(self, fine: Tensor, fused: Tensor) -> tuple[Tensor, Tensor]:
         """fine (B, fine_channels, X, Y, Z) and fused (B, fused_channels, X/2, Y/2, Z/2) to features
         (B, out_channels, X/2, Y/2, Z/2) and a correction (B, 1, X, Y, Z), small before training."""
-        joint = torch.cat([pixelunshuffle(fine, 3, 2), fused], 1)
+        joint = concatenate_channels(pixelunshuffle(fine, 3, 2), fused)
         x, skips = self.enter(joint.contiguous(memory_format=torch.channels_last_3d)), []
+        del joint
         for level, blocks in enumerate(self.encoder):
             if level:
                 x = self.down[level - 1](F.silu(x))
@@ -115,6 +116,17 @@ class VolumeUNet(nn.Module):
             x = blocks(up(F.silu(x)) + skips.pop())
         x = F.silu(self.norm(x))
         return x, pixelshuffle(self.leave(x), 3, 2)
+
+
+def concatenate_channels(*volumes: Tensor) -> Tensor:
+    """Volumes (B, C, X, Y, Z) joined along C, in the precision of autocast where it is on.
+
+    The convolution that follows reads them so in any case; joined in single precision they are the largest tensors of a
+    reconstruction.
+    """
+    device = volumes[0].device.type
+    mixed = torch.is_autocast_enabled(device)
+    return torch.cat([one.to(torch.get_autocast_dtype(device)) if mixed else one for one in volumes], 1)
 
 
 def _level(width: int, blocks: int, norm: str) -> nn.Sequential:
