@@ -30,7 +30,9 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList(_norm(channels, norm) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.silu(self.norms[1](self.first(F.silu(self.norms[0](x))))))
+        replace = not torch.is_grad_enabled()  # what the normalisation gave is the largest tensor
+        inner = self.first(F.silu(self.norms[0](x), inplace=replace))
+        return x + self.second(F.silu(self.norms[1](inner), inplace=replace))
 
 
 class VoxelNorm(nn.LayerNorm):
@@ -104,7 +106,7 @@ class VolumeUNet(nn.Module):
         """fine (B, fine_channels, X, Y, Z) and fused (B, fused_channels, X/2, Y/2, Z/2) to features
         (B, out_channels, X/2, Y/2, Z/2) and a correction (B, 1, X, Y, Z), small before training."""
         joint = concatenate_channels(pixelunshuffle(fine, 3, 2), fused)
-        x, skips = self.enter(joint.contiguous(memory_format=torch.channels_last_3d)), []
+        x, skips = self.enter(joint), []
         del joint
         for level, blocks in enumerate(self.encoder):
             if level:
@@ -119,14 +121,19 @@ class VolumeUNet(nn.Module):
 
 
 def concatenate_channels(*volumes: Tensor) -> Tensor:
-    """Volumes (B, C, X, Y, Z) joined along C, in the precision of autocast where it is on.
+    """Volumes (B, C, X, Y, Z) joined along C, channels_last_3d and in the precision of autocast where it is on.
 
     The convolution that follows reads them so in any case; joined in single precision they are the largest tensors of a
     reconstruction.
     """
-    device = volumes[0].device.type
-    mixed = torch.is_autocast_enabled(device)
-    return torch.cat([one.to(torch.get_autocast_dtype(device)) if mixed else one for one in volumes], 1)
+    first, channels = volumes[0], [one.shape[1] for one in volumes]
+    kind = first.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else first.dtype
+    shape = (len(first), sum(channels), *first.shape[2:])
+    joint = torch.empty(shape, dtype=dtype, device=first.device, memory_format=torch.channels_last_3d)
+    for place, volume in zip(joint.split(channels, 1), volumes, strict=True):
+        place.copy_(volume)
+    return joint
 
 
 def _level(width: int, blocks: int, norm: str) -> nn.Sequential:

@@ -94,7 +94,9 @@ def _iterate(
         seen = seen * view_mask[:, :, None, None].to(image)
         row_weight = row_weight * seen
     column_sum = bound.adjoint(seen)
-    column_weight = torch.where(column_sum > 1e-3 * smallest, mobility / column_sum.clamp(min=1e-3 * smallest), 0.0)
+    unseen = column_sum <= 1e-3 * smallest
+    column_weight = mobility.div_(column_sum.clamp_(min=1e-3 * smallest)).masked_fill_(unseen, 0.0)
+    del column_sum  # as large as the volume, as all that is changed in place
     volume = torch.zeros_like(mobility) if initial is None else initial.clone().to(image)
     ahead, weight = volume.clone() if momentum else volume, 1.0
     for _ in range(iterations):
@@ -102,6 +104,6 @@ def _iterate(
         moved = ahead.add_(bound.adjoint(residual).mul_(column_weight)).clamp_(*bounds)
         if momentum:
             next_weight = (1 + math.sqrt(1 + 4 * weight**2)) / 2
-            ahead = moved + (weight - 1) / next_weight * (moved - volume)
+            ahead = (moved - volume).mul_((weight - 1) / next_weight).add_(moved)
             volume, weight = moved, next_weight
     return volume
