@@ -126,13 +126,14 @@ def concatenate_channels(*volumes: Tensor) -> Tensor:
     The convolution that follows reads them so in any case; joined in single precision they are the largest tensors of a
     reconstruction.
     """
-    first, channels = volumes[0], [one.shape[1] for one in volumes]
+    first, place = volumes[0], 0
     kind = first.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else first.dtype
-    shape = (len(first), sum(channels), *first.shape[2:])
+    shape = (len(first), sum(one.shape[1] for one in volumes), *first.shape[2:])
     joint = torch.empty(shape, dtype=dtype, device=first.device, memory_format=torch.channels_last_3d)
-    for place, volume in zip(joint.split(channels, 1), volumes, strict=True):
-        place.copy_(volume)
+    for volume in volumes:
+        joint[:, place : place + volume.shape[1]] = volume
+        place += volume.shape[1]
     return joint
 
 

@@ -46,7 +46,8 @@ class PosteriorSampler(nn.Module):
             the first `NOISE_GROUP` of them (all, if N is less) this share of the way to the mean network's
             reconstruction m, decoded samples in HU. Their differences stay. m knows the centre without the noise of
             few samples, the samples know what m blurs: in between the error is least. 0: none. A single sample is
-            left alone, and all are without a mean network. Moment matching, as in Monte Carlo integration (Boyle, Broadie and Glasserman 1997).
+            left alone, and all are without a mean network. Moment matching, as in Monte Carlo integration (Boyle,
+            Broadie and Glasserman 1997).
         mean: reconstructs what is the denoiser's `known` once it is encoded.
         consistency: moves predicted volumes to the radiographs, from (volume (B, 1, X, Y, Z) in [-1, 1], image, views,
             view_mask) to a volume; None leaves them alone.
@@ -188,10 +189,10 @@ class PosteriorSampler(nn.Module):
             return self._decode(self._solve(noise, wide[0], wide[1], radiographs(len(noise))))  # type: ignore[arg-type]
 
         size, held, shift = self.batch_size, list[Tensor](), None
-        if self.recentring and count > 1:
+        if mean is not None and self.recentring and count > 1:
             group = range(min(count, NOISE_GROUP))
             held = [one for at in group[::size] for one in decoded(group[at : at + size]).split(1)]
-            shift = self.recentring * (mean - sum(held) / len(held))
+            shift = self.recentring * (mean - sum(held, torch.zeros_like(mean)) / len(held))
         start = first
         while start < count:
             stop = min(start + size, len(held) if start < len(held) else count)
