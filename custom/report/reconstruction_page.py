@@ -48,6 +48,7 @@ LARGEST, _CONTROLS = 15_000_000, 10_000
 REASONS, OVERVIEW_RADIOGRAPHS = 3, 2
 
 _DOUBT = {"REVIEW": "is in doubt", "REJECT": "does not hold"}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _WRITTEN = "written with this report"
 _FOLDER = f"{_WRITTEN}; hash of what “LC_ALL=C sha256sum *” prints in it"
 
@@ -251,11 +252,14 @@ def _made(checks: Sequence[CheckResult]) -> list[CheckResult]:
 
 
 def _number(value: float | None) -> str:
+    """Three digits that count, however small or large, such as 2.1·10⁻⁷."""
     if value is None:
         return "–"
-    if 0 < abs(value) < 0.0005:
-        return "0.000"
-    return "∞" if math.isinf(value) else f"{value:.3g}".replace("-", "−")
+    if math.isinf(value):
+        return "∞"
+    digits, _, exponent = f"{value:.3g}".partition("e")
+    power = f"·10{str(int(exponent)).translate(_RAISED)}" if exponent else ""
+    return digits.replace("-", "−") + power
 
 
 def _radiographs(content: ReportContent) -> Document:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -112,6 +113,12 @@ def test_nothing_checked_is_not_passed(checks: list[CheckResult]) -> None:
         assert f"</span>{word}</strong>" in html
         assert ("Nothing was checked" in html) == (verdict != Verdict.REJECT)
         assert "No check found" not in html and "At least one check found something" not in html
+
+
+def test_numbers_of_checks_have_digits_that_count(tmp_path: Path) -> None:
+    small = CheckResult("agreement", Verdict.PASS, 2.14e-4, 3e-9, math.inf, "They agree.")
+    page = written(tmp_path, checks=[small])
+    assert "0.000214" in page.text and "3·10⁻⁹" in page.text and "∞" in page.text and "0.000 " not in page.text
 
 
 def test_warnings_stand_above_everything_else_each_once(tmp_path: Path) -> None:
