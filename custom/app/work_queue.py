@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import custom
-from custom.app.case_folder import Case, Cases
+from custom.app.case_folder import ANSWERS, Case, Cases
 from custom.core.files import read_json_object
-from custom.radiographs import ANSWERS
 
 __all__ = ["Installation", "WorkQueue", "progress"]
 

@@ -16,6 +16,7 @@ from custom.radiographs.acquisition_metadata import MetadataValue, Origin, quant
 from custom.radiographs.readings import Reading
 
 __all__ = [
+    "ANSWERS_FORMAT",
     "KEYS",
     "SIDECAR_FORMAT",
     "DescriptionFile",
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 SIDECAR_FORMAT = "fewview-ct radiographs 1"
+#: The same, written by the page of `fewview-ct app` of what its user answered there.
+ANSWERS_FORMAT = "fewview-ct answers 1"
 _LARGEST_FILE = 16 * 2**20
 
 
@@ -234,14 +237,15 @@ def load_geometry_file(path: Path) -> DescriptionFile:
     geometry = _geometry(path, content)
     if geometry is not None:
         return DescriptionFile(path, Origin.GEOMETRY_FILE, geometry=geometry)
-    if not isinstance(content, dict) or content.get("format") != SIDECAR_FORMAT:
+    origins = {SIDECAR_FORMAT: Origin.GEOMETRY_FILE, ANSWERS_FORMAT: Origin.ANSWER}
+    if not isinstance(content, dict) or content.get("format") not in list(origins):
         raise ValueError(f"{path}: 'format' must be {SIDECAR_FORMAT!r} or {JSON_FORMAT!r}")
-    views = content.get("views")
+    origin, views = origins[content["format"]], content.get("views")
     if not isinstance(views, list) or not all(isinstance(v, dict) and isinstance(v.get("file"), str) for v in views):
         raise ValueError(f"{path}: 'views' must be a list of objects, each with the 'file' that it describes")
     entries: dict[str, Reading] = {}
     for view in views:
         if view["file"] in entries:
             raise ValueError(f"{path}: {view['file']!r} is described twice")
-        entries[view["file"]] = _reading(path, view, Origin.GEOMETRY_FILE)
-    return DescriptionFile(path, Origin.GEOMETRY_FILE, entries=entries)
+        entries[view["file"]] = _reading(path, view, origin)
+    return DescriptionFile(path, origin, entries=entries)
