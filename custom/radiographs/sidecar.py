@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from custom.core.files import read_json
 from custom.geometry import JSON_FORMAT, Geometry
 from custom.radiographs.acquisition_metadata import MetadataValue, Origin, quantity
 from custom.radiographs.readings import Reading
@@ -29,7 +29,6 @@ __all__ = [
 SIDECAR_FORMAT = "fewview-ct radiographs 1"
 #: The same, written by the page of `fewview-ct app` of what its user answered there.
 ANSWERS_FORMAT = "fewview-ct answers 1"
-_LARGEST_FILE = 16 * 2**20
 
 
 def _number(low: float, high: float) -> Callable[[Any], float]:
@@ -166,17 +165,6 @@ class DescriptionFile:
         return [] if self.geometry is None else [GivenView(self.geometry, index, self.origin, self.path.name)]
 
 
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"{path}: larger than {_LARGEST_FILE // 2**20} MB, not a description of radiographs")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-
-
 def _reading(path: Path, content: Any, origin: Origin) -> Reading:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be a JSON object of values, got {type(content).__name__}")
@@ -220,7 +208,7 @@ def load_sidecar(path: Path) -> DescriptionFile | None:
     beside = find_sidecar(path)
     if beside is None:
         return None
-    content = _read_json(beside)
+    content = read_json(beside)
     geometry = _geometry(beside, content)
     values = _reading(beside, content, Origin.SIDECAR) if geometry is None else Reading()
     return DescriptionFile(beside, Origin.SIDECAR, values, geometry=geometry)
@@ -233,7 +221,7 @@ def load_geometry_file(path: Path) -> DescriptionFile:
         FileNotFoundError: where it is not there.
         ValueError: naming the file and what is wrong in it.
     """
-    content = _read_json(path)
+    content = read_json(path)
     geometry = _geometry(path, content)
     if geometry is not None:
         return DescriptionFile(path, Origin.GEOMETRY_FILE, geometry=geometry)
