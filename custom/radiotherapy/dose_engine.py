@@ -13,13 +13,14 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from custom.core.optional_packages import required
 from custom.geometry import VolumeGrid
 from custom.radiotherapy.planning_numbers import NUMBERS
 from custom.radiotherapy.treatment_plan import Field, Plan
@@ -102,16 +103,6 @@ def fluence_map(field: Field) -> Tensor:
     return fluence.float()
 
 
-def _require() -> Any:
-    try:
-        import pydosert
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "doses need pydosert: install it with pip install 'fewview-ct[radiotherapy]'"
-        ) from error
-    return pydosert
-
-
 class PencilBeamEngine:
     """PyDoseRT's `PencilDepthEngine`: every pencil has its own radiological depth; no lateral transport in lung.
 
@@ -126,7 +117,7 @@ class PencilBeamEngine:
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        _require()
+        required("pydosert", "radiotherapy", "doses need")
         from importlib.metadata import version
 
         self.name = f"PyDoseRT {version('pydosert')} PencilDepthEngine"

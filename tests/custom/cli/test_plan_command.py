@@ -173,8 +173,8 @@ def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
     [
         "verdict", "changed", "format", "limits", "no_object", "missing", "no_hu", "no_ct", "template", "reference",
         "device",
-    ],  # fmt: skip
-)
+    ],
+)  # fmt: skip
 def test_bad_input_is_said_in_a_line_and_nothing_is_written(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
