@@ -19,11 +19,11 @@ from torch import Tensor
 from custom import __version__
 from custom.geometry import ViewRow, VolumeGrid
 from custom.metrics import BODY_THRESHOLD_HU, body_mask
-from custom.report.document import Document, Markup, hashes, image, render_page, visible, write_page
+from custom.report.document import Markup, fragment, hashes, image, render_page, visible, write_page
 from custom.report.interval_section import interval_section
 from custom.report.pose_section import pose_section
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
-from custom.report.radiograph_section import NOT_GIVEN, add_geometry, add_radiographs, patient_facts
+from custom.report.radiograph_section import NOT_GIVEN, geometry_section, patient_facts, radiographs_section
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
 from custom.report.volume_pictures import (
     SPREAD_LIMIT_HU,
@@ -141,7 +141,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
         **head(content),
         "checks": _checks(content.checks),
         "radiographs": _radiographs(content),
-        "geometry": _geometry(content),
+        "geometry": fragment("geometry.html", geometry=geometry_section(content.radiographs)),
         **pose_section(content.poses, [radiograph.name for radiograph in content.radiographs]),
         "size": _times(content.grid.shape),
         "spacing": _times(content.grid.spacing_mm),
@@ -262,17 +262,10 @@ def _number(value: float | None) -> str:
     return digits.replace("-", "−") + power
 
 
-def _radiographs(content: ReportContent) -> Document:
-    part, names = Document(), [radiograph.name for radiograph in content.radiographs]
+def _radiographs(content: ReportContent) -> Markup:
+    names = [radiograph.name for radiograph in content.radiographs]
     pictures = content.image, content.views, content.field_mask, content.reprojections
-    add_radiographs(part, names, *pictures, content.energy_kev)
-    return part
-
-
-def _geometry(content: ReportContent) -> Document:
-    part = Document()
-    add_geometry(part, content.radiographs)
-    return part
+    return fragment("radiographs.html", **radiographs_section(names, *pictures, content.energy_kev))
 
 
 def _viewer(volumes: Sequence[PackedVolume]) -> dict[str, Any]:
