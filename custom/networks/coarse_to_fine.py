@@ -15,6 +15,7 @@ from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
 from custom.core.checkpoints import describes_itself
+from custom.core.precision import mixed_precision
 from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
 from custom.networks.population_prior import PopulationPrior, sample_on
@@ -135,7 +136,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
     def _fine_features(self, image: Tensor, unexplained: Tensor) -> Tensor:
         """(B, K, C, V, U) of radiographs and what the coarse volume leaves of them."""
         pair = torch.stack([image.float(), unexplained * REST_GAIN], 2) * self.radiograph_scale
-        with self._mixed(image.device):
+        with mixed_precision(self.precision, image.device):
             features = self.fine_encoder(pair.flatten(0, 1).to(memory_format=torch.channels_last))
         return features.float().unflatten(0, image.shape[:2])
 
@@ -157,6 +158,6 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         context = torch.cat(
             [sample_on(half, deep, self.coarse_grid), coordinates.expand(len(coarse), -1, -1, -1, -1)], 1
         )
-        with self._mixed(coarse.device):
+        with mixed_precision(self.precision, coarse.device):
             _, correction = self.fine_network(torch.cat([start, seen.float()], 1), context)
         return start + correction.float()
