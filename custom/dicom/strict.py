@@ -117,7 +117,7 @@ def encode(dataset: Dataset) -> bytes:
 def file_bytes(dataset: Dataset, class_uid: str, instance_uid: str) -> bytes:
     """`encode` of a dataset that may break the standard and lack both UIDs."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = class_uid, instance_uid
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(class_uid), UID(instance_uid)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta = meta
     if not getattr(dataset, "preamble", None):

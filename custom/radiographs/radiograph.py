@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from torch import Tensor
@@ -49,5 +50,5 @@ class Radiograph:
 
     def with_allowed(self, name: str, value: str, option: str, warning: str) -> Radiograph:
         """The same radiograph with what the option took for granted among its metadata, and a warning."""
-        metadata = replace(self.metadata, **{name: MetadataValue(name, value, Origin.OPTION, option)})
-        return replace(self, metadata=metadata).with_warnings(f"{self.name}: {warning}")
+        allowed: dict[str, Any] = {name: MetadataValue(name, value, Origin.OPTION, option)}
+        return replace(self, metadata=replace(self.metadata, **allowed)).with_warnings(f"{self.name}: {warning}")
