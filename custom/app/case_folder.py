@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from custom.core.files import read_json_object, write_json
-from custom.radiographs import ANSWERS, SIDECAR_FORMAT
+from custom.radiographs import ANSWERS_FORMAT
 
-__all__ = ["ID", "Case", "Cases", "Limits", "Refused"]
+__all__ = ["ANSWERS", "ID", "Case", "Cases", "Limits", "Refused"]
 
 FORMAT, RECORD = "fewview-ct case 1", "case.json"
+#: The answers, for `--geometry`.
+ANSWERS = "answered-on-the-page.json"
 #: How the name of a folder begins that is being removed.
 _REMOVED = ".removed-"
 #: 192 random bits in base64, as a pattern.
@@ -183,7 +185,7 @@ class Case:
         views = [{"file": name, **values} for name, values in given if values]
         (self.folder / ANSWERS).unlink(missing_ok=True)
         if views:
-            write_json(self.folder / ANSWERS, {"format": SIDECAR_FORMAT, "views": views})
+            write_json(self.folder / ANSWERS, {"format": ANSWERS_FORMAT, "views": views})
 
     def clear(self, *names: str) -> None:
         """Remove what earlier steps left."""
@@ -192,13 +194,12 @@ class Case:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def shown(self, text: str) -> str:
-        """A message of the command line in the page's words: the client's names in the place of ours, no options."""
+        """A message with the client's names in the place of ours."""
         files: dict[str, str] = self.record["files"]
         ours = "|".join(re.escape(own) for own in sorted(files, key=len, reverse=True))
         if ours:  # all at once: a client's name may be one of ours, of another file
             text = re.sub(rf"(?:files/)?\b({ours})\b(?!\.json)", lambda found: files[found[1]], text)
-        text = text.replace("the user's answer on the page", "your answer").replace(str(self.folder), "this case")
-        return re.sub(r"option --accept [a-z-]+", "you allowed it", text)
+        return text.replace(str(self.folder), "this case")
 
 
 class Cases:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom.app.case_folder import Case
+from custom.app.case_folder import ANSWERS, Case
 from custom.core.files import write_json
 from custom.dicom.header import read_header
 from custom.dicom.pixels import read_pixels
 from custom.geometry import ViewRow
 from custom.projection.radiograph_stack import read_stack
-from custom.radiographs import ANSWERS, AcquisitionMetadata, MissingMetadata, read_radiographs
+from custom.radiographs import AcquisitionMetadata, MissingMetadata, Origin, read_radiographs
 from custom.radiographs.discovery import kind_of
 from custom.radiographs.picture_files import read_picture
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
@@ -29,6 +29,8 @@ from custom.report.radiograph_section import patient_facts, value_words
 __all__ = ["main", "read_case"]
 
 READING = "reading.json"
+#: Where values come from, in the page's words; others in those of the report.
+_BY = {Origin.ANSWER: "your answer", Origin.OPTION: "you allowed it"}
 
 
 def read_case(folder: Path, accept: Sequence[str]) -> None:
@@ -72,7 +74,10 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
 
 
 def _described(name: str, metadata: AcquisitionMetadata) -> dict[str, Any]:
-    values = [(key, *value_words(value)) for key, value in metadata.known().items()]
+    values = []
+    for key, value in metadata.known().items():
+        *words, by = value_words(value)
+        values.append((key, *words, _BY.get(value.origin, by)))
     return {"file": name, "values": values, "warnings": list(metadata.warnings()), "sides": None}
 
 

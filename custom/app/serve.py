@@ -13,6 +13,7 @@ from pathlib import Path
 
 from custom.app.case_folder import Cases, Limits
 from custom.app.work_queue import Installation
+from custom.core.optional_packages import required
 from custom.dicom.store import parse_address
 from custom.dicom.web_session import access_from, check_url, first_line, is_loopback
 from custom.models import MODEL_NAMES, find_model
@@ -75,12 +76,7 @@ def serve(
         FileNotFoundError: a file that was named does not exist.
         ModuleNotFoundError: the extra app is not installed.
     """
-    try:
-        import uvicorn
-
-        from custom.app.pages import create_app
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error.name} is missing: pip install 'fewview-ct[app]'") from error
+    uvicorn, pages = required("uvicorn", "app", "the page needs"), required("custom.app.pages", "app", "the page needs")
     token = _token(token_file, host, names)
     limits = _limits(Limits(file_mb, files, cases, keep_days, samples))
     fetch_options = _words(
@@ -99,7 +95,7 @@ def serve(
     listening = _listen(host, port)
     kept = Cases(folder or _data_folder(), limits)
     allowed = {"127.0.0.1", "localhost", "::1", host, *names}
-    application = create_app(kept, here, allowed, token)
+    application = pages.create_app(kept, here, allowed, token)
     address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/"
     logger.info("%s (cases in %s); stop with Ctrl-C", address, kept.folder)
     if not is_loopback(host):

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import custom
-from custom.app.case_folder import Case, Cases
+from custom.app.case_folder import ANSWERS, Case, Cases
 from custom.core.files import read_json_object
-from custom.radiographs import ANSWERS
 
 __all__ = ["Installation", "WorkQueue", "progress"]
 
@@ -134,6 +133,7 @@ class WorkQueue:
 
     def _command(self, case: Case, task: str, options: Mapping[str, object]) -> list[str]:
         here, accept = self.installation, case.record["accept"]
+        device = [f"--device={here.device}"] if here.device else []
         if task == "read":
             case.clear("reading.json", "picture_*.png", "result", "plan")
             return [sys.executable, "-c", _READ, *accept]
@@ -146,7 +146,7 @@ class WorkQueue:
             folders = ["result", *(["plan"] if case.has("plan/rtplan.dcm") else [])]
             words = ["send", *folders, f"--to={here.send_to}", *here.send_options]
         elif task == "plan":
-            words = ["plan", "result", "--output=plan", f"--template={options['template']}", "--overwrite"]
+            words = ["plan", "result", "--output=plan", f"--template={options['template']}", "--overwrite", *device]
         else:
             case.clear("plan")
             files = [f"files/{name}" for name in case.record["files"] if not name.endswith(".json")]
@@ -156,7 +156,7 @@ class WorkQueue:
             words += [f"--accept={','.join(accept)}"] if accept else []
             words += [f"--geometry={ANSWERS}"] if case.has(ANSWERS) else []
             words += ["--nodicom"] if "several-patients" in accept else []
-            words += [f"--device={here.device}"] if here.device else []
+            words += device
         return [sys.executable, "-c", _COMMAND_LINE, *words, "--verbose"]
 
 

@@ -22,6 +22,7 @@ from custom.benchmark.jobs import DONE, Bench, Plan
 from custom.benchmark.methods_file import Entry, Setting, SimpleEntry, read_methods, with_null_rows
 from custom.benchmark.radiotherapy_judge import RadiotherapyJudge
 from custom.benchmark.resources import Team
+from custom.core.devices import usable_device
 from custom.core.workers import Workers
 from custom.metrics import METRIC_NAMES, check_window
 from custom.models import SEGMENTER, find_model
@@ -159,7 +160,9 @@ def _plan(
         raise ValueError("radiotherapy compares with another patient's CT and needs at least two cases, got one")
     if len(cohort.cases) < 2 and any(entry.shuffled for entry in entries):
         raise ValueError('another patient\'s radiographs ("shuffled") need at least two cases, got one')
-    setting = Setting(datalists[0], cohort.cube, comparison_grid(cohort.cube, size), _device(device))
+    setting = Setting(
+        datalists[0], cohort.cube, comparison_grid(cohort.cube, size), usable_device(device or Team().device)
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="monai")
         for entry in entries:
@@ -185,17 +188,6 @@ def _judges(segmenters: Sequence[str], setting: Setting) -> tuple[dict[str, Any]
         prefix = "dice" if number == 1 else f"dice{number}"
         judges[prefix], hashes[prefix] = judge, judge.hash
     return judges, hashes
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return Team().device
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from error
-    return device
 
 
 def _names(given: str | None) -> list[str] | None:

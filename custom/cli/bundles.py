@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 from rich.console import Console
 from rich.text import Text
 
 from custom.core.bundle_folders import find_bundle, published_bundles
+from custom.core.files import read_json_object
 
 __all__ = ["bundles"]
 
@@ -26,5 +25,5 @@ def bundles(name: str | None = None) -> None:
         console.print(Text(str(find_bundle(name).resolve())), soft_wrap=True)
         return
     for folder in sorted(path.parents[1] for path in published_bundles().glob("*/configs/metadata.json")):
-        title = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))["name"]
+        title = read_json_object(folder / "configs" / "metadata.json")["name"]
         console.print(Text(f"{folder.name:<16} {title}\n{'':<16} {folder}"), soft_wrap=True)

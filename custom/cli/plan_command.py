@@ -15,6 +15,7 @@ import numpy as np
 from custom import __version__
 from custom.cli.exit_codes import ExitCode
 from custom.core.atomic_directory import atomic_directory, check_free
+from custom.core.devices import usable_device
 from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
 from custom.models import SEGMENTER, find_model
 from custom.networks.segmentation_unet import load_segmenter
@@ -84,6 +85,7 @@ def command(
     allow_reject: bool = False,
     dicom: bool | None = None,
     overwrite: bool = False,
+    device: str | None = None,
 ) -> ExitCode:
     """Make a radiotherapy plan on a reconstruction or a CT, and say how wrong its dose may be. Research, not clinical.
 
@@ -104,6 +106,7 @@ def command(
         allow_reject: plan on a reconstruction whose verdict is REJECT.
         dicom: write rtstruct.dcm, rtplan.dcm and rtdose.dcm; by default where the CT is a DICOM series.
         overwrite: replace an output folder that is there.
+        device: torch device of contours and doses; a GPU where there is one, else the CPU.
 
     Returns:
         0; 5 where no plan is possible.
@@ -111,7 +114,7 @@ def command(
     Raises:
         FileNotFoundError: a missing file.
         FileExistsError: the output exists.
-        ValueError: a CT that cannot be used, a rejected reconstruction, a reference in another frame.
+        ValueError: a CT or device that cannot be used, a rejected reconstruction, a reference in another frame.
         ModuleNotFoundError: the extra radiotherapy is not installed.
     """
     start = time.perf_counter()
@@ -119,6 +122,7 @@ def command(
         find_template(template)
     elif template != "ap_pa":
         raise ValueError("--plan is computed as it is: give no --template beside it")
+    where = usable_device(device)
     check_free(output, PLAN, overwrite, OUTPUTS)
     found = _find_source(Path(source), allow_reject)
     series = _series(found, dicom, plan)
@@ -129,8 +133,8 @@ def command(
         template = given.template
         found.facts["RT Plan"] = Path(plan).name
     weights = find_model(segmenter).model
-    network = load_segmenter(weights)
-    engine = PencilBeamEngine()
+    network = load_segmenter(weights).to(where)
+    engine = PencilBeamEngine(where)
     if reference is not None:
         require_gamma()
     ct = read_planning_ct(found.ct)

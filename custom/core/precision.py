@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["PRECISIONS", "check_precision", "uses_bf16"]
+__all__ = ["PRECISIONS", "check_precision", "mixed_precision", "uses_bf16"]
 
 PRECISIONS = ("auto", "bf16", "fp32")
 #: Asked once: TorchScript cannot trace the question.
@@ -29,3 +29,8 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and _CPU_HAS_BF16
+
+
+def mixed_precision(precision: str, device: torch.device) -> torch.autocast:
+    """A context in which convolutions and linear layers run in bfloat16 where `uses_bf16`."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(precision, device))

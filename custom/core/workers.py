@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from custom import __version__
 from custom.core.file_modes import UMASK_VARIABLE, new_mode
+from custom.core.optional_packages import required
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,12 +79,9 @@ class _AsHere(Generic[Item, Result]):
 
 def _connected(scheduler: str) -> Any:
     """A Dask client of this address; TLS as Dask's own configuration says."""
+    distributed = required("distributed", "cluster", "--scheduler needs Dask's package")
     try:
-        from distributed import Client
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--scheduler needs Dask: pip install 'fewview-ct[cluster]'") from error
-    try:
-        return Client(scheduler, set_as_default=False, timeout=CONNECT_S)
+        return distributed.Client(scheduler, set_as_default=False, timeout=CONNECT_S)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"no Dask scheduler answers at {scheduler} ({error}); start one with 'dask scheduler' and give its "

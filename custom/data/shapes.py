@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.core.files import sha256_file, sha256_files, write_tensors
+from custom.core.optional_packages import required
 from custom.core.tensor_files import load_tensors
 from custom.data.datalist import load_cases
 from custom.data.transforms import LoadNiftid, SampleOnGridd
@@ -68,10 +69,7 @@ def register(fixed: Tensor, moving: Tensor, spacing_mm: Sequence[float]) -> Tens
         ModuleNotFoundError: without SimpleITK.
         ValueError: if the shapes differ.
     """
-    try:
-        import SimpleITK as sitk
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("registering shapes needs SimpleITK: pip install 'fewview-ct[shapes]'") from error
+    sitk = required("SimpleITK", "shapes", "registering shapes needs")
     if fixed.shape != moving.shape:
         raise ValueError(f"both CTs must be on one grid, got {tuple(fixed.shape)} and {tuple(moving.shape)}")
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from custom.core.limits import check_count, check_expansion
 from custom.core.names import inside
 from custom.core.nifti_files import open_nifti
+from custom.core.optional_packages import required
 from custom.core.rejection import Rejected
 
 logger = logging.getLogger(__name__)
@@ -169,12 +170,7 @@ def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
         ModuleNotFoundError: SimpleITK is not installed.
         Rejected: damaged, its data file missing, not three-dimensional, without orientation, NaN or infinite values.
     """
-    try:
-        import SimpleITK as sitk
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"reading {path.name} needs SimpleITK: pip install 'fewview-ct[metaimage]'"
-        ) from error
+    sitk = required("SimpleITK", "metaimage", f"reading {path.name} needs")
     metaimage_data(path)
     try:
         image = sitk.ReadImage(str(path))

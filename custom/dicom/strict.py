@@ -20,7 +20,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from custom.dicom.opener import looks_like_dicom, reason
 
-__all__ = ["dicom_files", "encode", "is_uid", "new_uid", "set_value", "strict_validation", "tag_text"]
+__all__ = ["dicom_files", "encode", "file_bytes", "is_uid", "new_uid", "set_value", "strict_validation", "tag_text"]
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _BINARY = ("OB", "OW", "OF", "OD", "OL", "OV", "UN")
@@ -104,25 +104,30 @@ def encode(dataset: Dataset) -> bytes:
     Raises:
         ValueError: a value breaks the standard, or its text does not fit the character set of the dataset.
     """
+    class_uid, instance_uid = dataset.SOPClassUID, dataset.SOPInstanceUID
+    try:
+        with strict_validation():
+            _check_values(dataset)
+            return file_bytes(dataset, class_uid, instance_uid)
+    except (UnicodeError, LookupError, OverflowError, TypeError, AttributeError, struct.error) as error:
+        charset = dataset.get("SpecificCharacterSet", "ISO_IR 6")
+        raise ValueError(f"cannot be written as DICOM with character set {charset}: {reason(error)}") from error
+
+
+def file_bytes(dataset: Dataset, class_uid: str, instance_uid: str) -> bytes:
+    """`encode` of a dataset that may break the standard and lack both UIDs."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(class_uid), UID(instance_uid)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta = meta
     if not getattr(dataset, "preamble", None):
         dataset.preamble = b"\0" * 128
     target = io.BytesIO()
-    try:
-        with strict_validation():
-            _check_values(dataset)
-            if int(pydicom.__version__.split(".")[0]) >= 3:
-                pydicom.dcmwrite(target, dataset, enforce_file_format=True)
-            else:
-                dataset.is_little_endian, dataset.is_implicit_VR = True, False
-                pydicom.dcmwrite(target, dataset, write_like_original=False)
-    except (UnicodeError, LookupError, OverflowError, TypeError, AttributeError, struct.error) as error:
-        charset = dataset.get("SpecificCharacterSet", "ISO_IR 6")
-        raise ValueError(f"cannot be written as DICOM with character set {charset}: {reason(error)}") from error
+    if int(pydicom.__version__.split(".")[0]) >= 3:
+        pydicom.dcmwrite(target, dataset, enforce_file_format=True)
+    else:
+        dataset.is_little_endian, dataset.is_implicit_VR = True, False
+        pydicom.dcmwrite(target, dataset, write_like_original=False)
     return target.getvalue()
 
 

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
 from custom.core.files import write_bytes
+from custom.dicom.strict import file_bytes
+from custom.dicom.subject import code
 
 __all__ = ["LOG_SCALE", "write_dx"]
 
@@ -42,12 +44,6 @@ _VIEWS = {
 def _number(value: float) -> str:
     """A decimal string (DS) of at most 16 characters."""
     return f"{value:.10g}"[:16]
-
-
-def _code(value: str, meaning: str, scheme: str = "SCT") -> pydicom.Sequence:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
-    return pydicom.Sequence([item])
 
 
 def _geometry(view: npt.NDArray[np.float64]) -> dict[str, Any]:
@@ -158,7 +154,7 @@ def write_dx(
         patient_name, patient_id, birth_date, sex,
     )  # fmt: skip
     dataset.BodyPartExamined = "CHEST"
-    dataset.AnatomicRegionSequence = _code("51185008", "Chest")
+    dataset.AnatomicRegionSequence = pydicom.Sequence([code("51185008", "SCT", "Chest")])
     dataset.ImageLaterality = "U"
     dataset.PresentationIntentType = "FOR PRESENTATION" if presentation else "FOR PROCESSING"
     dataset.BurnedInAnnotation, dataset.LossyImageCompression = "NO", "00"
@@ -171,7 +167,8 @@ def write_dx(
             delattr(dataset, keyword)
     for keyword in empty:
         setattr(dataset, keyword, None)
-    write_bytes(path, _encode(dataset))
+    class_uid, instance_uid = dataset.get("SOPClassUID", _PROCESSING), dataset.get("SOPInstanceUID") or generate_uid()
+    write_bytes(path, file_bytes(dataset, class_uid, instance_uid))
     return path
 
 
@@ -184,8 +181,8 @@ def _write_geometry(dataset: Dataset, place: dict[str, Any], shape: tuple[int, .
     angle, pixel = place["angle"], place["pixel"]
     named = _VIEWS.get(round(angle)) if abs(angle - round(angle)) < 0.05 else None
     if named is not None:
-        dataset.ViewPosition, code, meaning, orientation = named
-        dataset.ViewCodeSequence = _code(code, meaning)
+        dataset.ViewPosition, value, meaning, orientation = named
+        dataset.ViewCodeSequence = pydicom.Sequence([code(value, "SCT", meaning)])
         dataset.PatientOrientation = orientation
         dataset.PositionerType = "NONE"
     else:
@@ -228,20 +225,3 @@ def _write_pixels(dataset: Dataset, values: npt.NDArray[np.uint16], presentation
     if presentation:
         dataset.WindowCenter, dataset.WindowWidth = str((_HIGHEST + 1) // 2), str(_HIGHEST + 1)
     dataset.PixelData = np.ascontiguousarray(values).tobytes()
-
-
-def _encode(dataset: Dataset) -> bytes:
-    from io import BytesIO
-
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID", _PROCESSING)
-    meta.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID") or generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.file_meta = meta
-    buffer = BytesIO()
-    if int(pydicom.__version__.split(".")[0]) >= 3:
-        pydicom.dcmwrite(buffer, dataset, enforce_file_format=True)
-    else:
-        dataset.is_little_endian, dataset.is_implicit_VR = True, False
-        pydicom.dcmwrite(buffer, dataset, write_like_original=False)
-    return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from custom.core.files import read_json_object
+from custom.core.files import read_json_object, write_json
 from custom.core.limits import check_count
 from custom.geometry.grid import VolumeGrid
 from custom.geometry.validation import validate
@@ -222,10 +221,7 @@ class Geometry:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as JSON."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(path, self.to_dict(), sort_keys=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Geometry:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
 from custom.core.checkpoints import describes_itself
+from custom.core.precision import mixed_precision
 from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
 from custom.networks.population_prior import PopulationPrior, sample_on
@@ -135,7 +136,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
     def _fine_features(self, image: Tensor, unexplained: Tensor) -> Tensor:
         """(B, K, C, V, U) of radiographs and what the coarse volume leaves of them."""
         pair = torch.stack([image.float(), unexplained * REST_GAIN], 2) * self.radiograph_scale
-        with self._mixed(image.device):
+        with mixed_precision(self.precision, image.device):
             features = self.fine_encoder(pair.flatten(0, 1).to(memory_format=torch.channels_last))
         return features.float().unflatten(0, image.shape[:2])
 
@@ -154,7 +155,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         seen = fuse_features(features, views, region, detector_shape, view_mask, with_count=True)
         half = region.resized([n // 2 for n in region.shape])
         coordinates = half.points(coarse.device).movedim(-1, 0) / self.coordinate_half_side_mm
-        with self._mixed(coarse.device):
+        with mixed_precision(self.precision, coarse.device):
             context = concatenate_channels(
                 sample_on(half, deep, self.coarse_grid), coordinates.expand(len(coarse), -1, -1, -1, -1)
             )

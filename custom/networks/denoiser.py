@@ -14,7 +14,7 @@ from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 
 from custom.core.checkpoints import describes_itself
-from custom.core.precision import check_precision, uses_bf16
+from custom.core.precision import check_precision, mixed_precision
 from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
 from custom.networks.feature_unet import averaging_factor, encode_views
@@ -209,7 +209,7 @@ class LatentDenoiser(nn.Module):
         if self.encoder is not None:
             real = views if view_mask is None or not view_mask.any() else views[view_mask]
             factor = averaging_factor(self.feature_spacing_mm, real)
-            with self._mixed(image.device):
+            with mixed_precision(self.precision, image.device):
                 features = encode_views(self.encoder, image, factor, self.radiograph_scale).float()
             parts.append(fuse_features(features, views.float(), self.grid, image.shape[2:], view_mask, with_count=True))
         if known is not None:
@@ -225,7 +225,7 @@ class LatentDenoiser(nn.Module):
         joint = torch.cat([noisy, condition.to(noisy)], 1)
         if self.space_to_depth > 1:
             joint = pixelunshuffle(joint, 3, self.space_to_depth)
-        with self._mixed(noisy.device):
+        with mixed_precision(self.precision, noisy.device):
             out = self.unet(joint.contiguous(memory_format=torch.channels_last_3d), timesteps)
         out = out.float()
         return pixelshuffle(out, 3, self.space_to_depth) if self.space_to_depth > 1 else out
@@ -256,9 +256,6 @@ class LatentDenoiser(nn.Module):
         if keep is not None:
             condition = condition * keep.to(condition)[:, None, None, None, None]
         return self.denoise(noisy, timesteps, condition)
-
-    def _mixed(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.precision, device))
 
 
 def wide(per_channel: Tensor) -> Tensor:

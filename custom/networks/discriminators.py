@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
-from custom.core.precision import check_precision, uses_bf16
+from custom.core.precision import check_precision, mixed_precision
 
 __all__ = ["DiscriminatorOutput", "VolumeSliceDiscriminator"]
 
@@ -53,7 +52,7 @@ class VolumeSliceDiscriminator(nn.Module):
         Raises:
             ValueError: if they are too small for the layers.
         """
-        with torch.autocast(volume.device.type, torch.bfloat16, enabled=uses_bf16(self.precision, volume.device)):
+        with mixed_precision(self.precision, volume.device):
             return DiscriminatorOutput(_judge(self.volume, volume), _judge(self.slices, slices))
 
 

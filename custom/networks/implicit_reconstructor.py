@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from custom.core.checkpoints import describes_itself
+from custom.core.precision import mixed_precision
 from custom.fusion import sample_features
 from custom.geometry import VolumeGrid
 from custom.networks.feature_unet import averaging_factor
@@ -157,7 +158,7 @@ class ImplicitReconstructor(VolumeReconstructor):
     ) -> Tensor:
         encoded = self.fourier(points / self.coordinate_half_side_mm)
         batch = len(views)
-        with self._mixed(points.device):
+        with mixed_precision(self.precision, points.device):
             if features is None:
                 fused = self.view_mlps[0](encoded).expand(batch, -1, -1)
             else:

@@ -6,14 +6,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from custom.core.checkpoints import describes_itself, load_checkpoint
 from custom.core.hu_window import hu_to_unit, unit_to_hu
-from custom.core.precision import check_precision, uses_bf16
+from custom.core.precision import check_precision, mixed_precision
 from custom.geometry import VolumeGrid
 
 __all__ = ["SegmentationUNet", "load_segmenter"]
@@ -62,7 +61,7 @@ class SegmentationUNet(nn.Module):
         missing = [-n % self.divisor for n in shape]
         if any(missing):
             image = F.pad(image, [p for m in missing[::-1] for p in (m // 2, m - m // 2)], value=-1.0)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=uses_bf16(self.precision, image.device)):
+        with mixed_precision(self.precision, image.device):
             logits = self.unet(image)
         x, y, z = (slice(m // 2, m // 2 + n) for m, n in zip(missing, shape, strict=True))
         return logits[..., x, y, z].float()

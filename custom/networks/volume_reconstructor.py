@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from custom.core.attenuation import water_attenuation_per_mm
-from custom.core.precision import check_precision, uses_bf16
+from custom.core.precision import check_precision, mixed_precision
 from custom.fusion import fuse_features
 from custom.geometry import VolumeGrid
 from custom.geometry.detector import isocenter_pixel_mm
@@ -117,13 +117,10 @@ class VolumeReconstructor(nn.Module):
             )
         return image, views, view_mask
 
-    def _mixed(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.precision, device))
-
     def _encode(self, image: Tensor, views: Tensor) -> Tensor | None:
         if self.encoder is None:
             return None
-        with self._mixed(image.device):
+        with mixed_precision(self.precision, image.device):
             return encode_views(
                 self.encoder, image, averaging_factor(self.feature_spacing_mm, views), self.radiograph_scale
             ).float()
@@ -144,7 +141,7 @@ class VolumeReconstructor(nn.Module):
         coordinates = half.points(image.device).movedim(-1, 0) / self.coordinate_half_side_mm
         fused = torch.cat([fused.float(), coordinates.expand(len(image), -1, -1, -1, -1)], 1)
         rough, known = self._rough(image, views, view_mask, priors)
-        with self._mixed(image.device):
+        with mixed_precision(self.precision, image.device):
             deep, correction = self.volume_network(torch.cat([rough, *known], 1), fused)
         return deep.float(), rough + correction.float()
 

@@ -14,7 +14,7 @@ from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import Tensor, nn
 
 from custom.core.checkpoints import describes_itself
-from custom.core.precision import check_precision, uses_bf16
+from custom.core.precision import check_precision, mixed_precision
 from custom.geometry import VolumeGrid
 from custom.networks.codebook_quantiser import CodebookQuantiser
 from custom.networks.volume_unet import VoxelNorm
@@ -195,7 +195,7 @@ class VQGAN(nn.Module):
         self.latent_shape(image.shape[2:])
         if not self.training and not torch.isfinite(image).all():
             raise ValueError("the volume holds NaN or infinite values")
-        with self._autocast(image.device):
+        with mixed_precision(self.precision, image.device):
             x = pixelunshuffle(image, 3, self.space_to_depth) if self.space_to_depth > 1 else image
             return self.to_latent(self.encoder(x.contiguous(memory_format=torch.channels_last_3d))).float()
 
@@ -212,7 +212,7 @@ class VQGAN(nn.Module):
                 neither 0 nor 1.
         """
         latent = self.quantise(latent) if quantise else latent
-        with self._autocast(latent.device):
+        with mixed_precision(self.precision, latent.device):
             x = self.decoder(self.from_latent(latent.contiguous(memory_format=torch.channels_last_3d)))
             return (pixelshuffle(x, 3, self.space_to_depth) if self.space_to_depth > 1 else x).float()
 
@@ -233,9 +233,6 @@ class VQGAN(nn.Module):
         chosen = torch.as_tensor(quantise, device=latent.device).expand(len(latent))
         mixed = torch.where(chosen[:, None, None, None, None], codes, latent)
         return CodedVolume(self.decode(mixed), commitment, latent, indices)
-
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(self.precision, device))
 
 
 def _encoder(

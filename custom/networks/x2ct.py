@@ -20,7 +20,7 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
 from custom.core.checkpoints import describes_itself
-from custom.core.precision import check_precision, uses_bf16
+from custom.core.precision import check_precision, mixed_precision
 from custom.geometry import VolumeGrid, views_from_angles
 from custom.networks.inputs import batched_views
 from custom.networks.x2ct_planes import FRONTAL, LATERAL, PLANES, face_picture, ray_deviation_deg, swap_frame
@@ -243,7 +243,7 @@ class X2CT(nn.Module):
                 frontal one, that this network is for.
         """
         pictures, planes = self._pictures(image, views, view_mask)
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=uses_bf16(self.precision, image.device)):
+        with mixed_precision(self.precision, image.device):
             if self.decoder is None:
                 volume = self._to_volume(self.branches[0](pictures[0]), planes)
             else:
@@ -367,5 +367,5 @@ class X2CTDiscriminator(nn.Module):
         if expanded.shape[1] != self.view_count:
             raise ValueError(f"a discriminator beside {self.view_count} view(s), got {expanded.shape[1]}")
         joint = torch.cat([expanded, volume], 1)
-        with torch.autocast(volume.device.type, torch.bfloat16, enabled=uses_bf16(self.precision, volume.device)):
+        with mixed_precision(self.precision, volume.device):
             return self.network(joint)[-1].float()

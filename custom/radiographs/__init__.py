@@ -7,7 +7,6 @@ in silence.
 
 from custom.radiographs.accepted_assumptions import ACCEPT
 from custom.radiographs.acquisition_metadata import (
-    ANSWERS,
     AcquisitionMetadata,
     Contradiction,
     MetadataValue,
@@ -18,11 +17,11 @@ from custom.radiographs.acquisition_metadata import (
 from custom.radiographs.common_detector import Assembled, assemble
 from custom.radiographs.load import read_radiographs
 from custom.radiographs.radiograph import Radiograph
-from custom.radiographs.sidecar import SIDECAR_FORMAT
+from custom.radiographs.sidecar import ANSWERS_FORMAT, SIDECAR_FORMAT
 
 __all__ = [
     "ACCEPT",
-    "ANSWERS",
+    "ANSWERS_FORMAT",
     "SIDECAR_FORMAT",
     "AcquisitionMetadata",
     "Assembled",

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from custom.core.angles import angle_difference_deg
 
 __all__ = [
-    "ANSWERS",
+    "SAID",
     "AcquisitionMetadata",
     "Contradiction",
     "MetadataValue",
@@ -29,9 +29,6 @@ __all__ = [
     "value_of",
 ]
 
-#: Name of the file for `--geometry` in which the page of `fewview-ct app` keeps what its user answered.
-ANSWERS = "answered-on-the-page.json"
-
 T = TypeVar("T", covariant=True)
 V = TypeVar("V")
 
@@ -39,6 +36,7 @@ V = TypeVar("V")
 class Origin(Enum):
     """Where a value comes from. This is the order of belief: of several values, that of the first origin is used."""
 
+    ANSWER = "answer"  # what the user of the page of `fewview-ct app` said there
     GEOMETRY_FILE = "geometry file"  # named by --geometry
     SIDECAR = "sidecar"  # the JSON beside the radiograph
     FILE = "file"  # the radiograph's own file: its tags or its format
@@ -48,9 +46,13 @@ class Origin(Enum):
     USUAL_VALUE = "usual value"  # holds for nearly all radiographs, and nothing says otherwise
 
 
+#: What a person said of a radiograph beside its own file.
+SAID = (Origin.ANSWER, Origin.GEOMETRY_FILE, Origin.SIDECAR)
+
 _PROVENANCE = {
-    Origin.GEOMETRY_FILE: "--geometry {}", Origin.SIDECAR: "sidecar {}", Origin.FILE: "{}", Origin.DERIVED: "{}",
-    Origin.ESTIMATE: "estimated from {}", Origin.OPTION: "option --accept {}", Origin.USUAL_VALUE: "default: {}",
+    Origin.ANSWER: "the user's answer on the page", Origin.GEOMETRY_FILE: "--geometry {}",
+    Origin.SIDECAR: "sidecar {}", Origin.FILE: "{}", Origin.DERIVED: "{}", Origin.ESTIMATE: "estimated from {}",
+    Origin.OPTION: "option --accept {}", Origin.USUAL_VALUE: "default: {}",
 }  # fmt: skip
 
 
@@ -136,8 +138,6 @@ class MetadataValue(Generic[T]):
     @property
     def provenance(self) -> str:
         """Origin and place in words, such as "option --accept default-distances"."""
-        if self.origin is Origin.GEOMETRY_FILE and self.where == ANSWERS:
-            return "the user's answer on the page"
         return _PROVENANCE[self.origin].format(self.where)
 
     def __str__(self) -> str:

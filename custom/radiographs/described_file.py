@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from custom.projection.radiograph_stack import read_stack
-from custom.radiographs.acquisition_metadata import Origin
+from custom.radiographs.acquisition_metadata import SAID, Origin
 from custom.radiographs.given_view import reading_of_view
 from custom.radiographs.readings import Reading
 from custom.radiographs.sidecar import DescriptionFile, GivenView, load_sidecar
@@ -41,7 +41,7 @@ class DescribedFile:
         if self.view is None or self.view.origin is Origin.GEOMETRY_FILE:
             return False
         keys = {one.key for one in reading_of_view(self.view).values}
-        return any(one.origin is Origin.GEOMETRY_FILE and one.key in keys for one in self.reading.values)
+        return any(one.origin in SAID and one.key in keys for one in self.reading.values)
 
 
 def _described(

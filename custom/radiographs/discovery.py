@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from custom.core.files import read_json
 from custom.dicom.opener import looks_like_dicom
 
 __all__ = ["find_radiographs", "kind_of"]
@@ -86,8 +86,8 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _is_result(folder: Path) -> bool:
     try:
-        content = json.loads((folder / _RESULT).read_bytes())
-    except (OSError, ValueError, RecursionError):  # none there, or another program's
+        content = read_json(folder / _RESULT)
+    except (OSError, ValueError):  # none there, or another program's
         return False
     return isinstance(content, dict) and str(content.get("format")).startswith(_RESULT_FORMAT)
 

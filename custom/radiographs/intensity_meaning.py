@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
+from custom.radiographs.acquisition_metadata import SAID, AcquisitionMetadata, MetadataValue, Origin, value_of
 from custom.radiographs.readings import Reading, ask, exclude, found, merge, note
 
 __all__ = ["PictureValues", "decide_meaning", "quantile"]
@@ -139,7 +139,7 @@ def _sign(others: Reading, accept: frozenset[str], seen: int) -> Reading:
     if value_of(known.intensity_relationship) not in ("LIN", "LOG", None):
         return others
     signs = list({one.value: one for one in others.values if one.key == "intensity_sign"}.values())
-    if known.intensity_sign is not None and known.intensity_sign.origin in (Origin.GEOMETRY_FILE, Origin.SIDECAR):
+    if known.intensity_sign is not None and known.intensity_sign.origin in SAID:
         return others + (_seen_otherwise(known.intensity_sign, seen) if seen else Reading())
     display, viewing, accepted = _display(known), _is_for_viewing(known), _OPTION in accept
     if _display_is_contradictory(known) and (viewing or accepted):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from torch import Tensor
 
-from custom.radiographs.acquisition_metadata import AcquisitionMetadata
+from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin
 
 __all__ = ["Radiograph"]
 
@@ -46,3 +47,8 @@ class Radiograph:
     def with_warnings(self, *sentences: str) -> Radiograph:
         """The same radiograph with more warnings."""
         return replace(self, warnings=(*self.warnings, *sentences))
+
+    def with_allowed(self, name: str, value: str, option: str, warning: str) -> Radiograph:
+        """The same radiograph with what the option took for granted among its metadata, and a warning."""
+        allowed: dict[str, Any] = {name: MetadataValue(name, value, Origin.OPTION, option)}
+        return replace(self, metadata=replace(self.metadata, **allowed)).with_warnings(f"{self.name}: {warning}")

@@ -83,10 +83,10 @@ def exclude(
 def merge(*readings: Reading) -> AcquisitionMetadata:
     """One record of all readings: of every key the value of the origin that is believed most.
 
-    The order of belief is that of `Origin`: geometry file, sidecar, the radiograph's own file, what follows from other
-    values or is seen in the picture, options, usual values; within one origin the value that comes first. Other values
-    that disagree are contradictions. Where the origin decides they are settled; where a file contradicts itself, some
-    quantities are asked about (`Quantity.asks`). A value of the file beyond its limits is not used.
+    The order of belief is that of `Origin`: answer, geometry file, sidecar, the radiograph's own file, what follows
+    from other values or is seen in the picture, options, usual values; within one origin the value that comes first.
+    Other values that disagree are contradictions. Where the origin decides they are settled; where a file contradicts
+    itself, some quantities are asked about (`Quantity.asks`). A value of the file beyond its limits is not used.
     """
     everything = sum(readings, Reading())
     used: dict[str, MetadataValue[Any]] = {}

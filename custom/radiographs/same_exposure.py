@@ -7,7 +7,7 @@ taken: two views of one patient look less alike, the further they are apart.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 
 from custom.geometry import ViewRow
-from custom.radiographs.acquisition_metadata import Contradiction, MetadataValue, Origin
+from custom.radiographs.acquisition_metadata import Contradiction
 from custom.radiographs.radiograph import Radiograph
 
 __all__ = ["check_exposures"]
@@ -110,9 +110,5 @@ def check_exposures(
             advice = f"leave one out, or give --accept {_OPTION} if both were taken and their views are right"
             questions.append(Contradiction(problem, (), "", (_OPTION,), advice, radiographs[second].name))
             continue
-        allowed = MetadataValue("exposure", f"another than {name}", Origin.OPTION, _OPTION)
-        known = replace(radiographs[second].metadata, exposure=allowed)
-        checked[second] = replace(radiographs[second], metadata=known).with_warnings(
-            f"{radiographs[second].name}: {problem}"
-        )
+        checked[second] = checked[second].with_allowed("exposure", f"another than {name}", _OPTION, problem)
     return checked, tuple(questions)

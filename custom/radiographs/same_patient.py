@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import replace
 
 from custom.dicom.header import tag, text
 from custom.dicom.identity import Difference, differences, patient_of
-from custom.radiographs.acquisition_metadata import MetadataValue, MissingField, Origin
+from custom.radiographs.acquisition_metadata import MissingField
 from custom.radiographs.radiograph import Radiograph
 
 __all__ = ["check_patient"]
@@ -38,10 +37,8 @@ def check_patient(
             advice = f"leave one out, or give --accept {_OPTION} if they are one person"
             questions.append(MissingField(problem, (), "", (_OPTION,), advice, radiographs[index].name))
             continue
-        allowed = MetadataValue("patient", f"that of {name}", Origin.OPTION, _OPTION)
-        known = replace(radiographs[index].metadata, patient=allowed)
-        warning = f"{radiographs[index].name}: another patient than in {name}: {_said(one, name)}"
-        checked[index] = replace(checked[index], metadata=known).with_warnings(warning)
+        warning = f"another patient than in {name}: {_said(one, name)}"
+        checked[index] = checked[index].with_allowed("patient", f"that of {name}", _OPTION, warning)
     checked, apart = _check_dates(checked, dicom, accept)
     for index, sentence in _unidentified(radiographs).items():
         checked[index] = checked[index].with_warnings(sentence)
@@ -67,11 +64,9 @@ def _check_dates(
             advice = f"give radiographs of one day, or --accept {_DATES_OPTION} if nothing changed or a date is wrong"
             questions.append(MissingField(problem, (), "", (_DATES_OPTION,), advice, name))
             continue
-        allowed = MetadataValue("study_date", f"{days} days from {checked[other].name}", Origin.OPTION, _DATES_OPTION)
-        known = replace(checked[index].metadata, study_date=allowed)
-        checked[index] = replace(checked[index], metadata=known).with_warnings(
-            f"{name}: taken on {both}, {days} days apart"
-        )
+        apart = f"{days} days from {checked[other].name}"
+        warning = f"taken on {both}, {days} days apart"
+        checked[index] = checked[index].with_allowed("study_date", apart, _DATES_OPTION, warning)
     return checked, questions
 
 

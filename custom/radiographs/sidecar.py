@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from custom.core.files import read_json
 from custom.geometry import JSON_FORMAT, Geometry
 from custom.radiographs.acquisition_metadata import MetadataValue, Origin, quantity
 from custom.radiographs.readings import Reading
 
 __all__ = [
+    "ANSWERS_FORMAT",
     "KEYS",
     "SIDECAR_FORMAT",
     "DescriptionFile",
@@ -26,7 +27,8 @@ __all__ = [
 ]
 
 SIDECAR_FORMAT = "fewview-ct radiographs 1"
-_LARGEST_FILE = 16 * 2**20
+#: The same, written by the page of `fewview-ct app` of what its user answered there.
+ANSWERS_FORMAT = "fewview-ct answers 1"
 
 
 def _number(low: float, high: float) -> Callable[[Any], float]:
@@ -163,17 +165,6 @@ class DescriptionFile:
         return [] if self.geometry is None else [GivenView(self.geometry, index, self.origin, self.path.name)]
 
 
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if path.stat().st_size > _LARGEST_FILE:
-        raise ValueError(f"{path}: larger than {_LARGEST_FILE // 2**20} MB, not a description of radiographs")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-
-
 def _reading(path: Path, content: Any, origin: Origin) -> Reading:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: must be a JSON object of values, got {type(content).__name__}")
@@ -217,7 +208,7 @@ def load_sidecar(path: Path) -> DescriptionFile | None:
     beside = find_sidecar(path)
     if beside is None:
         return None
-    content = _read_json(beside)
+    content = read_json(beside)
     geometry = _geometry(beside, content)
     values = _reading(beside, content, Origin.SIDECAR) if geometry is None else Reading()
     return DescriptionFile(beside, Origin.SIDECAR, values, geometry=geometry)
@@ -230,18 +221,19 @@ def load_geometry_file(path: Path) -> DescriptionFile:
         FileNotFoundError: where it is not there.
         ValueError: naming the file and what is wrong in it.
     """
-    content = _read_json(path)
+    content = read_json(path)
     geometry = _geometry(path, content)
     if geometry is not None:
         return DescriptionFile(path, Origin.GEOMETRY_FILE, geometry=geometry)
-    if not isinstance(content, dict) or content.get("format") != SIDECAR_FORMAT:
+    origins = {SIDECAR_FORMAT: Origin.GEOMETRY_FILE, ANSWERS_FORMAT: Origin.ANSWER}
+    if not isinstance(content, dict) or content.get("format") not in list(origins):
         raise ValueError(f"{path}: 'format' must be {SIDECAR_FORMAT!r} or {JSON_FORMAT!r}")
-    views = content.get("views")
+    origin, views = origins[content["format"]], content.get("views")
     if not isinstance(views, list) or not all(isinstance(v, dict) and isinstance(v.get("file"), str) for v in views):
         raise ValueError(f"{path}: 'views' must be a list of objects, each with the 'file' that it describes")
     entries: dict[str, Reading] = {}
     for view in views:
         if view["file"] in entries:
             raise ValueError(f"{path}: {view['file']!r} is described twice")
-        entries[view["file"]] = _reading(path, view, Origin.GEOMETRY_FILE)
-    return DescriptionFile(path, Origin.GEOMETRY_FILE, entries=entries)
+        entries[view["file"]] = _reading(path, view, origin)
+    return DescriptionFile(path, origin, entries=entries)

@@ -128,9 +128,9 @@ def organ_masks(ct: PlanningCT, segmenter: SegmentationUNet) -> dict[str, BoolAr
     spacing = segmenter.grid.spacing_mm
     shape = tuple(int(np.ceil(2 * h / s)) for h, s in zip(ct.grid.half_extent_mm, spacing, strict=True))
     coarse = VolumeGrid((shape[0], shape[1], shape[2]), spacing, ct.grid.center_mm)
-    hu = torch.from_numpy(resampled(ct.hu, ct.grid.affine(), coarse, AIR_HU))
+    hu = torch.from_numpy(resampled(ct.hu, ct.grid.affine(), coarse, AIR_HU)).to(next(segmenter.parameters()).device)
     with torch.inference_mode():
-        logits = segmenter(hu_to_unit(hu[None, None], segmenter.hu_window))[0].numpy()
+        logits = segmenter(hu_to_unit(hu[None, None], segmenter.hu_window))[0].cpu().numpy()
     found = {}
     for name, kind in ORGANS.items():
         channel = logits[segmenter.classes.index(kind)]

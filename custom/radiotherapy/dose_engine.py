@@ -13,13 +13,14 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from custom.core.optional_packages import required
 from custom.geometry import VolumeGrid
 from custom.radiotherapy.planning_numbers import NUMBERS
 from custom.radiotherapy.treatment_plan import Field, Plan
@@ -102,40 +103,35 @@ def fluence_map(field: Field) -> Tensor:
     return fluence.float()
 
 
-def _require() -> Any:
-    try:
-        import pydosert
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "doses need pydosert: install it with pip install 'fewview-ct[radiotherapy]'"
-        ) from error
-    return pydosert
-
-
 class PencilBeamEngine:
     """PyDoseRT's `PencilDepthEngine`: every pencil has its own radiological depth; no lateral transport in lung.
 
     The beam is none that was measured: beam quality is TPR20,10 alone, without head scatter, electron contamination or
     a profile, and a monitor unit is 1 cGy at 10 cm depth in water (10 x 10 cm, source to axis 100 cm).
 
+    Args:
+        device: torch device that computes.
+
     Raises:
         ModuleNotFoundError: pydosert is missing, naming the extra.
     """
 
-    def __init__(self) -> None:
-        _require()
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        required("pydosert", "radiotherapy", "doses need")
         from importlib.metadata import version
 
         self.name = f"PyDoseRT {version('pydosert')} PencilDepthEngine"
+        self.device = torch.device(device)
 
     def dose(self, density: FloatArray, grid: VolumeGrid, plan: Plan) -> FloatArray:
         """See `DoseEngine`."""
-        per_mu = GY_PER_MU / _reference_dose(plan.tpr_20_10, grid.spacing_mm)
-        return _raw_dose(density, grid, plan.isocenter_mm, plan.fields, plan.tpr_20_10) * np.float32(per_mu)
+        per_mu = GY_PER_MU / _reference_dose(plan.tpr_20_10, grid.spacing_mm, self.device)
+        dose = _raw_dose(density, grid, plan.isocenter_mm, plan.fields, plan.tpr_20_10, self.device)
+        return dose * np.float32(per_mu)
 
 
 @functools.lru_cache(maxsize=8)
-def _reference_dose(tpr_20_10: float, spacing_mm: tuple[float, float, float]) -> float:
+def _reference_dose(tpr_20_10: float, spacing_mm: tuple[float, float, float], device: torch.device) -> float:
     """What the engine gives for a monitor unit at the reference point, for voxels of this size."""
     sx, sy, sz = spacing_mm
     across = [2 * math.ceil(_PHANTOM_HALF_MM / s) + 1 for s in (sx, sz)]
@@ -144,7 +140,7 @@ def _reference_dose(tpr_20_10: float, spacing_mm: tuple[float, float, float]) ->
     # The surface, at y = 0 and anterior, is the border of the last voxel.
     grid = VolumeGrid(shape, spacing_mm, (0.0, -shape[1] * sy / 2, 0.0))
     isocenter = (0.0, -REFERENCE_DEPTH_MM, 0.0)
-    dose = _raw_dose(np.ones(shape, np.float32), grid, isocenter, [_REFERENCE], tpr_20_10)
+    dose = _raw_dose(np.ones(shape, np.float32), grid, isocenter, [_REFERENCE], tpr_20_10, device)
     y = grid.axis_mm(1).double().numpy()
     return float(np.interp(-REFERENCE_DEPTH_MM, y, dose[shape[0] // 2, :, shape[2] // 2]))
 
@@ -155,6 +151,7 @@ def _raw_dose(
     isocenter_mm: Sequence[float],
     fields: Sequence[Field],
     tpr_20_10: float,
+    device: torch.device,
 ) -> FloatArray:
     """Dose (X, Y, Z) in the engine's own unit."""
     from pydosert import MachineConfig
@@ -163,7 +160,7 @@ def _raw_dose(
     from pydosert.engine.pencil_depth_engine import PencilDepthEngine
 
     spacing = tuple(grid.spacing_mm[::-1])
-    volume = torch.from_numpy(np.ascontiguousarray(density[::-1, ::-1].transpose(2, 1, 0), dtype=np.float32))
+    volume = torch.from_numpy(np.ascontiguousarray(density[::-1, ::-1].transpose(2, 1, 0), dtype=np.float32)).to(device)
     last = [float(grid.axis_mm(axis)[-1]) for axis in (0, 1)]
     place = (
         isocenter_mm[2] - float(grid.axis_mm(2)[0]), last[1] - isocenter_mm[1], last[0] - isocenter_mm[0],
@@ -175,8 +172,8 @@ def _raw_dose(
     padded, place, padding = pad_to_cylinder(volume, spacing, place, radius, fill_value=AIR_DENSITY)
     beams = []
     for one in fields:
-        beam = Beam.create(one.gantry_deg, 60, 0.0, iso_center=place, device="cpu", requires_grad=False)
-        beams.append(replace(beam, mu=torch.tensor(float(one.monitor_units))))
+        beam = Beam.create(one.gantry_deg, 60, 0.0, iso_center=place, device=device, requires_grad=False)
+        beams.append(replace(beam, mu=torch.tensor(float(one.monitor_units), device=device)))
     sequence = BeamSequence.from_beams(beams)
     machine = MachineConfig(tpr_20_10=tpr_20_10, number_of_leaf_pairs=60, mean_photon_energy_MeV=1.0)
     reach = math.ceil(NUMBERS.beam.kernel_reach_mm / min(spacing[0], spacing[2]))
@@ -188,11 +185,11 @@ def _raw_dose(
             dose_grid_spacing=spacing,
             dose_grid_shape=tuple(padded.shape),
             beam_template=sequence,
-            device="cpu",
+            device=device,
             dtype=torch.float32,
             beam_chunk_size=1,
         )
-        maps = torch.stack([fluence_map(one) for one in fields])
+        maps = torch.stack([fluence_map(one) for one in fields]).to(device)
         dose = engine.compute_dose(sequence, density_image=padded[None], fluence_maps=maps)[0]
-    found = crop_from_cylinder(dose, padding).numpy().transpose(2, 1, 0)[::-1, ::-1]
+    found = crop_from_cylinder(dose, padding).cpu().numpy().transpose(2, 1, 0)[::-1, ::-1]
     return np.ascontiguousarray(found, dtype=np.float32)

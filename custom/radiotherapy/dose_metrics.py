@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from custom.core.optional_packages import required
 from custom.radiotherapy.dose_engine import kept_threads
 from custom.radiotherapy.planning_ct import PlanningCT
 
@@ -96,13 +97,7 @@ def require_gamma() -> Any:
     Raises:
         ModuleNotFoundError: it is missing, naming the extra.
     """
-    try:
-        import pymedphys
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            "gamma needs pymedphys (Python 3.11 or 3.12): install it with pip install 'fewview-ct[radiotherapy]'"
-        ) from error
-    return pymedphys
+    return required("pymedphys", "radiotherapy", "gamma needs Python 3.11 or 3.12 and")
 
 
 @contextmanager

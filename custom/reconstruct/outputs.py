@@ -46,22 +46,27 @@ OUTPUTS = (
 SAMPLES_SHOWN = 4
 
 
-def dry_run(folder: Path, radiographs: list[Radiograph], model: Model, dicom: bool | None, uncertainty: bool) -> None:
+def dry_run(
+    folder: Path, radiographs: list[Radiograph], model: Model, dicom: bool | None, uncertainty: bool
+) -> str | None:
     """Write a tiny series with these headers and remove it: what cannot be written is said before long work.
 
     Args:
         folder: to write it in.
         radiographs: whose headers it takes.
         model: that it names.
-        dicom: as in `write_outputs`.
+        dicom: write a series and maps; None: the series alone where the package for the maps is missing.
         uncertainty: whether maps may have to be written too.
+
+    Returns:
+        Why maps cannot be written as DICOM, and what to install; None: they can.
 
     Raises:
         ValueError: headers that no CT series can be made of, such as those of two patients; maps have to be written,
             and the package for them is missing, naming the extra.
     """
     if dicom is False:
-        return
+        return None
     reason = why_no_map() if uncertainty else None
     if reason is not None and dicom:
         raise ValueError(f"--dicom: {reason}; without --dicom the maps are written as NIfTI alone")
@@ -71,6 +76,7 @@ def dry_run(folder: Path, radiographs: list[Radiograph], model: Model, dicom: bo
         write_ct_series(ct, Path(place, "ct"))
         if uncertainty and reason is None:
             write_uncertainty_map(hu, Path(place, "ct"), Path(place, "map.dcm"), identity)
+    return reason
 
 
 def _headers(radiographs: list[Radiograph]) -> list:
@@ -88,22 +94,21 @@ def series_sha256(folder: Path) -> str:
 
 
 def write_outputs(
-    folder: Path, found: Reconstruction, dicom: bool | None = None, report: bool = True, uid_seed: str | None = None
+    folder: Path, found: Reconstruction, dicom: bool, no_maps: str | None, report: bool, uid_seed: str | None
 ) -> None:
     """Fill a folder (see the module) with a reconstruction; result.json comes last.
 
     Args:
         folder: exists, and is empty.
         found: to write.
-        dicom: write ct/ and the maps as DICOM; None: where the package for the maps is missing, ct/ alone, and a
-            warning that names what was not written.
+        dicom: write ct/ and the maps as DICOM.
+        no_maps: why maps cannot be written as DICOM, which `dry_run` found: a warning then names those that are not.
         report: write report.html.
         uid_seed: of the DICOM UIDs.
 
     Raises:
         OSError: a file cannot be written.
         ValueError: headers that no CT series can be made of.
-        ModuleNotFoundError: `dicom` is True, and the package for the maps is missing.
     """
     start = time.perf_counter()
     files = {"ct.nii.gz": save_volume(folder / "ct.nii.gz", found.hu, found.grid, found.isocenter_mm)}
@@ -123,22 +128,21 @@ def write_outputs(
     for index, sample in enumerate(found.samples):
         name = f"samples/sample_{index:03d}.nii.gz"
         files[name] = save_volume(folder / name, sample, found.grid, found.isocenter_mm)
-    if dicom is not False:
+    if dicom:
         headers = _headers(found.radiographs)
         ct = SyntheticCT(found.hu, found.affine, headers, found.model_identity, found.derivation)
         write_ct_series(ct, folder / "ct", uid_seed=uid_seed)
-        reason = why_no_map() if dicom is None else None
-        unwritten = [f"{name}.dcm" for name, _, volume in maps if volume is not None and reason is not None]
+        unwritten = [f"{name}.dcm" for name, _, volume in maps if volume is not None and no_maps]
         if unwritten:
-            found.warnings.append(f"Not written: {', '.join(unwritten)} ({reason}). The .nii.gz hold the same values.")
+            found.warnings.append(f"Not written: {', '.join(unwritten)} ({no_maps}). The .nii.gz hold the same values.")
             logger.warning("%s", found.warnings[-1])
         for name, kind, volume in maps:
-            if volume is not None and reason is None:
+            if volume is not None and not no_maps:
                 path = folder / f"{name}.dcm"
                 write_uncertainty_map(volume, folder / "ct", path, found.model_identity, kind=kind, uid_seed=uid_seed)
                 files[path.name] = path
     hashes = {name: sha256_file(path) for name, path in files.items()}
-    if dicom is not False:
+    if dicom:
         hashes["ct/"] = series_sha256(folder / "ct")
     if report:
         written = write_report(folder / "report.html", _content(found, hashes))

@@ -131,15 +131,16 @@ def reconstruct(
         loaded = model if isinstance(model, Model) else load_model(model, device, precision)
         loaded.require(samples)
         limits, settings["thresholds"] = _thresholds(thresholds or loaded.thresholds, loaded)
+        no_maps = None
         if folder is not None:
             maps = samples > 0 or (limits is not None and bool(limits.intervals))
-            dry_run(folder, used, loaded, dicom, uncertainty=maps)
+            no_maps = dry_run(folder, used, loaded, dicom, uncertainty=maps)
         settings.update(device=str(loaded.device), precision=loaded.precision, threads=torch.get_num_threads())
         found = _compute(used, loaded, samples, seed, settings, limits, tolerance)
         found.seconds = {"read": found.seconds.pop("began") - start, **found.seconds}
         if folder is not None:
             logger.debug("step: writing CT and report")
-            write_outputs(folder, found, dicom, report, uid_seed)
+            write_outputs(folder, found, dicom is not False, no_maps, report, uid_seed)
             logger.info("%s: %s, %s", output, found.verdict.value, _total(found.seconds))
             for check in found.checks:
                 if check.verdict in (Verdict.REVIEW, Verdict.REJECT):

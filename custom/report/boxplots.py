@@ -1,4 +1,4 @@
-"""Box plots of metrics by number of views and method, as in figure 2 of the INRR3CT paper."""
+"""Box plots of a metric by number of views and method, as in figure 2 of the INRR3CT paper."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from custom.metrics import MIN_PATIENTS_FOR_INTERVAL
 from custom.metrics.tables import metric_label
 from custom.report.figures import light_grid, save_figure
 
-__all__ = ["method_boxplots", "metric_boxplots"]
+__all__ = ["method_boxplots"]
 
 COLOURS = (
     *("#3b6fb6", "#e07b39", "#4f9d69", "#b6516b", "#7a6bb0", "#8a8f98", "#c9a227", "#3aa6a6"),
@@ -34,7 +33,8 @@ def method_boxplots(
 ) -> Path:
     """Draws one metric of many methods: a panel per view set, in it a line for every method, named at the left.
 
-    Dots and boxes as in `metric_boxplots`.
+    Every case is a dot. A box (quartiles, median, whiskers to 1.5 times the interquartile range) appears only where
+    there are five or more: below that it would claim a distribution that nobody knows.
 
     Args:
         rows: a mapping per case with the metric, ``group`` and ``series``.
@@ -60,7 +60,7 @@ def method_boxplots(
     for axes, name in zip(panels, names, strict=False):
         for position, method in enumerate(methods):
             cases = [float(r[metric]) for r in known if str(r[group]) == name and str(r[series]) == method]
-            _cases(axes, cases, position, 0.7, COLOURS[0], vertical=False)
+            _cases(axes, cases, position)
         axes.set_title(name, fontsize=10)
         axes.set_yticks(range(len(methods)), methods, fontsize=8)
         axes.set_ylim(len(methods) - 0.4, -0.6)
@@ -71,14 +71,15 @@ def method_boxplots(
     return save_figure(figure, path)
 
 
-def _cases(axes: Any, cases: list[float], centre: float, width: float, colour: str, vertical: bool = True) -> None:
+def _cases(axes: Any, cases: list[float], centre: float) -> None:
     """Dots, and from `MIN_PATIENTS_FOR_INTERVAL` cases on a box."""
+    width, colour = 0.7, COLOURS[0]
     if len(cases) >= MIN_PATIENTS_FOR_INTERVAL:
         axes.boxplot(
             cases,
             positions=[centre],
             widths=width * 0.8,
-            orientation="vertical" if vertical else "horizontal",
+            orientation="horizontal",
             showfliers=False,
             patch_artist=True,
             boxprops={"facecolor": colour + "55", "edgecolor": colour},
@@ -88,65 +89,4 @@ def _cases(axes: Any, cases: list[float], centre: float, width: float, colour: s
         )
     # A fixed spread instead of a random one: the same cases give the same file.
     spread = np.linspace(-0.2, 0.2, len(cases)) if len(cases) > 1 else np.zeros(len(cases))
-    at = centre + spread * width
-    axes.plot(*((at, cases) if vertical else (cases, at)), "o", color=colour, markersize=3.5, alpha=0.8, zorder=3)
-
-
-def metric_boxplots(
-    rows: Sequence[Mapping[str, Any]],
-    path: str | os.PathLike[str],
-    metrics: Sequence[str] = ("psnr_range", "ssim", "mae_hu"),
-    group: str = "views",
-    series: str = "method",
-) -> Path:
-    """Draws one panel per metric, a group of boxes per number of views, a colour per method.
-
-    Every case is a dot. A box (quartiles, median, whiskers to 1.5 times the interquartile range) appears only where
-    there are five or more: below that it would claim a distribution that nobody knows.
-
-    Args:
-        rows: a mapping per case with its metrics, ``group`` and ``series``.
-        path: where the PNG goes.
-        metrics: which metrics, a panel each.
-        group: key of the value along the horizontal axis.
-        series: key of the value that gives the colour; rows without it form one series without a name.
-
-    Raises:
-        ValueError: no rows, a metric that no row has.
-    """
-    if not rows:
-        raise ValueError("no case to plot")
-    missing = [name for name in metrics if not any(name in row for row in rows)]
-    if missing:
-        raise ValueError(f"no row has the metric {missing}; there are {sorted(rows[0])}")
-    groups = sorted({row[group] for row in rows}, key=lambda value: (isinstance(value, str), value))
-    methods = list(dict.fromkeys(str(row.get(series, "")) for row in rows))
-    figure_width = max(3.2, 0.36 * len(groups) * len(methods)) * len(metrics)
-    legend_columns = max(1, min(5, int(figure_width / (0.6 + 0.085 * max(map(len, methods))))))
-    legend_rows = math.ceil(len(methods) / legend_columns)
-    height = 3.6 + 0.21 * legend_rows
-    figure = Figure(figsize=(figure_width, height), layout="constrained")
-    width = 0.8 / len(methods)
-    for axes, name in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        for index, method in enumerate(methods):
-            colour = COLOURS[index % len(COLOURS)]
-            for position, value in enumerate(groups):
-                cases = [
-                    float(row[name])
-                    for row in rows
-                    if row[group] == value and str(row.get(series, "")) == method and name in row
-                ]
-                cases = [case for case in cases if math.isfinite(case)]
-                centre = position + (index - (len(methods) - 1) / 2) * width
-                _cases(axes, cases, centre, width, colour)
-        axes.set_xticks(
-            range(len(groups)), [f"{value:g}" if isinstance(value, float) else str(value) for value in groups]
-        )
-        axes.set_xlim(-0.6, len(groups) - 0.4)
-        axes.set_xlabel(group)
-        axes.set_ylabel(metric_label(name))
-        light_grid(axes, "y")
-    if methods != [""]:
-        handles = [Patch(color=COLOURS[index % len(COLOURS)], label=method) for index, method in enumerate(methods)]
-        figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns, frameon=False)
-    return save_figure(figure, path)
+    axes.plot(cases, centre + spread * width, "o", color=colour, markersize=3.5, alpha=0.8, zorder=3)

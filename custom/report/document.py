@@ -1,4 +1,4 @@
-"""`Document`: one HTML file from a template, with tables and pictures inside it and nothing that is fetched.
+"""`write_page`: one HTML file from a template, with tables and pictures inside it and nothing that is fetched.
 
 Its content security policy forbids everything but its own style sheet, its own pictures and, where a page has them, its
 own scripts, all named by their hashes. So it can be opened where there is no network and mailed where nothing else may
@@ -24,7 +24,6 @@ from PIL import Image
 from custom.core.files import write_bytes
 
 __all__ = [
-    "Document",
     "Markup",
     "escape",
     "fragment",
@@ -135,32 +134,6 @@ def write_page(path: str | os.PathLike[str], template: str, title: str, **conten
     path = Path(path)
     write_bytes(path, render_page(template, title, **content).encode("utf-8"))
     return path
-
-
-class Document:
-    """Paragraphs, tables and HTML one after the other, made in Python for a template to put in its place."""
-
-    def __init__(self) -> None:
-        self._parts: list[Markup] = []
-
-    def paragraph(self, text: str) -> None:
-        self._parts.append(Markup(f"<p>{escape(text)}</p>"))
-
-    def markup(self, content: Markup) -> None:
-        """Put in what is HTML already."""
-        if not isinstance(content, Markup):
-            raise TypeError("markup takes Markup, whose author has escaped its texts; a text goes to paragraph")
-        self._parts.append(content)
-
-    def table(
-        self, head: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[int] = (), kind: str = ""
-    ) -> None:
-        """Add a table: macro `table` of templates/elements.html, which says what the arguments are."""
-        macro: Any = _templates().get_template("elements.html").make_module({"sections": []}).table  # type: ignore[attr-defined]
-        self._parts.append(Markup(macro(head, rows, words=words, kind=kind)))
-
-    def __html__(self) -> str:
-        return "\n".join(self._parts)
 
 
 def image(picture: Image.Image, alternative: str, photograph: bool = False) -> Markup:

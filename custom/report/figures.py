@@ -71,6 +71,11 @@ def plane(volume: FloatArray, name: str, index: int | None = None) -> FloatArray
     return picture.T[::-1, ::-1]
 
 
+def plane_heights(extent_mm: Sequence[float], width: float) -> dict[str, float]:
+    """How high pictures of `PLANES` of this width are, for a volume of this extent along x, y and z."""
+    return {name: width * extent_mm[down] / extent_mm[across] for name, (_, across, down, *_) in PLANES.items()}
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 150) -> Path:
     """Writes a PNG beside its target and moves it there, so that a viewer never meets half a file."""
     path = Path(path)
@@ -95,6 +100,14 @@ class Page:
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set_visible(False)
+        return axes
+
+    def picture(
+        self, box: tuple[float, float, float, float], values: FloatArray, cmap: str | Colormap, limits: Sequence[float]
+    ) -> Axes:
+        """A panel (left, top, width, height) that a picture fills, its colours between the limits."""
+        axes = self.panel(*box)
+        axes.imshow(values, cmap=cmap, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="bilinear")
         return axes
 
     def text(self, left: float, top: float, words: str, **style: Any) -> None:
@@ -163,11 +176,9 @@ def _radiograph_row(
         row, column = divmod(index, per_row)
         in_row = min(per_row, count - row * per_row)
         left = (WIDTH - in_row * width - (in_row - 1) * GAP) / 2 + column * (width + GAP)
-        axes = page.panel(left, top + row * (height + 0.35) + 0.22, width, height)
         low, high = np.percentile(radiograph, (0.5, 99.8))
-        axes.imshow(
-            radiograph, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect="auto", interpolation="bilinear"
-        )
+        box = (left, top + row * (height + 0.35) + 0.22, width, height)
+        page.picture(box, radiograph, "gray", (low, max(high, low + 1e-6)))
         if labels:
             page.text(left + width / 2, top + row * (height + 0.35), labels[index], ha="center", fontsize=9.5)
 
@@ -228,7 +239,7 @@ def reconstruction_figure(
 
     extent_mm = [size * step for size, step in zip(pred_hu.shape, spacing_mm, strict=True)]
     width = (WIDTH - 2 * MARGIN - 2 * GAP) / 3
-    heights = {name: width * extent_mm[down] / extent_mm[across] for name, (_, across, down, *_) in PLANES.items()}
+    heights = plane_heights(extent_mm, width)
     stacked = sum(heights.values()) + 2 * GAP if truth_hu is not None else max(heights.values())
     page = Page(first_plane + 0.3 + stacked + 0.75)
 
@@ -250,10 +261,7 @@ def reconstruction_figure(
         for column, (label, volume, cmap, limits) in enumerate(shown):
             position = column if truth_hu is not None else row
             left = MARGIN + position * (width + GAP)
-            axes = page.panel(left, top, width, heights[name])
-            axes.imshow(
-                plane(volume, name), cmap=cmap, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="bilinear"
-            )
+            axes = page.picture((left, top, width, heights[name]), plane(volume, name), cmap, limits)
             compass(axes, *letters)
             if row == 0 or truth_hu is None:
                 page.text(left + width / 2, top - 0.22, label, ha="center", fontsize=10.5)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.colors import Colormap
 
 from custom.report.figures import (
     DIFFERENCE_COLOURS,
@@ -160,10 +159,10 @@ def _band(
         below = top + height + GAP
         for panel, left in zip(shown, layout.lefts, strict=False):
             values = panel.slices[name].astype(np.float32)
-            _picture(page, (left, top, layout.width, height), values, "gray", grey)
+            page.picture((left, top, layout.width, height), values, "gray", grey)
             if panel.slices is not truth:
                 box, limits = (left, below, layout.width, height), (-difference_hu, difference_hu)
-                _picture(page, box, values - picture.astype(np.float32), DIFFERENCE_COLOURS, limits)
+                page.picture(box, values - picture.astype(np.float32), DIFFERENCE_COLOURS, limits)
                 continue
             axes = page.figure.axes[-1]
             compass(axes, *letters)
@@ -173,14 +172,3 @@ def _band(
         words = "minus truth"
         page.text(middle + layout.width + 0.14, below + height / 2, words, va="center", ha="right", color=MUTED)
         top += 2 * height + 3 * GAP
-
-
-def _picture(
-    page: Page,
-    box: tuple[float, float, float, float],
-    values: Slice,
-    cmap: str | Colormap,
-    limits: tuple[float, float],
-) -> None:
-    low, high = limits
-    page.panel(*box).imshow(values, cmap=cmap, vmin=low, vmax=high, aspect="auto", interpolation="bilinear")

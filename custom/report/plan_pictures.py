@@ -17,7 +17,7 @@ from custom.geometry import VolumeGrid, views_from_angles
 from custom.projection import Projector
 from custom.radiotherapy import Contours, Field, PlannedCase
 from custom.report.boxplots import COLOURS
-from custom.report.figures import GAP, MARGIN, PLANES, WIDTH, Page, compass, light_grid, plane, scale_bar
+from custom.report.figures import GAP, MARGIN, PLANES, WIDTH, Page, compass, light_grid, plane, plane_heights, scale_bar
 from custom.report.volume_pictures import rendered
 
 __all__ = ["ISODOSES", "dvh_picture", "fields_picture", "isodose_picture"]
@@ -38,14 +38,13 @@ def isodose_picture(case: PlannedCase) -> Image.Image:
     voxel = np.clip(np.round(case.ct.index(case.plan.isocenter_mm)), 0, np.array(shape) - 1).astype(int)
     extent = [n * s for n, s in zip(shape, spacing, strict=True)]
     width = (WIDTH - 2 * MARGIN - 2 * GAP) / 3
-    heights = {name: width * extent[down] / extent[across] for name, (_, across, down, *_) in PLANES.items()}
+    heights = plane_heights(extent, width)
     page = Page(0.45 + max(heights.values()) + 0.55)
     inside = case.contours.mask("External")
     percent = np.where(inside, 100 * case.dose_gy / case.plan.prescription_gy, np.nan)  # none in the air
     for column, (name, (cut, across, down, *letters)) in enumerate(PLANES.items()):
-        axes = page.panel(MARGIN + column * (width + GAP), 0.4, width, heights[name])
-        grey = plane(case.ct.hu, name, int(voxel[cut]))
-        axes.imshow(grey, cmap="gray", vmin=_GREY_HU[0], vmax=_GREY_HU[1], aspect="auto", interpolation="bilinear")
+        box = (MARGIN + column * (width + GAP), 0.4, width, heights[name])
+        axes = page.picture(box, plane(case.ct.hu, name, int(voxel[cut])), "gray", _GREY_HU)
         _isodoses(axes, plane(percent, name, int(voxel[cut])))
         for structure, colour in _drawn(case.contours).items():
             mask = plane(case.contours.mask(structure).astype(np.float32), name, int(voxel[cut]))

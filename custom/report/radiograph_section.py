@@ -13,14 +13,14 @@ from torch import Tensor
 
 from custom.geometry import ViewRow
 from custom.radiographs import MetadataValue, Origin
-from custom.report.document import Document, Markup, escape, image
+from custom.report.document import image
 from custom.report.figures import DIFFERENCE_COLOURS
 from custom.report.radiograph_pictures import difference_picture, grey_limits, grey_picture, residual, side_letters
 
 if TYPE_CHECKING:
     from custom.radiographs import Radiograph
 
-__all__ = ["NOT_GIVEN", "add_geometry", "add_radiographs", "patient_facts", "value_words"]
+__all__ = ["NOT_GIVEN", "geometry_section", "patient_facts", "radiographs_section", "value_words"]
 
 #: mm of water at the ends of the residual's colours: fixed, so that pages can be compared by eye.
 RESIDUAL_LIMIT_MM = 30.0
@@ -64,19 +64,17 @@ def _read(header: pydicom.Dataset, keyword: str) -> str:
     return text
 
 
-def add_radiographs(
-    document: Document,
+def radiographs_section(
     names: Sequence[str],
     images: Tensor,
     views: Tensor,
     field_mask: Tensor,
     reprojections: Tensor,
     energy_kev: float,
-) -> None:
-    """Pictures of every radiograph, of its reprojection and of their difference, with its numbers.
+) -> dict[str, Any]:
+    """What templates/radiographs.html shows: every radiograph, its reprojection and their difference, with its numbers.
 
     Args:
-        document: the page.
         names: of the radiographs.
         images: line integrals (K, V, U), as the model saw them.
         views: (K, 13).
@@ -84,59 +82,41 @@ def add_radiographs(
         reprojections: of the reconstruction, (K, V, U).
         energy_kev: of the line integrals.
     """
-    document.paragraph(
-        "The reconstruction is projected again the way each radiograph was taken. Where both agree, the difference is "
-        "black. Agreement is necessary and not sufficient: many volumes give the same few radiographs. Tissue outside "
-        "the reconstructed box is in the radiograph and not in its reprojection: the numbers below count it too. "
-        "The trust check of the reprojection leaves out all that is too thin, and takes off the scatter that fits best."
-    )
-    flipped = [str(k + 1) for k, view in enumerate(views) if "L" in side_letters(view)[0]]
-    if flipped:
-        document.paragraph(
-            f"Each is shown as seen from its source. So in radiograph {', '.join(flipped)} the patient's left (L) is "
-            "on the left, and in the planes of the reconstruction further down it is on the right."
-        )
-    document.markup(_legend())
-    for k, name in enumerate(names):
-        document.markup(Markup(f"<h3>{k + 1}. <bdi>{escape(name)}</bdi></h3>"))
-        parts = images[k], reprojections[k], field_mask[k].bool()
-        document.markup(_pictures(f"radiograph {k + 1} ({name})", *parts, views[k], energy_kev))
+    ramp = (np.asarray(DIFFERENCE_COLOURS(np.linspace(0, 1, 256)))[None, :, :3] * 255).round().astype(np.uint8)
+    words = "Blue: the reconstruction is too thin. Black: equal. Orange: too dense."
+    each = zip(names, images, reprojections, field_mask.bool(), views, strict=True)
+    return {
+        "flipped": [str(k + 1) for k, view in enumerate(views) if "L" in side_letters(view)[0]],
+        "limit_mm": RESIDUAL_LIMIT_MM,
+        "ramp": image(Image.fromarray(np.repeat(ramp, 8, axis=0)), words),
+        "radiographs": [_pictures(f"radiograph {k} ({one[0]})", *one, energy_kev) for k, one in enumerate(each, 1)],
+    }
 
 
 def _pictures(
-    name: str, radiograph: Tensor, reprojection: Tensor, field_mask: Tensor, view: Tensor, energy_kev: float
-) -> Markup:
-    """Three pictures side by side; the first can be blended into the second."""
+    described: str,
+    name: str,
+    radiograph: Tensor,
+    reprojection: Tensor,
+    field_mask: Tensor,
+    view: Tensor,
+    energy_kev: float,
+) -> dict[str, Any]:
+    """Three pictures that stand side by side; the second is also blended over the first."""
     pixel = tuple(ViewRow.from_tensor(view).pixel_mm.tolist())
     limits = grey_limits(radiograph, field_mask)
     own, again = (grey_picture(one, field_mask, limits, pixel) for one in (radiograph, reprojection))
     between = difference_picture(radiograph, reprojection, field_mask, energy_kev, RESIDUAL_LIMIT_MM, pixel)
-    left, right = side_letters(view)
-    letters = f'<span class="left">{left}</span><span class="right">{right}</span>'
-    hidden = 100 * float((~field_mask).float().mean())
-    first = "Radiograph as the model saw it" + (f". {hidden:.0f} % of it is not exposed (hatched)" if hidden else "")
-    slider = (
-        '<label class="blend">radiograph<input type="range" min="0" max="1" step="0.05" value="0" autocomplete="off" '
-        f'aria-label="{escape(f"Blend {name} into its reprojection")}">reprojection</label>'
-    )
-    over = f'<div class="over">{image(again, "", photograph=True)}</div>'
-    return Markup(
-        '<div class="pictures">'
-        + _picture(image(own, f"Input: {name}", photograph=True) + over + letters, first, slider)
-        + _picture(
-            image(again, f"Reprojection for {name}", photograph=True) + letters,
-            "Reprojection of the reconstruction, same grey scale",
-        )
-        + _picture(
-            image(between, f"Reprojection less radiograph, {name}", photograph=True) + letters,
-            _in_numbers(radiograph, reprojection, field_mask, energy_kev),
-        )
-        + "</div>"
-    )
-
-
-def _picture(content: str, caption: str, control: str = "") -> str:
-    return f'<figure><div class="stack">{content}</div>{control}<figcaption>{escape(caption)}</figcaption></figure>'
+    return {
+        "name": name,
+        "letters": side_letters(view),
+        "own": image(own, f"Input: {described}", photograph=True),
+        "over": image(again, "", photograph=True),
+        "again": image(again, f"Reprojection for {described}", photograph=True),
+        "between": image(between, f"Reprojection less radiograph, {described}", photograph=True),
+        "hidden_percent": 100 * float((~field_mask).float().mean()),
+        "in_numbers": _in_numbers(radiograph, reprojection, field_mask, energy_kev),
+    }
 
 
 def _in_numbers(radiograph: Tensor, reprojection: Tensor, field_mask: Tensor, energy_kev: float) -> str:
@@ -149,45 +129,22 @@ def _in_numbers(radiograph: Tensor, reprojection: Tensor, field_mask: Tensor, en
     ).replace("-", "−")
 
 
-def _legend() -> Markup:
-    """A bar of the residual's colours with its ends and its name."""
-    ramp = (np.asarray(DIFFERENCE_COLOURS(np.linspace(0, 1, 256)))[None, :, :3] * 255).round().astype(np.uint8)
-    bar = image(
-        Image.fromarray(np.repeat(ramp, 8, axis=0)),
-        "Blue: the reconstruction is too thin. Black: equal. Orange: too dense.",
-    )
-    words = "Difference: reprojection less radiograph, in mm of water. Blue: the reconstruction is too thin; orange: "
-    words += "too dense"
-    low, high = f"−{RESIDUAL_LIMIT_MM:g}", f"+{RESIDUAL_LIMIT_MM:g}"
-    return Markup(f'<div class="legend"><b>{words}</b><span>{low}</span>{bar}<span>{high}</span></div>')
+def geometry_section(radiographs: Sequence[Radiograph]) -> list[tuple[list[Any], list[Any]]]:
+    """What templates/geometry.html shows, a table each: number, name and kind of radiographs, and rows of values.
 
-
-def add_geometry(document: Document, radiographs: Sequence[Radiograph]) -> None:
-    """Tables of what is known about each radiograph, each value with where it comes from."""
-    document.paragraph(
-        "Every value with its origin. What is marked does not come from a file: “assumed” was allowed by an option, a "
-        "“usual value” stands where the file says nothing. Both hold only as far as they are true of this radiograph."
-    )
+    A row is a value's label and for each radiograph its `value_words`, or None where it is not known.
+    """
+    tables = []
     for first in range(0, len(radiographs), _A_TABLE):
         some = radiographs[first : first + _A_TABLE]
-        head = [
-            Markup(f"{n}. <bdi>{escape(one.name)}</bdi><small>{escape(one.modality or 'kind not known')}</small>")
-            for n, one in enumerate(some, first + 1)
-        ]
+        head = [(n, one.name, one.modality or "kind not known") for n, one in enumerate(some, first + 1)]
         names = {key: value for radiograph in some for key, value in radiograph.metadata.known().items()}
-        rows = [
-            [_label(key, value.unit), *(_cell(radiograph.metadata.get(key)) for radiograph in some)]
-            for key, value in names.items()
-        ]
-        document.table(["Value", *head], rows, words=range(1, len(some) + 1), kind="wrap")
-
-
-def _cell(found: MetadataValue[Any] | None) -> Markup:
-    if found is None:
-        return Markup('<span class="muted">not given</span>')
-    _, value, mark, by = value_words(found)
-    mark = f'<span class="assumed">{mark}</span>' if mark else ""
-    return Markup(f"<bdi>{escape(value)}</bdi><small>{mark}<bdi>{escape(by)}</bdi></small>")
+        rows = []
+        for key, value in names.items():
+            found = [radiograph.metadata.get(key) for radiograph in some]
+            rows.append((_label(key, value.unit), [None if one is None else value_words(one) for one in found]))
+        tables.append((head, rows))
+    return tables
 
 
 def value_words(found: MetadataValue[Any]) -> tuple[str, str, str, str]:

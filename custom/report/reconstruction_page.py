@@ -19,11 +19,11 @@ from torch import Tensor
 from custom import __version__
 from custom.geometry import ViewRow, VolumeGrid
 from custom.metrics import BODY_THRESHOLD_HU, body_mask
-from custom.report.document import Document, Markup, hashes, image, render_page, visible, write_page
+from custom.report.document import Markup, fragment, hashes, image, render_page, visible, write_page
 from custom.report.interval_section import interval_section
 from custom.report.pose_section import pose_section
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
-from custom.report.radiograph_section import NOT_GIVEN, add_geometry, add_radiographs, patient_facts
+from custom.report.radiograph_section import NOT_GIVEN, geometry_section, patient_facts, radiographs_section
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
 from custom.report.volume_pictures import (
     SPREAD_LIMIT_HU,
@@ -48,6 +48,7 @@ LARGEST, _CONTROLS = 15_000_000, 10_000
 REASONS, OVERVIEW_RADIOGRAPHS = 3, 2
 
 _DOUBT = {"REVIEW": "is in doubt", "REJECT": "does not hold"}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _WRITTEN = "written with this report"
 _FOLDER = f"{_WRITTEN}; hash of what “LC_ALL=C sha256sum *” prints in it"
 
@@ -140,7 +141,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
         **head(content),
         "checks": _checks(content.checks),
         "radiographs": _radiographs(content),
-        "geometry": _geometry(content),
+        "geometry": fragment("geometry.html", geometry=geometry_section(content.radiographs)),
         **pose_section(content.poses, [radiograph.name for radiograph in content.radiographs]),
         "size": _times(content.grid.shape),
         "spacing": _times(content.grid.spacing_mm),
@@ -251,24 +252,20 @@ def _made(checks: Sequence[CheckResult]) -> list[CheckResult]:
 
 
 def _number(value: float | None) -> str:
+    """Three digits that count, however small or large, such as 2.1·10⁻⁷."""
     if value is None:
         return "–"
-    if 0 < abs(value) < 0.0005:
-        return "0.000"
-    return "∞" if math.isinf(value) else f"{value:.3g}".replace("-", "−")
+    if math.isinf(value):
+        return "∞"
+    digits, _, exponent = f"{value:.3g}".partition("e")
+    power = f"·10{str(int(exponent)).translate(_RAISED)}" if exponent else ""
+    return digits.replace("-", "−") + power
 
 
-def _radiographs(content: ReportContent) -> Document:
-    part, names = Document(), [radiograph.name for radiograph in content.radiographs]
+def _radiographs(content: ReportContent) -> Markup:
+    names = [radiograph.name for radiograph in content.radiographs]
     pictures = content.image, content.views, content.field_mask, content.reprojections
-    add_radiographs(part, names, *pictures, content.energy_kev)
-    return part
-
-
-def _geometry(content: ReportContent) -> Document:
-    part = Document()
-    add_geometry(part, content.radiographs)
-    return part
+    return fragment("radiographs.html", **radiographs_section(names, *pictures, content.energy_kev))
 
 
 def _viewer(volumes: Sequence[PackedVolume]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
@@ -33,6 +32,7 @@ from custom.report.figures import (
     compass,
     light_grid,
     plane,
+    plane_heights,
     save_figure,
     scale_bar,
 )
@@ -124,15 +124,6 @@ def _headings(page: Page, top: float, title: str, caption: str, columns: Mapping
         page.text(centre, top - 0.22, name, ha="center", fontsize=10.5)
 
 
-def _panel(page: Page, box: tuple[float, float, float, float], column: _Column, name: str, scale: _Scale) -> Axes:
-    axes = page.panel(*box)
-    low, high = scale.limits
-    picture = plane(column.volume, name)
-    axes.imshow(picture, cmap=scale.cmap, vmin=low, vmax=high, aspect="auto", interpolation="bilinear")
-    compass(axes, *PLANES[name][3:])
-    return axes
-
-
 def _legend(page: Page, left: float, right: float, scale: _Scale) -> None:
     width = min(0.8 * (right - left), 3.2)
     box = ((left + right - width) / 2, page.height - 0.55, width)
@@ -180,7 +171,7 @@ def uncertainty_figure(
     names = [column.name for column in next(iter(rows.values()))]
     extent_mm = [size * step for size, step in zip(shape, spacing_mm, strict=True)]
     width = min(_WIDEST, (WIDTH - 2 * MARGIN - (len(names) - 1) * GAP) / len(names))
-    heights = {name: width * extent_mm[PLANES[name][2]] / extent_mm[PLANES[name][1]] for name in planes}
+    heights = {name: plane_heights(extent_mm, width)[name] for name in planes}
     first = (WIDTH - len(names) * (width + GAP) + GAP) / 2
     lefts = [first + index * (width + GAP) for index in range(len(names))]
     top = 0.45 + 0.36 * bool(title) + 0.3 * bool(caption)
@@ -193,7 +184,11 @@ def uncertainty_figure(
     for name in planes:
         for label, columns in rows.items():
             for left, column in zip(lefts, columns, strict=True):
-                axes = _panel(page, (left, top, width, heights[name]), column, name, spread if column.spread else grey)
+                scale = spread if column.spread else grey
+                axes = page.picture(
+                    (left, top, width, heights[name]), plane(column.volume, name), scale.cmap, scale.limits
+                )
+                compass(axes, *PLANES[name][3:])
                 if left == first:
                     scale_bar(axes, extent_mm[PLANES[name][1]])
             words = label if label and len(planes) == 1 else f"{label}, {name}" if label else name

@@ -107,7 +107,7 @@ def _pack(name: str, label: str, volume: Tensor, grid: VolumeGrid, halvings: int
 
 
 def viewer_scripts() -> list[str]:
-    """NiiVue and what drives it, for `Document`."""
+    """NiiVue and what drives it, for `render_page`."""
     folder = resources.files("custom.report")
     files = (folder / "vendor" / "niivue.umd.js", folder / "assets" / "viewer.js")
     return [file.read_text(encoding="utf-8") for file in files]

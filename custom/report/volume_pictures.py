@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
@@ -28,6 +27,7 @@ from custom.report.figures import (
     compass,
     light_grid,
     plane,
+    plane_heights,
     scale_bar,
 )
 
@@ -80,7 +80,7 @@ def planes_picture(
     """
     extent_mm = [size * step for size, step in zip(hu.shape, spacing_mm, strict=True)]
     width = (WIDTH - 2 * MARGIN - 2 * GAP) / 3
-    heights = {name: width * extent_mm[down] / extent_mm[across] for name, (_, across, down, *_) in PLANES.items()}
+    heights = plane_heights(extent_mm, width)
     tallest = max(heights.values())
     rows = [("CT value", hu, "gray", HU_DISPLAY)]
     if std_hu is not None:
@@ -90,8 +90,7 @@ def planes_picture(
         top = 0.4 + row * (tallest + GAP)
         for column, (name, (_, across, _down, *letters)) in enumerate(PLANES.items()):
             left = MARGIN + column * (width + GAP)
-            axes = page.panel(left, top, width, heights[name])
-            _show(axes, volume, name, colours, limits)
+            axes = page.picture((left, top, width, heights[name]), plane(volume, name), colours, limits)
             if row == 0 and hidden is not None:
                 cut = np.ma.masked_equal(plane(hidden.astype(np.float32), name), 0)
                 axes.imshow(cut, cmap=ListedColormap([_HIDDEN]), aspect="auto", interpolation="nearest")
@@ -123,15 +122,9 @@ def samples_picture(samples: Sequence[Volume], grid: VolumeGrid) -> Image.Image:
     first = (WIDTH - count * (width + GAP) + GAP) / 2
     for index, volume in enumerate(samples[:count]):
         left = first + index * (width + GAP)
-        axes = page.panel(left, 0.35, width, page.height - 0.5)
-        _show(axes, volume, "coronal", "gray", HU_DISPLAY)
+        page.picture((left, 0.35, width, page.height - 0.5), plane(volume, "coronal"), "gray", HU_DISPLAY)
         page.text(left + width / 2, 0.12, f"sample {index + 1}", ha="center", fontsize=10)
     return rendered(page.figure, 115)
-
-
-def _show(axes: Axes, volume: Volume, name: str, colours: str, limits: tuple[float, float]) -> None:
-    low, high = limits
-    axes.imshow(plane(volume, name), cmap=colours, vmin=low, vmax=high, aspect="auto", interpolation="bilinear")
 
 
 def histogram_picture(hu_in_body: npt.NDArray[Any], samples_in_body: Sequence[npt.NDArray[Any]] = ()) -> Image.Image:

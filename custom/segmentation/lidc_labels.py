@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from custom.core.files import write_json, write_nifti
+from custom.core.optional_packages import required
 from custom.core.rejection import Rejected
 from custom.data.case import load
 from custom.data.scan import scan, volume_suffix, walk
@@ -97,15 +98,9 @@ def write_lidc_labels(
 
 
 def _pylidc() -> Any:
-    try:
-        import pylidc
-        import pylidc.utils
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"LIDC's annotations need pylidc ({error}): pip install 'fewview-ct[lidc]', or give LUNA16's "
-            "annotations.csv"
-        ) from error
-    return pylidc
+    what = "without LUNA16's annotations.csv LIDC's own need"
+    required("pylidc.utils", "lidc", what)
+    return required("pylidc", "lidc", what)
 
 
 def _write(folder: Path, name: str, labels: Array, affine: Array, names: Mapping[str, str]) -> None:

@@ -189,14 +189,16 @@ def _assumptions(radiographs: Sequence[AcquisitionMetadata]) -> CheckResult:
     for number, metadata in enumerate(radiographs, 1):
         for name, found in metadata.known().items():
             if found.origin in said:
-                said[found.origin].setdefault((name.replace("_", " "), found.provenance), []).append(str(number))
+                said[found.origin].setdefault((name.replace("_", " "), found.where), []).append(str(number))
     allowed, defaults = (
         [f"{name} of radiograph {', '.join(which)} ({where})" for (name, where), which in values.items()]
         for values in said.values()
     )
     usual = f" Usual values stand for: {'; '.join(defaults)}." if defaults else ""
     if not allowed:
-        message = f"Every value that matters comes from the files or a sidecar.{usual}"
+        asked = any(one.origin is Origin.ANSWER for metadata in radiographs for one in metadata.known().values())
+        places = "the files, a sidecar or an answer on the page" if asked else "the files or a sidecar"
+        message = f"Every value that matters comes from {places}.{usual}"
         return CheckResult("assumptions", Verdict.PASS, 0, 0, None, message)
-    message = f"Not from the files, but allowed by an option: {'; '.join(allowed)}.{usual}"
+    message = f"In no file, but allowed: {'; '.join(allowed)}.{usual}"
     return CheckResult("assumptions", Verdict.REVIEW, len(allowed), 0, None, message)

@@ -82,12 +82,18 @@ def _over_pairs(
 
 
 def _detail_difference(first: Tensor, second: Tensor, deviation: float) -> float | None:
-    """`deviation` of the Gaussian in planes. A profile is 0 where its picture shows nothing of the body."""
-    both = ((first != 0) & (second != 0)).nonzero().flatten()
-    if len(both) < _FEWEST_PLANES:
+    """`deviation` of the Gaussian in planes. A profile is 0 where its picture shows nothing of the body.
+
+    Such planes between others (behind a blade or an annotation) weigh nothing in the blur.
+    """
+    both = (first != 0) & (second != 0)
+    planes = both.nonzero().flatten()
+    if len(planes) < _FEWEST_PLANES:
         return None
-    shared = torch.stack([first, second])[:, int(both[0]) : int(both[-1]) + 1].numpy()
-    detail = shared - gaussian_filter1d(shared, deviation, axis=1)
+    span = slice(int(planes[0]), int(planes[-1]) + 1)
+    shared, weight = torch.stack([first, second])[:, span].numpy(), both[span].double().numpy()
+    blurred = gaussian_filter1d(shared * weight, deviation, axis=1)[:, weight > 0]
+    detail = shared[:, weight > 0] - blurred / gaussian_filter1d(weight, deviation)[weight > 0]
     size = float((detail**2).mean()) ** 0.5
     return float(((detail[0] - detail[1]) ** 2).mean()) ** 0.5 / max(size, 1e-9)
 

@@ -86,7 +86,7 @@ def test_a_missing_fact_is_asked_for_and_the_answer_is_used(client: TestClient, 
     client.post(f"{case}/answers", data={"0:source_to_detector_mm": ""})
     assert "Nothing new was answered" in settled(client, case)
     client.post(f"{case}/answers", data={"0:source_to_detector_mm": "1600"})
-    assert "1600 mm by your answer" in settled(client, case)  # nearer than the patient
+    assert "1600 mm by the user&#39;s answer on the page" in settled(client, case)  # nearer than the patient
     client.post(f"{case}/answers", data={"0:source_to_detector_mm": "far"})
     assert "“far” must be a number" in settled(client, case)
     # What was allowed before is taken back by a form that offers it and does not have it ticked.
@@ -101,7 +101,7 @@ def test_a_missing_fact_is_asked_for_and_the_answer_is_used(client: TestClient, 
     assert "Distance A, source to detector [mm]" in page and "isocenter" not in page.split("All other values")[0]
     reading = json.loads((tmp_path / case[1:] / "reading.json").read_text())
     values = {key: (value, by) for key, _, value, _, by in reading["radiographs"][0]["values"]}
-    assert values["source_to_detector_mm"] == ("1800", "the user's answer on the page")
+    assert values["source_to_detector_mm"] == ("1800", "your answer")
     assert values["pixel_mm"][0] == "5.5, 5.5"
     assert reading["radiographs"][0]["sides"] == ["L", "R"] and not reading["questions"]
     for bad in ({"model": "../x"}, {"model": "ldm_recon", "samples": "17"}, {"model": "ldm_recon", "samples": "1"}):

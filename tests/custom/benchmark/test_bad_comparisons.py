@@ -69,7 +69,7 @@ def _argument(**values: Any) -> Callable[[Path, Path], dict[str, Any]]:
         (_argument(hu_window=(0.0, 0.0)), ValueError, "hu_window must be two finite numbers"),
         (_argument(reference="theirs"), ValueError, "no row 'theirs' to compare with; there are 'mean training CT'"),
         (_argument(views="1"), ValueError, "no method is to be run on 1"),
-        (_argument(device="tpu9"), ValueError, "device 'tpu9' is not to be had here"),
+        (_argument(device="tpu9"), ValueError, "device 'tpu9' cannot be used"),
         (_argument(cone_datalist="none.json"), FileNotFoundError, "none.json: no such datalist"),
     ],
 )

@@ -164,13 +164,17 @@ def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
         "no_ct": ([folder / "empty"], "no CT was found"),
         "template": ([sample_ct(), "--template", "prostate"], "'prostate' is not known"),
         "reference": ([sample_ct(), "--reference", folder / "none.nii"], "no such file"),
+        "device": ([sample_ct(), "--device", "abacus"], "device 'abacus' cannot be used"),
     }
 
 
 @pytest.mark.parametrize(
     "case",
-    ["verdict", "changed", "format", "limits", "no_object", "missing", "no_hu", "no_ct", "template", "reference"],
-)
+    [
+        "verdict", "changed", "format", "limits", "no_object", "missing", "no_hu", "no_ct", "template", "reference",
+        "device",
+    ],
+)  # fmt: skip
 def test_bad_input_is_said_in_a_line_and_nothing_is_written(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,7 +76,7 @@ def test_parallel_beam_and_8_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "a.json: not valid JSON"),
+        ("{", "a.json: is not a JSON file"),
         ("[1]", "must be a JSON object"),
         ('{"source_to_detektor_mm": 1800}', "'source_to_detektor_mm' is not known; a sidecar may say beam"),
         ('{"pixel_mm": "0.1"}', "pixel_mm is '0.1', it must be a number"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from custom.report.boxplots import method_boxplots, metric_boxplots
+from custom.report.boxplots import method_boxplots
 from custom.report.figures import plane, reconstruction_figure
 
 SHAPE = (20, 24, 28)
@@ -113,22 +113,9 @@ def test_boxplots_of_many_methods_have_a_panel_for_every_view_set(tmp_path: Path
     assert paths[0].read_bytes() == paths[1].read_bytes()
     heights = [imread(path).shape[0] for path in paths]
     assert heights[0] > 1.8 * heights[2], "four panels take two lines, one panel one"
-    with pytest.raises(ValueError, match="nosuch"):
-        method_boxplots(rows, tmp_path / "none.png", "nosuch")
-
-
-def test_boxplots(tmp_path: Path) -> None:
-    rows = [
-        {"case": str(i), "views": views, "method": method, "psnr_range": 20.0 + views + i / 5, "ssim": 0.5 + i / 50}
-        for views in (1, 2, 4)
-        for method in ("SIRT", "inr_recon")
-        for i in range(5 if views < 4 else 3)
-    ]
-    path = metric_boxplots(rows, tmp_path / "box.png", metrics=["psnr_range", "ssim"])
-    first = path.read_bytes()
-    assert imread(path)[..., :3].std() > 0.05
-    assert metric_boxplots(rows, path, metrics=["psnr_range", "ssim"]).read_bytes() == first
-    with pytest.raises(ValueError, match="nosuch"):
-        metric_boxplots(rows, path, metrics=["nosuch"])
-    with pytest.raises(ValueError, match="no case"):
-        metric_boxplots([], path)
+    assert imread(paths[0])[..., :3].std() > 0.05
+    few = method_boxplots([row for row in rows if row["dice"] < 0.53], tmp_path / "few.png", "dice")
+    assert imread(few)[..., :3].std() > 0.01, "dots without boxes"
+    for none in (rows, []):
+        with pytest.raises(ValueError, match="nosuch"):
+            method_boxplots(none, tmp_path / "none.png", "nosuch")

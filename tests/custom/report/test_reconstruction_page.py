@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from report_content import content, radiograph
 
 from custom.geometry import views_from_angles
 from custom.radiographs import MetadataValue, Origin
-from custom.report.document import Document, Markup, escape, fragment, render_page
+from custom.report.document import Markup, escape, fragment, render_page
 from custom.report.radiograph_pictures import side_letters
 from custom.report.radiograph_section import patient_facts
 from custom.report.reconstruction_page import STAMP, card_tables, head
@@ -112,6 +113,12 @@ def test_nothing_checked_is_not_passed(checks: list[CheckResult]) -> None:
         assert f"</span>{word}</strong>" in html
         assert ("Nothing was checked" in html) == (verdict != Verdict.REJECT)
         assert "No check found" not in html and "At least one check found something" not in html
+
+
+def test_numbers_of_checks_have_digits_that_count(tmp_path: Path) -> None:
+    small = CheckResult("agreement", Verdict.PASS, 2.14e-4, 3e-9, math.inf, "They agree.")
+    page = written(tmp_path, checks=[small])
+    assert "0.000214" in page.text and "3·10⁻⁹" in page.text and "∞" in page.text and "0.000 " not in page.text
 
 
 def test_warnings_stand_above_everything_else_each_once(tmp_path: Path) -> None:
@@ -269,8 +276,6 @@ def test_niivue_is_the_file_that_its_readme_names() -> None:
 def test_a_script_that_would_end_early_is_refused() -> None:
     with pytest.raises(ValueError, match="end or change the page"):
         render_page("reconstruction_head.html", "a", scripts=["'</SCRIPT>'"])
-    with pytest.raises(TypeError, match="Markup"):
-        Document().markup("<p>")  # type: ignore[arg-type]
     assert escape(Markup("<p>")) == "<p>"
 
 

@@ -97,6 +97,13 @@ def test_detail_of_a_body_that_is_cut_off_is_still_compared(beam: str) -> None:
     assert good < 0.25 < 0.45 < shifted
 
 
+def test_heights_behind_a_marker_are_no_edges_of_the_body() -> None:
+    image, views, field_mask = acquired([0.0, 180.0])
+    whole = detail_disagreement(image, views, field_mask)[0, 1]
+    field_mask[0, 20:26] = False
+    assert detail_disagreement(image, views, field_mask)[0, 1] == pytest.approx(whole, abs=0.01)
+
+
 def test_opposite_views_have_the_same_detail() -> None:
     image, views, field_mask = acquired([0.0, 180.0])
     assert detail_disagreement(image, views, field_mask)[0, 1] < 0.02

@@ -180,12 +180,16 @@ def test_assumptions_are_listed() -> None:
 
     result = judged(replace(known, source_to_detector_mm=by_option))
     assert result.verdict is Verdict.REVIEW
-    assert "source to detector mm of radiograph 1 (option --accept x)" in result.message
+    assert "source to detector mm of radiograph 1 (x)" in result.message
     result = judged(replace(known, detector_roll_deg=usual))
     assert result.verdict is Verdict.PASS
-    assert "detector roll deg of radiograph 1 (default: the detector stands upright)" in result.message
+    assert "detector roll deg of radiograph 1 (the detector stands upright)" in result.message
+    assert "comes from the files or a sidecar." in result.message
+    answered = MetadataValue("source_to_detector_mm", 1500.0, Origin.ANSWER, "answers.json")
+    said = judged(replace(known, source_to_detector_mm=answered))
+    assert said.verdict is Verdict.PASS and "a sidecar or an answer on the page." in said.message
     both = judged(replace(known, detector_roll_deg=usual), replace(known, detector_roll_deg=usual)).message
-    assert "detector roll deg of radiograph 1, 2 (default: the detector stands upright)." in both
+    assert "detector roll deg of radiograph 1, 2 (the detector stands upright)." in both
 
 
 def test_shapes_that_do_not_fit() -> None:
