@@ -211,6 +211,17 @@ def test_acquisitions_are_completed_and_more_are_added(acquired: dict[str, Any],
         run(["train.json", "acquisitions.json"], "train", "storing", False, **own, seed=3)
 
 
+def test_the_coarse_stage_trains_on_stored_acquisitions_too(paths: dict[str, Any], tmp_path: Path) -> None:
+    network = {key: value for key, value in NETWORK_OVERRIDES.items() if "#fine_" not in key}
+    own = {**paths, **TRAIN_OVERRIDES, **COARSE_OVERRIDES, "acquisitions_folder": str(tmp_path / "acquisitions")}
+    files = ["train.json", "coarse_stage.json"]
+    run([*files, "acquisitions.json"], "train", "storing", False, **own, acquisitions=2)
+    entry = torch.load(tmp_path / "acquisitions/000001.pt", weights_only=True)
+    assert entry["label"].shape == (1, 16, 8, 8), "the whole body on the grid of the coarse stage"
+    run(files, "train", "run", False, **{**own, **network, "bundle_root": str(tmp_path)})
+    assert load_checkpoint(tmp_path / "models/model.pt").state["volume_network.leave.bias"].abs().max() > 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
