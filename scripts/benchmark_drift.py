@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,12 @@ def _records(folder: Path, datalists: Sequence[str], model: str, size: int) -> l
     for device, settings in DEVICES.items():
         for index, (cohort, case) in enumerate(cases):
             file = folder / device / f"{cohort}_{case['case']}.json"
-            if file.is_file():
+            made_from = {
+                "model_sha256": loaded.sha256,
+                "size": size,
+                "settings": json.loads(json.dumps(asdict(settings))),
+            }
+            if file.is_file() and json.loads(file.read_text()).get("made_from") == made_from:
                 continue
             ct = load_ct(case, loaded.pixel_at_isocenter_mm)
             detector = detector_of(loaded), loaded.pixel_at_isocenter_mm
@@ -57,7 +62,7 @@ def _records(folder: Path, datalists: Sequence[str], model: str, size: int) -> l
             evidence = reconstructed(loaded, shots)
             assert evidence.hu is not None
             error = error_hu(loaded, evidence.hu, ct)
-            write_json(file, {**measured(evidence, meter), "error_hu": error, "model_sha256": loaded.sha256})
+            write_json(file, {**measured(evidence, meter), "error_hu": error, "made_from": made_from})
     names = [f"{cohort}_{case['case']}.json" for cohort, case in cases]
     return [{device: json.loads((folder / device / name).read_text()) for device in DEVICES} for name in names]
 

@@ -133,7 +133,7 @@ def _run(job: _Job) -> bool:
     simulation = replace(job.simulation, energy_kev=model.energy_kev)
     settings = json.loads(json.dumps({
         "case": job.case["case"], "kind": job.kind, "model": model.sha256, "size": job.size,
-        "samples": job.samples,
+        "samples": job.samples, **({"sampler": model.network.settings} if job.samples else {}),
         "thresholds": [sha256_file(path) for path in (job.thresholds, *job.levels)],
         "simulation": asdict(simulation), "views": job.view_sets,
         "software": f"fewview-ct {__version__}",

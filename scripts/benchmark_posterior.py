@@ -19,7 +19,7 @@ import fire
 from monai.bundle import ConfigWorkflow
 
 from custom.benchmark import VIEW_SETS
-from custom.core.files import write_bytes
+from custom.core.files import read_json_object, sha256_file, write_bytes, write_json
 from custom.metrics.tables import read_csv
 
 CONFIGS = Path(__file__).resolve().parents[1] / "bundles" / "ldm_recon" / "configs"
@@ -33,7 +33,10 @@ SPREAD = {
 
 
 def _evaluate(folder: Path, preset: str, options: Mapping[str, Any]) -> None:
-    if (folder / "metrics_mean.csv").is_file():
+    hashes = {key: sha256_file(value) for key, value in options.items() if Path(str(value)).is_file()}
+    made_from = json.loads(json.dumps({"preset": preset, "options": dict(options), "sha256": hashes}))
+    done = folder / "made_from.json"
+    if done.is_file() and read_json_object(done) == made_from:
         return
     files = [
         CONFIGS / "train.json",
@@ -51,6 +54,7 @@ def _evaluate(folder: Path, preset: str, options: Mapping[str, Any]) -> None:
     workflow.initialize()
     workflow.run()
     workflow.finalize()
+    write_json(done, made_from)
 
 
 def _spread(folder: Path) -> dict[str, float]:

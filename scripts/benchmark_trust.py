@@ -123,6 +123,7 @@ def _run(job: _Job) -> bool:
         "case": job.case["case"], "next": job.next_case["case"], "kind": job.kind, "model": model.sha256,
         "size": job.size, "samples": job.samples, "reconstruct_all": job.reconstruct_all,
         "simulation": asdict(simulation), "software": f"fewview-ct {__version__}",
+        **({"sampler": model.network.settings} if job.samples else {}),
     }))  # fmt: skip
     if job.file.is_file() and json.loads(job.file.read_text())["settings"] == settings:
         return False

@@ -23,7 +23,7 @@ from custom.benchmark.cohort import common_grid
 from custom.benchmark.methods import VIEW_SETS, Method, mean_training_ct, network_row, sirt_row
 from custom.benchmark.null_rows import ANOTHER_CT, NULL_ROWS
 from custom.core.checkpoints import load_checkpoint
-from custom.core.files import read_json_object, sha256_file
+from custom.core.files import read_json_object, sha256_file, sha256_files
 from custom.core.json_models import StrictModel, validated
 from custom.data.datalist import load_cases
 from custom.geometry import VolumeGrid
@@ -159,8 +159,11 @@ class SimpleEntry(Entry):
 
     def identity(self, setting: Setting) -> dict[str, Any]:
         found = super().identity(setting)
-        if self.simple in _OF_TRAINING and os.path.isfile(setting.data_list_file):
-            found["files"][setting.data_list_file] = sha256_file(setting.data_list_file)
+        path = self.options.get("data_list_file", setting.data_list_file)
+        if self.simple in _OF_TRAINING and os.path.isfile(path):
+            found["files"][path] = sha256_file(path)
+            # The same list may name CTs that were prepared anew.
+            found["training_cts_sha256"] = sha256_files(Path(case["label"]) for case in load_cases(path, "training"))
         return found
 
     def _try(self, setting: Setting) -> None:

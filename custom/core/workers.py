@@ -144,6 +144,8 @@ class Workers:
         failure: Failure = (),
         retry: Callable[[Item, Exception], Item | None] = lambda item, error: None,
         label: str | None = "",
+        unit: str = "case",
+        size: Callable[[Item], int] = lambda item: 1,
     ) -> list[Result]:
         """Results in the order of completion.
 
@@ -153,13 +155,15 @@ class Workers:
             failure: the exception which is one item's own; any other stops the run.
             retry: called with an item and its failure; gives another item to try instead, or None.
             label: of the progress bar; None for no bar.
+            unit: that the progress bar counts.
+            size: how many of them an item is.
 
         Raises:
             RuntimeError: a worker process died (as it does where memory runs out); on Dask, several at the same item,
                 or the scheduler.
         """
         results: list[Result] = []
-        with tqdm(total=len(items), desc=label, unit="case", disable=label is None or not items) as bar:
+        with tqdm(total=sum(map(size, items)), desc=label, unit=unit, disable=label is None or not items) as bar:
             if self._executor is None:
                 for item in items:
                     again: Item | None = item
@@ -169,7 +173,7 @@ class Workers:
                             results.append(function(current))
                         except failure as error:
                             again = retry(current, error)
-                    bar.update()
+                    bar.update(size(item))
                 return results
             sent = self._sent(function)
             pending: dict[Future[Result], Item] = {self._executor.submit(sent, item): item for item in items}
@@ -194,7 +198,7 @@ class Workers:
                                 f"workers; finished cases are kept ({error})"
                             ) from error
                         raise
-                    bar.update()
+                    bar.update(size(item))
         return results
 
 

@@ -292,13 +292,16 @@ def _run(job: _Job) -> bool:
     used = job.source if from_source and job.source is not None else job.label
     if not used.is_file():
         raise FileNotFoundError(f"{used}: the datalist names this CT, but it is not there")
-    record = {**json.loads(json.dumps(asdict(job.acquisition))), "ct_sha256": sha256_file(used)}
-    if _is_done(job, record):
-        return False
+    # The cube says where the isocentre is, also where the CT is the uncropped one.
     cube, cube_affine = _load_ct(job.label)
-    source, source_affine = _load_ct(job.source) if from_source and job.source is not None else (None, None)
     try:
-        image, geometry = simulate_case(cube, cube_affine, job.acquisition, source, source_affine, job.case, job.device)
+        geometry = case_geometry(cube.shape, cube_affine, job.acquisition)
+        record = {**asdict(job.acquisition), "ct_sha256": sha256_file(used)}
+        record = json.loads(json.dumps({**geometry.to_dict(), "simulation": record}))
+        if _is_done(job, record):
+            return False
+        source, source_affine = _load_ct(job.source) if from_source and job.source is not None else (None, None)
+        image, _ = simulate_case(cube, cube_affine, job.acquisition, source, source_affine, job.case, job.device)
     except ValueError as error:
         raise ValueError(f"{job.case} ({used}): {error}") from error
     pixel_v, pixel_u = geometry.pixel_mm[0]
@@ -316,7 +319,7 @@ def _run(job: _Job) -> bool:
                 photons=None,
             )
     # The geometry comes last: it says that the radiographs are complete, and which bytes they have.
-    write_json(job.geometry, {**geometry.to_dict(), "simulation": record, "files": _hashes(job)})
+    write_json(job.geometry, {**record, "files": _hashes(job)})
     return True
 
 
@@ -328,7 +331,7 @@ def _is_done(job: _Job, record: dict[str, Any]) -> bool:
     except ValueError as error:
         logger.warning("%s is damaged and is made again (%s)", job.geometry, error)
         return False
-    return content.get("simulation") == record and content.get("files") == _hashes(job)
+    return content == {**record, "files": _hashes(job)}
 
 
 def _hashes(job: _Job) -> dict[str, str | None]:

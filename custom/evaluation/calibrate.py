@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from custom import __version__
-from custom.core.files import sha256_file, write_json
+from custom.core.files import sha256_file, sha256_files, write_json
 from custom.core.json_models import validated
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
@@ -53,15 +53,18 @@ class _Job:
     threads: int | None
     file: Path
 
-    def settings(self, model_sha256: str) -> dict[str, Any]:
+    def settings(self, model: Model) -> dict[str, Any]:
         """All that what the file holds of a beam and number of views depends on."""
         content = {
             "case": self.case["case"],
+            "ct_sha256": sha256_files([Path(self.case[key]) for key in ("label", "source") if key in self.case]),
             "index": self.index,
             "warp": self.warp,
-            "model_sha256": model_sha256,
+            "model_sha256": model.sha256,
+            "parents_sha256": model.parents,
             "size": self.size,
             "samples": self.samples,
+            "sampler": model.network.settings if self.samples else None,
             "statistics": [*STATISTICS, *PREDICTORS],
             "templates": self.templates,
             "dose_rules": kept_doses(self.templates).rules if self.templates else None,
@@ -303,7 +306,7 @@ def _run(job: _Job) -> bool:
     if job.threads is not None:
         torch.set_num_threads(job.threads)
     model, meter, priors = loaded_model(job.model, job.size, job.device, job.priors)
-    settings = job.settings(model.sha256)
+    settings = job.settings(model)
     found = _finished(job.file, settings)
     missing = [group for group in job.groups if group_name(*group) not in found]
     if not missing:

@@ -81,7 +81,7 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         image: Tensor,
         views: Tensor | None = None,
         view_mask: Tensor | None = None,
-        region: VolumeGrid | None = None,
+        region: VolumeGrid | Sequence[VolumeGrid] | None = None,
         coarse: bool = False,
         priors: Sequence[PopulationPrior] | None = None,
     ) -> Tensor:
@@ -92,12 +92,13 @@ class CoarseToFineReconstructor(VolumeReconstructor):
             views: (B, K, 13) or (K, 13); None for the views given at construction.
             view_mask: bool (B, K), False for padding; None: every view counts.
             region: part of `grid` to reconstruct, of the same voxels; None: all of it. Its shape must be divisible by
-                2^(levels of the fine network).
+                2^(levels of the fine network). Or several parts of one shape, which share the first stage and the
+                radiographs' features.
             coarse: give the volume on `coarse_grid` instead, to train that stage alone.
             priors: one for each of the B cases instead of the network's own; see `OutOfFoldPriors`.
 
         Returns:
-            (B, 1, X, Y, Z), `hu_window` as [-1, 1].
+            (B, 1, X, Y, Z), `hu_window` as [-1, 1]; of R parts (R B, 1, X, Y, Z), all cases of the first one first.
 
         Raises:
             ValueError: if image, views and mask do not match.
@@ -109,17 +110,16 @@ class CoarseToFineReconstructor(VolumeReconstructor):
         assert volume is not None and self.coarse_grid is not None
         if coarse:
             return volume[1]
-        whole = region is None
-        region = self.grid if region is None else region
-        consistent = whole and self.consistency_iterations > 0 and not self.training
-        if self.fine_network is None and not consistent:
-            return sample_on(region, volume[1], self.coarse_grid)
-        unexplained = self._unexplained(image, views, volume[1])
+        parts = [self.grid] if region is None else [region] if isinstance(region, VolumeGrid) else region
+        consistent = region is None and self.consistency_iterations > 0 and not self.training
         if self.fine_network is None:
-            pred = sample_on(region, volume[1], self.coarse_grid)
-        else:
-            features = self._fine_features(image, unexplained)
-            pred = self._refined(volume, features, views, view_mask, image.shape[2:], region)
+            pred = torch.cat([sample_on(part, volume[1], self.coarse_grid) for part in parts])
+            if not consistent:
+                return pred
+        unexplained = self._unexplained(image, views, volume[1])
+        if self.fine_network is not None:
+            seen = (self._fine_features(image, unexplained), views, view_mask, image.shape[2:])
+            pred = torch.cat([self._refined(volume, *seen, part) for part in parts])
         if not consistent:
             return pred
         if self.consistency_detail_mm is not None:

@@ -111,6 +111,22 @@ class PosteriorSampler(nn.Module):
         self.final_consistency = final_consistency
         self.grid, self.hu_window = autoencoder.grid, denoiser.hu_window
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that samples depend on beside networks, radiographs and seed, for whoever keeps what was made of them."""
+        used = {"consistency": self.consistency if self.consistency_weight else None, "final": self.final_consistency}
+        solver = {k: v for k, v in vars(self.scheduler).items() if isinstance(v, str | int | float | bool | None)}
+        return {
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "quantise": self.quantise,
+            "residual_scale": self.residual_scale,
+            "recentring": self.recentring,
+            "consistency_weight": self.consistency_weight,
+            **{k: None if one is None else getattr(one, "settings", type(one).__name__) for k, one in used.items()},
+            "solver": {k: v for k, v in sorted(solver.items()) if not k.startswith("_")},
+        }
+
     @torch.no_grad()
     def forward(
         self, image: Tensor, views: Tensor, view_mask: Tensor | None = None, seed: int = 0, first: int = 0

@@ -8,7 +8,6 @@ import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,15 +80,10 @@ def collect_samples(
 def _fingerprint(sampler: PosteriorSampler, image: Tensor, views: Tensor, count: int, seed: int) -> Tensor:
     """SHA-256, as bytes, of all that the samples depend on."""
     total = hashlib.sha256()
-    settings: list[Any] = [sampler.steps, sampler.guidance_scale, sampler.quantise, sampler.residual_scale]
-    settings += [sampler.consistency_weight, seed]
-    settings += [(sampler.recentring, min(count, NOISE_GROUP))] if sampler.recentring else []
-    used = (sampler.consistency if sampler.consistency_weight else None, sampler.final_consistency)
-    settings += [None if one is None else getattr(one, "settings", type(one).__name__) for one in used]
-    solver = {k: v for k, v in vars(sampler.scheduler).items() if isinstance(v, str | int | float | bool | None)}
-    total.update(repr([settings, sorted((k, v) for k, v in solver.items() if not k.startswith("_"))]).encode())
-    networks = [sampler.denoiser, sampler.autoencoder, *getattr(sampler.mean, "networks", [])]
-    tensors = [value for network in networks for value in network.state_dict().values()]
+    together = min(count, NOISE_GROUP) if sampler.recentring else 1  # samples that depend on one another
+    total.update(repr([sampler.settings, seed, together]).encode())
+    networks = [sampler.denoiser, sampler.autoencoder, getattr(sampler.mean, "network", None)]
+    tensors = [value for network in networks if network is not None for value in network.state_dict().values()]
     for tensor in (*tensors, image, views):
         total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return torch.tensor(list(total.digest()), dtype=torch.uint8)

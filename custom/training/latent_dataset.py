@@ -7,11 +7,9 @@ set of radiographs, and what a mean network makes of them, encoded.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +19,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from custom.core.checkpoints import definition, load_checkpoint
-from custom.core.files import read_json_object, sha256_file, write_json, write_tensors
+from custom.core.files import sha256_file, write_json, write_tensors
 from custom.core.hu_window import hu_to_unit
-from custom.core.tensor_files import load_tensors
-from custom.core.workers import Workers
 from custom.data.augmentation import RandThoraxAugment
 from custom.geometry import VolumeGrid
 from custom.sampling import EncodedMean
+from custom.training.drawn_entries import EntryFolder, Job, drawn_from, of_radiographs
 from custom.training.prepare_batch import SimulatedRadiographs
 
 __all__ = ["LatentDataset", "write_latents"]
@@ -98,35 +95,23 @@ def write_latents(
     wanted = ("grid", autoencoder.grid, body_grid)
     if means and (not radiographs or (radiographs.sampling, radiographs.grid, radiographs.body_grid) != wanted):
         raise ValueError("means need radiographs of sampling 'grid', on the autoencoder's grid and the body_grid")
-    settings = {
+    settings: dict[str, Any] = {
         "autoencoder_sha256": checkpoint.hash,
         "grid": definition(autoencoder.grid),
         "source_grid": definition(body_grid),
         "hu_window": list(autoencoder.hu_window),
         "seed": seed,
-        "folds": folds,
-        "weights": [round(float(weight), 9) for weight in weights],
         "loaded_shapes": [shape],
-        "augmentation": _plain(augment),
+        **drawn_from(cases, weights, augment),
     }
-    if augment.shapes is not None:
-        settings["shapes"] = _plain(augment.shapes)
     if means and radiographs:
         settings["mean_sha256"] = [EncodedMean(path, autoencoder).hash for path in means]
-        parts = (radiographs, radiographs.acquisition, radiographs.pose_error, radiographs.degradation)
-        settings["radiographs"] = {type(part).__name__: _plain(part) for part in parts if part is not None}
-    settings = json.loads(json.dumps(settings))
-    _claim(folder, settings)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.multinomial(torch.tensor(weights), count, replacement=True, generator=generator).tolist()
-    waiting: dict[int, list[int]] = {}
-    for index, case in enumerate(drawn):
-        if not entry_path(folder, index).is_file():
-            waiting.setdefault(case, []).append(index)
-    jobs = [_Job(cases[case], tuple(indices)) for case, indices in waiting.items()]
+        settings["radiographs"] = of_radiographs(radiographs)
+    entries = _entries(folder)
+    settings = entries.claim(settings, RESULTS)
     work = partial(
         _encode,
-        folder=folder,
+        entries=entries,
         loading=loading,
         key=key,
         shape=shape,
@@ -138,34 +123,25 @@ def write_latents(
         radiographs=radiographs,
         means=means,
     )
-    with Workers(1, scheduler) as pool:
-        pool.run(work, jobs, label="latents")
+    entries.fill(work, cases, weights, count, seed, scheduler)
     total, squares, voxels = torch.zeros(0), torch.zeros(0), 0
     for index in range(count):
-        wide = load_tensors(entry_path(folder, index), mmap=True)["latent"].double().flatten(1)
+        wide = entries.load(index, mmap=True)["latent"].double().flatten(1)
         total = wide.sum(1) + (total if len(total) else 0)
         squares = wide.square().sum(1) + (squares if len(squares) else 0)
         voxels += wide.shape[1]
     mean = total / voxels
     std = (squares / voxels - mean.square()).clamp(min=0).sqrt()
     content = {**settings, "count": count, "latent_mean": mean.tolist(), "latent_std": std.tolist()}
-    write_json(folder / INDEX, content)
+    write_json(entries.folder / INDEX, content)
     logger.info("%d latents in %s", count, folder)
-    return folder / INDEX
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A case, and its entries that are not there yet."""
-
-    case: Mapping[str, Any]
-    indices: tuple[int, ...]
+    return entries.folder / INDEX
 
 
 @torch.no_grad()
 def _encode(
-    job: _Job,
-    folder: Path,
+    job: Job,
+    entries: EntryFolder,
     loading: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     key: str,
     shape: tuple[int, ...],
@@ -179,16 +155,10 @@ def _encode(
 ) -> None:
     """Write the entries of one case."""
     autoencoder: Any = load_checkpoint(checkpoint).network().to(device)
-    loaded = torch.as_tensor(loading(job.case)[key])
-    if tuple(loaded.shape[1:]) != shape:
-        raise ValueError(f"{job.case.get('case', 'a case')}: {tuple(loaded.shape[1:])} voxels, the first has {shape}")
     fold = int(job.case.get("fold", 0))
     mean = EncodedMean(means[fold if len(means) > 1 else 0], autoencoder, device) if means else None
-    for index in job.indices:
-        own_seed = seed * 1_000_003 + index
-        augment.set_random_state(own_seed)
-        augment.randomize(job.case)
-        volume = augment(loaded, randomize=False).round().to(torch.int16)
+    for index, own_seed, warped in job.warped(loading, augment, seed, key, shape):
+        volume = warped.round().to(torch.int16)
         unit = hu_to_unit(volume[cube].to(device), autoencoder.hu_window)
         entry = {"latent": autoencoder.encode(unit[None])[0].half().cpu(), "fold": torch.tensor(fold)}
         if mean is None or radiographs is None:
@@ -199,23 +169,12 @@ def _encode(
                 image, _, _, seen = radiographs({radiographs.volume_key: volume[None]}, device)
             known = mean(image, seen["views"], seen["view_mask"])[0].half()
             entry |= {"known": known.cpu(), "image": image[0].cpu(), "views": seen["views"][0].cpu()}
-        write_tensors(entry_path(folder, index), entry)
+        write_tensors(entries.path(index), entry)
 
 
-def _plain(part: Any) -> dict[str, Any]:
-    """The settings of an object that are numbers, words, or lists of them."""
-    values = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in vars(part).items()}
-    return {
-        name: value
-        for name, value in values.items()
-        if isinstance(value, int | float | str)
-        or (isinstance(value, list | tuple) and all(isinstance(one, int | float | str) for one in value))
-    }
-
-
-def entry_path(folder: Path, index: int) -> Path:
-    """File of an entry."""
-    return folder / f"{index:06d}.pt"
+def _entries(folder: str | os.PathLike[str]) -> EntryFolder:
+    remedy = "write them with latents.json of the bundle ldm_recon (its page says how)"
+    return EntryFolder(Path(folder), INDEX, "latents", remedy)
 
 
 class LatentDataset(Dataset):
@@ -241,14 +200,8 @@ class LatentDataset(Dataset):
         autoencoder_checkpoint: str | os.PathLike[str],
         mean_checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.folder = Path(folder)
-        index = self.folder / INDEX
-        content = read_json_object(index) if index.is_file() else {}
-        if "count" not in content:
-            raise FileNotFoundError(
-                f"{index}: there are no latents, or not all of them: write them with "
-                "latents.json of the bundle ldm_recon (its page says how)"
-            )
+        self.entries = _entries(folder)
+        index, content = self.entries.folder / INDEX, self.entries.complete()
         found = sha256_file(autoencoder_checkpoint)
         if content["autoencoder_sha256"] != found:
             raise ValueError(
@@ -265,9 +218,6 @@ class LatentDataset(Dataset):
         self.count = int(content["count"])
         self.latent_mean = torch.tensor(content["latent_mean"])
         self.latent_std = torch.tensor(content["latent_std"])
-        missing = [i for i in range(self.count) if not entry_path(self.folder, i).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{entry_path(self.folder, missing[0])}: missing, and {len(missing) - 1} more")
 
     def __len__(self) -> int:
         return self.count
@@ -275,19 +225,6 @@ class LatentDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < self.count:
             raise IndexError(f"there are {self.count} latents, got index {index}")
-        entry = load_tensors(entry_path(self.folder, index))
+        entry = self.entries.load(index)
         item = {key: value if key == "fold" else value.float() for key, value in entry.items()}
         return item | ({"view_mask": torch.ones(len(item["views"]), dtype=torch.bool)} if "views" in item else {})
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Say what the folder holds before anything is in it, or find out that it holds something else."""
-    index = folder / INDEX
-    if index.is_file():
-        content = read_json_object(index)
-        keys = (content.keys() | settings.keys()) - RESULTS
-        other = sorted(key for key in keys if content.get(key) != settings.get(key))
-        if other:
-            raise ValueError(f"{folder} holds latents of other settings ({', '.join(other)}): choose another folder")
-        return
-    write_json(index, settings)

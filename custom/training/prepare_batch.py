@@ -27,7 +27,8 @@ BORDER_PIXELS = 4
 class SimulatedRadiographs(PrepareBatch):
     """Computes the radiographs of a training step from CT volumes, at views drawn for this step.
 
-    The volumes may reach beyond the reconstructed grid: tissue outside casts shadows, as at the clinic.
+    The volumes may reach beyond the reconstructed grid: tissue outside casts shadows, as at the clinic. A batch that
+    holds an acquisition already ("image", "views" and "label", see `acquire`) keeps it.
 
     Args:
         acquisition: gives views (K, 13) at every call (`custom.geometry.acquisition_sampler.AcquisitionSampler`).
@@ -41,6 +42,8 @@ class SimulatedRadiographs(PrepareBatch):
             volume network alone.
         points: number of random points.
         patch: voxels along each side of patch or region.
+        regions_per_step: of sampling "region": so many of them from the same acquisition, one after the other in the
+            label, as the network gives them.
         degradation: applied to the line integrals (B, K, V, U) with their views, such as `RandRadiograph`; None: none.
         pose_error: gives the views that the radiographs are taken from, of those that the network is told; None: the
             same.
@@ -53,7 +56,7 @@ class SimulatedRadiographs(PrepareBatch):
         priors: chosen by the batch entry "fold" and handed to the network; None, or none in it: its own.
 
     Raises:
-        ValueError: if the grids do not fit each other.
+        ValueError: if the grids do not fit each other, or for fewer than one region.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class SimulatedRadiographs(PrepareBatch):
         sampling: str = "random",
         points: int = 32768,
         patch: int = 48,
+        regions_per_step: int = 1,
         degradation: Callable[[Tensor, Tensor], Tensor] | None = None,
         pose_error: Callable[[Tensor], Tensor] | None = None,
         truncated_prob: float = 0.0,
@@ -84,10 +88,15 @@ class SimulatedRadiographs(PrepareBatch):
         self.cube, self.region = ((..., *part.middle_of(body_grid)) for part in (grid, target))
         if sampling in ("patch", "region") and patch > min(grid.shape):
             raise ValueError(f"patch must not exceed the grid {grid.shape}, got {patch}")
+        if regions_per_step < 1 or (regions_per_step > 1 and sampling != "region"):
+            raise ValueError(
+                f"regions_per_step must be at least 1, and more needs sampling 'region', got {regions_per_step} and "
+                f"{sampling!r}"
+            )
         self.acquisition, self.grid, self.body_grid = acquisition, target, body_grid
         self.projector, self.detector_shape = Projector(body_grid, detector_shape), tuple(detector_shape)
         self.energy_kev, self.hu_window = energy_kev, tuple(hu_window)
-        self.sampling, self.points, self.patch = sampling, points, patch
+        self.sampling, self.points, self.patch, self.regions_per_step = sampling, points, patch, regions_per_step
         self.degradation, self.volume_key, self.cube_prob = degradation, volume_key, cube_prob
         self.pose_error, self.truncated_prob = pose_error, truncated_prob
         self.smallest_detector_shape = tuple(smallest_detector_shape or detector_shape)
@@ -112,22 +121,16 @@ class SimulatedRadiographs(PrepareBatch):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor, tuple, dict[str, Any]]:
         """Radiographs (B, K, V, U), label (B, 1, *spatial), and the keywords of the network's forward."""
-        volume = torch.as_tensor(batchdata[self.volume_key]).to(device, torch.float32, non_blocking=non_blocking)
-        if self.cube_prob and float(torch.rand(())) < self.cube_prob:
-            whole, volume = volume, torch.full_like(volume, AIR_HU)
-            volume[self.cube] = whole[self.cube]
-        views = self.acquisition().to(volume.device).expand(len(volume), -1, -1)
-        with torch.no_grad():
-            seen_from = views[0] if self.pose_error is None else self.pose_error(views[0])
-            image = self.projector(hu_to_attenuation(volume, self.energy_kev), seen_from)
-            if self.degradation is not None:
-                image = self.degradation(image, seen_from)
-            if self.truncated_prob and float(torch.rand(())) < self.truncated_prob:
-                image = self._truncated(image)
-        label = hu_to_unit(volume[self.region], self.hu_window)
+
+        def move(key: str) -> Tensor:
+            return torch.as_tensor(batchdata[key]).to(device, torch.float32, non_blocking=non_blocking)
+
+        acquired = "image" in batchdata
+        image, views, hu = map(move, ("image", "views", "label")) if acquired else self.acquire(move(self.volume_key))
+        label = hu_to_unit(hu, self.hu_window)
         keywords: dict[str, Any] = {
             "views": views,
-            "view_mask": torch.ones(views.shape[:2], dtype=torch.bool, device=volume.device),
+            "view_mask": torch.ones(views.shape[:2], dtype=torch.bool, device=views.device),
         }
         if self.priors:
             keywords["priors"] = self.priors.of(batchdata["fold"])
@@ -135,18 +138,49 @@ class SimulatedRadiographs(PrepareBatch):
             return image, label, (), {**keywords, "coarse": True}
         if self.sampling == "grid":
             return image, label, (), keywords
-        points = self.grid.points(volume.device)
-        if self.sampling in ("patch", "region"):
-            corner = [int(torch.randint(n - self.patch + 1, (1,))) for n in self.grid.shape]
-            x, y, z = (slice(c, c + self.patch) for c in corner)
-            if self.sampling == "region":
-                keywords["region"] = self.grid.part(corner, (self.patch,) * 3)
-                return image, label[..., x, y, z], (), keywords
-            keywords["points"] = points[x, y, z].expand(len(volume), -1, -1, -1, -1)
-            return image, label[..., x, y, z], (), keywords
-        chosen = torch.randint(points[..., 0].numel(), (self.points,), device=volume.device)
-        keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(volume), -1, -1)
+        if self.sampling == "region":
+            corners = [self._corner() for _ in range(self.regions_per_step)]
+            keywords["region"] = [self.grid.part(corner, (self.patch,) * 3) for corner in corners]
+            return image, torch.cat([label[(..., *self._box(corner))] for corner in corners]), (), keywords
+        points = self.grid.points(label.device)
+        if self.sampling == "patch":
+            box = self._box(self._corner())
+            keywords["points"] = points[box].expand(len(label), -1, -1, -1, -1)
+            return image, label[(..., *box)], (), keywords
+        chosen = torch.randint(points[..., 0].numel(), (self.points,), device=label.device)
+        keywords["points"] = points.reshape(-1, 3)[chosen].expand(len(label), -1, -1)
         return image, label.flatten(2)[..., chosen], (), keywords
+
+    @torch.no_grad()
+    def acquire(self, volume: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw views and take radiographs.
+
+        Args:
+            volume: (B, 1, X, Y, Z) in HU on `body_grid`, float32.
+
+        Returns:
+            Radiographs (B, K, V, U); the views (B, K, 13) that the network is told; the CT (B, 1, *spatial) in HU on
+            the grid that is learnt.
+        """
+        if self.cube_prob and float(torch.rand(())) < self.cube_prob:
+            whole, volume = volume, torch.full_like(volume, AIR_HU)
+            volume[self.cube] = whole[self.cube]
+        views = self.acquisition().to(volume.device).expand(len(volume), -1, -1)
+        seen_from = views[0] if self.pose_error is None else self.pose_error(views[0])
+        image = self.projector(hu_to_attenuation(volume, self.energy_kev), seen_from)
+        if self.degradation is not None:
+            image = self.degradation(image, seen_from)
+        if self.truncated_prob and float(torch.rand(())) < self.truncated_prob:
+            image = self._truncated(image)
+        return image, views, volume[self.region]
+
+    def _corner(self) -> list[int]:
+        """The first voxel of a random patch."""
+        return [int(torch.randint(n - self.patch + 1, (1,))) for n in self.grid.shape]
+
+    def _box(self, corner: Sequence[int]) -> tuple[slice, slice, slice]:
+        x, y, z = (slice(first, first + self.patch) for first in corner)
+        return x, y, z
 
     def _truncated(self, image: Tensor) -> Tensor:
         """The middle of the radiographs: as much goes on both sides, so the views stay as they are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,14 @@ from custom.core.checkpoints import definition, load_checkpoint
 from custom.geometry import Geometry
 from tests.bundles.documented import unknown_overrides
 from tests.bundles.results import assert_as_reconstruct_in_the_frame_of_the_ct, assert_evaluation_sees_the_radiographs
-from tests.bundles.tiny_cohort import COARSE_OVERRIDES, CUBE, INFERENCE_OVERRIDES, NETWORK_OVERRIDES, TRAIN_OVERRIDES
+from tests.bundles.tiny_cohort import (
+    COARSE_OVERRIDES,
+    CUBE,
+    INFERENCE_OVERRIDES,
+    NETWORK_OVERRIDES,
+    TRAIN_OVERRIDES,
+    VOXEL_MM,
+)
 from tests.bundles.workflow import (
     ROOT,
     Bundle,
@@ -133,6 +141,132 @@ def test_the_coarse_stage_trains_the_volume_network_that_training_starts_from(
     for name, value in weights.items():
         torch.testing.assert_close(second[name], value)
     assert any(name.startswith("fine_network") for name in second)
+
+
+@pytest.fixture(scope="module")
+def acquired(paths: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Overrides of a training with five stored acquisitions, two regions a step, and a result folder of its own."""
+    folder = tmp_path_factory.mktemp("acquired")
+    own = {**paths, **TRAIN_OVERRIDES, "acquisitions_folder": str(folder / "acquisitions")}
+    run(["train.json", "acquisitions.json"], "train", "storing", False, **own, acquisitions=5)
+    return {**own, **NETWORK_OVERRIDES, "regions_per_step": 2, "bundle_root": str(folder / "bundle")}
+
+
+def test_a_stored_acquisition_is_what_a_step_would_have_simulated(acquired: dict[str, Any]) -> None:
+    parser = BUNDLE.parser("train.json")
+    step = {**acquired, "acquisitions_folder": None, "sampling": "grid", "regions_per_step": 1}
+    parser.update({key.replace("#", "::"): value for key, value in step.items()})
+    loaded, warp, prepare = (
+        parser.get_parsed_content(f"train#{k}") for k in ("loaded", "preprocessing", "prepare_batch")
+    )
+    draw = torch.Generator().manual_seed(0)
+    drawn = torch.multinomial(torch.full((len(loaded),), 1.0), 5, replacement=True, generator=draw).tolist()
+    assert len(set(drawn)) > 1
+    for number, case in enumerate(drawn):
+        warp.transform.set_random_state(number)
+        prepare.set_random_state(number)
+        item = warp.transform(loaded[case])
+        batch = {"source": item["source"][None], "fold": torch.tensor([item["fold"]])}
+        image, label, _, keywords = prepare(batch, "cpu")
+        entry = torch.load(Path(acquired["acquisitions_folder"]) / f"{number:06d}.pt", weights_only=True)
+        assert torch.equal(entry["image"], image[0]) and torch.equal(entry["views"], keywords["views"][0])
+        assert int(entry["fold"]) == item["fold"]
+        hu = entry["label"].float().clamp(-1000, 1000)
+        torch.testing.assert_close(hu / 1000, label[0], atol=0.5e-3 + 1e-6, rtol=0)
+
+
+def test_a_training_on_stored_acquisitions_goes_on_bit_for_bit(acquired: dict[str, Any], tmp_path: Path) -> None:
+    """Two regions a step; the validation patient is in no acquisition, and nothing is loaded but for the priors."""
+    index = json.loads((Path(acquired["acquisitions_folder"]) / "acquisitions.json").read_text())
+    assert {name for name, *_ in index["cases"]} == {"t1", "t2"} and index["count"] == 5
+    assert run(["train.json"], "train", **acquired) == []
+    first = Path(acquired["bundle_root"])
+    assert epochs_of(first / "models/checkpoint_last.pt") == 2 * TRAIN_OVERRIDES["epochs"]
+    shutil.copytree(first, tmp_path / "copy")
+    states = []
+    for folder in (first, tmp_path / "copy"):
+        run(["train.json"], "train", "run", False, **{**acquired, "bundle_root": str(folder), "epochs": 2})
+        states.append(torch.load(folder / "models/checkpoint_last.pt", weights_only=True))
+    assert states[0]["trainer"]["iteration"] == 4
+    for part in ("network", "ema"):
+        assert all(torch.equal(value, states[1][part][name]) for name, value in states[0][part].items())
+    before = load_checkpoint(first / "models/model.pt").meta
+    assert before["training_views"] == config("train.json")["view_weights"]
+
+
+def test_acquisitions_are_completed_and_more_are_added(acquired: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(acquired["acquisitions_folder"], tmp_path / "acquisitions"))
+    files = sorted(folder.glob("*.pt"))
+    before = [file.read_bytes() for file in files]
+    files[2].unlink()
+    own = {key: value for key, value in acquired.items() if key not in NETWORK_OVERRIDES}
+    own |= {"acquisitions_folder": str(folder)}
+    with refused("000002.pt: missing, and 0 more: write them with acquisitions.json"):
+        run(["train.json"], "train", **{**acquired, "acquisitions_folder": str(folder)})
+    run(["train.json", "acquisitions.json"], "train", "storing", False, **own, acquisitions=6)
+    assert [file.read_bytes() for file in files] == before and len(list(folder.glob("*.pt"))) == 6
+    with refused("of other settings (radiographs)", "choose another folder"):
+        run(["train.json", "acquisitions.json"], "train", "storing", False, **own, cone_prob=0.1)
+    with refused("of other settings (seed)"):
+        run(["train.json", "acquisitions.json"], "train", "storing", False, **own, seed=3)
+
+
+def test_the_coarse_stage_trains_on_stored_acquisitions_too(paths: dict[str, Any], tmp_path: Path) -> None:
+    network = {key: value for key, value in NETWORK_OVERRIDES.items() if "#fine_" not in key}
+    own = {**paths, **TRAIN_OVERRIDES, **COARSE_OVERRIDES, "acquisitions_folder": str(tmp_path / "acquisitions")}
+    files = ["train.json", "coarse_stage.json"]
+    run([*files, "acquisitions.json"], "train", "storing", False, **own, acquisitions=2)
+    entry = torch.load(tmp_path / "acquisitions/000001.pt", weights_only=True)
+    assert entry["label"].shape == (1, 16, 8, 8), "the whole body on the grid of the coarse stage"
+    run(files, "train", "run", False, **{**own, **network, "bundle_root": str(tmp_path)})
+    assert load_checkpoint(tmp_path / "models/model.pt").state["volume_network.leave.bias"].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"acquisitions_folder": "nowhere"}, "acquisitions.json: there are no acquisitions, or not all of them: write"),
+        (
+            {"grid#shape": [2 * CUBE] * 3, "grid#spacing_mm": [VOXEL_MM / 2] * 3},
+            "other settings (augmentation, body_grid, grid): pass the options",
+        ),
+        ({"cone_prob": 0.25, "warp_mm": 3}, "other settings (augmentation, radiographs)"),
+        ({"prior_folds": 0}, "other settings (cases)"),
+        ({"data_list_file": "other.json"}, "other settings (cases)"),
+        ({"batch_size": 2}, "batch_size is 2: stored acquisitions differ"),
+        ({"regions_per_step": 0}, "regions_per_step must be at least 1"),
+    ],
+)
+def test_acquisitions_of_other_settings_stop_a_training_before_it_starts(
+    acquired: dict[str, Any], datalist: Path, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    content = json.loads(datalist.read_text())
+    # A cohort whose validation patient is in the acquisitions.
+    swapped = {**content, "training": content["validation"] + content["training"][1:]}
+    swapped["validation"] = content["training"][:1]
+    (datalist.parent / "other.json").write_text(json.dumps(swapped))
+    change = {k: str(datalist.parent / v) if k == "data_list_file" else v for k, v in change.items()}
+    with refused(message):
+        run(["train.json"], "train", **{**acquired, "bundle_root": str(tmp_path), **change})
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("damage", ["cut off", "not finite", "another grid", "another file"])
+def test_a_damaged_acquisition_is_named(acquired: dict[str, Any], tmp_path: Path, damage: str) -> None:
+    folder = Path(shutil.copytree(acquired["acquisitions_folder"], tmp_path / "acquisitions"))
+    for file in folder.glob("*.pt"):  # a step may draw any
+        entry = torch.load(file, weights_only=True)
+        if damage == "not finite":
+            entry["image"][0, 0, 0] = torch.nan
+        if damage == "another grid":
+            entry["label"] = entry["label"][:, 1:]
+        torch.save({"label": 3} if damage == "another file" else entry, file)
+        if damage == "cut off":
+            file.write_bytes(file.read_bytes()[:-50])
+    own = {**acquired, "acquisitions_folder": str(folder), "bundle_root": str(tmp_path / "bundle")}
+    with refused(".pt: damaged (", "remove it and start the command that writes the acquisitions again"):
+        run(["train.json"], "train", **own)
+    assert not list((tmp_path / "bundle").rglob("model.pt"))
 
 
 def test_evaluation_sees_the_radiographs_that_it_is_given(trained: dict[str, Any], tmp_path: Path) -> None:

@@ -211,6 +211,18 @@ def test_results_depend_on_the_code_in_the_bundle(tmp_path: Path) -> None:
     assert identity() != before
 
 
+@pytest.mark.parametrize("options", [{}, {"data_list_file": True}])
+def test_results_depend_on_the_training_cts_that_a_list_names(tmp_path: Path, options: dict[str, Any]) -> None:
+    datalist = str(write_cohort(tmp_path))
+    setting = Setting("none.json" if options else datalist, GRID, GRID, torch.device("cpu"))
+    options = {key: datalist for key in options}
+    (method,), _ = read_methods(write_methods(tmp_path, {"simple": "sirt_from_mean", "options": options}))
+    before = method.identity(setting)
+    assert before == method.identity(setting)
+    (tmp_path / "case1.nii.gz").write_bytes((tmp_path / "case0.nii.gz").read_bytes())
+    assert method.identity(setting) != before
+
+
 def test_a_pred_of_another_shape_is_a_fault_of_the_bundle(tmp_path: Path) -> None:
     root = write_toy_bundle(tmp_path, network_def={"_target_": "toy_level_method.Level", "shape": [8, 8, 8]})
     row = bundle_row("mine", root, bundle_parser(root, [root / "configs/inference.json"], {}))

@@ -72,13 +72,14 @@ def tiny_network(**options: Any) -> ImplicitReconstructor:
     ).eval()
 
 
-def write_tiny_sampler(folder: Path) -> None:
+def write_tiny_sampler(folder: Path, residual: bool = False) -> None:
     """A model folder that draws samples in a moment, with nothing learnt; its name is "tiny"."""
     folder.mkdir()
     parents = {"autoencoder": autoencoder(), "mean": tiny_network()}
     hashes = {role: sha256_file(save_checkpoint(folder / f"{role}.pt", network)) for role, network in parents.items()}
     meta = {"parents": hashes, "pixel_at_isocenter_mm": 20.0}
-    files = hashes | {"model": sha256_file(save_checkpoint(folder / "model.pt", denoiser(known_channels=3), meta))}
+    network = denoiser(known_channels=3, residual=residual)
+    files = hashes | {"model": sha256_file(save_checkpoint(folder / "model.pt", network, meta))}
     content = {"format": "fewview-ct model 1", "name": "tiny", "files": {f"{k}.pt": v for k, v in files.items()}}
     (folder / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2}}))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from custom.data.simulate import Acquisition, simulate, simulate_case
+from custom.data.simulate import Acquisition, case_geometry, simulate, simulate_case
 from custom.geometry import Geometry, pixel_coordinates
 from custom.projection.radiograph_stack import load_stack
 from custom.radiographs import read_radiographs
@@ -98,6 +98,16 @@ def test_what_is_there_is_kept_and_what_changed_is_made_again(cohort: Path) -> N
     changed = files["a0001"].read_bytes()
     simulate(cohort, angles_deg=[90.0])
     assert files["a0001"].read_bytes() != changed and files["a0002"].read_bytes() == kept
+    # The same uncropped CT with its cube elsewhere: the isocentre has moved.
+    changed, moved = files["a0001"].read_bytes(), cohort.parent / "ct/a0001.nii.gz"
+    cube = nib.nifti1.load(moved)
+    affine = cube.affine.copy()
+    affine[2, 3] += 20
+    nib.nifti1.save(nib.nifti1.Nifti1Image(np.asarray(cube.dataobj), affine), moved)
+    simulate(cohort, angles_deg=[90.0])
+    assert files["a0001"].read_bytes() != changed and files["a0002"].read_bytes() == kept
+    isocenter = Geometry.load(files["a0001"].with_name("a0001.json")).isocenter_mm
+    assert isocenter == pytest.approx(case_geometry(cube.shape, affine, Acquisition()).isocenter_mm)
     assert not list(cohort.parent.rglob("*.part"))
 
 

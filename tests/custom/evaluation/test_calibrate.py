@@ -21,7 +21,7 @@ from custom.networks.population_prior import OutOfFoldPriors
 from custom.trust import Thresholds, run_checks, state_intervals
 from custom.trust.calibration_model import loaded_model
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, model_on, reconstructed
-from tests.custom.benchmark.tiny_benchmark import GRID, tiny_network
+from tests.custom.benchmark.tiny_benchmark import GRID, tiny_network, write_tiny_sampler
 from tests.custom.networks.test_coarse_to_fine import small
 
 PERFECT = SimulationSettings.perfect()
@@ -122,6 +122,32 @@ def test_known_cts_become_thresholds(tmp_path: Path) -> None:
     assert Thresholds.load(output).intervals["cone 2"].coverage == 0.8
     calibrate(datalist, str(output), model, seed=3, **options)
     assert output.read_bytes() != before
+
+
+def test_cases_are_computed_again_where_the_sampler_or_a_ct_is_another(tmp_path: Path) -> None:
+    datalist, output, model = write_cohort(tmp_path / "data", 10), tmp_path / "t.json", tmp_path / "model"
+    options: dict[str, Any] = {"views": (1,), "beams": ("parallel",), "samples": 2, "device": "cpu", **TRAINED}
+    write_tiny_sampler(model, residual=True)
+
+    def calibrated(**sampler: Any) -> dict[str, Any]:
+        """By case, the time of its file, and what it holds of the spread."""
+        loaded_model.cache_clear()
+        content = json.loads((model / "model.json").read_text())
+        (model / "model.json").write_text(json.dumps({**content, "sampler": {"steps": 2, **sampler}}))
+        calibrate(datalist, str(output), str(model), trained_views=(1,), **options)
+        files = sorted((tmp_path / "t_cases").glob("*.json"))
+        return {f.stem: (f.stat().st_mtime_ns, json.loads(f.read_text())["groups"]["parallel 1"]) for f in files}
+
+    first = calibrated()
+    assert len(first) == 10 and calibrated() == first
+    narrower = calibrated(residual_scale=[0.5])
+    assert all(narrower[case][1]["statistics"] != first[case][1]["statistics"] for case in first)
+    settings = [json.loads(file.read_text())["settings"] for file in (tmp_path / "t_cases").glob("*.json")]
+    assert all(one["sampler"]["residual_scale"] == [0.5] and one["sampler"]["steps"] == 2 for one in settings)
+    changed = tmp_path / "data/source_case3.nii.gz"
+    changed.write_bytes((tmp_path / "data/source_case4.nii.gz").read_bytes())
+    after = calibrated(residual_scale=[0.5])
+    assert [case for case in after if after[case] != narrower[case]] == ["case3_0"]
 
 
 class _Doses:

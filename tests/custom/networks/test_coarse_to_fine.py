@@ -61,6 +61,20 @@ def test_a_region_is_its_part_of_the_whole(fine: bool) -> None:
     torch.testing.assert_close(alone[inner], whole[inner], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("fine", [False, True])
+def test_several_regions_are_those_that_each_would_be(fine: bool) -> None:
+    image, views = acquisition(2)
+    image, views = torch.cat([image, image.flip(3)]), views.expand(2, -1, -1)
+    network = small(fine)
+    parts = [network.grid.part(corner, (8, 8, 8)) for corner in ((0, 0, 0), (5, 8, 3))]
+    with torch.no_grad():
+        together = network(image, views, region=parts)
+        alone = [network(image, views, region=part) for part in parts]
+    assert together.shape == (4, 1, 8, 8, 8)
+    torch.testing.assert_close(together, torch.cat(alone))
+    assert not torch.allclose(together[:2], together[2:], atol=1e-2)
+
+
 def test_the_fine_stage_alone_is_trained_on_regions() -> None:
     image, views = acquisition(2)
     network = small().train()

@@ -180,7 +180,7 @@ def test_a_killed_run_is_taken_up_and_gives_the_same(tmp_path: Path) -> None:
     assert torch.equal(resumed.mean(), whole.mean()) and torch.equal(resumed.variance(), whole.variance())
 
 
-@pytest.mark.parametrize("change", ["seed", "radiographs", "steps", "weight", "iterations", "final"])
+@pytest.mark.parametrize("change", ["seed", "radiographs", "steps", "scale", "weight", "iterations", "final", "order"])
 def test_the_state_of_another_case_or_setting_is_refused(tmp_path: Path, change: str) -> None:
     image, views = case()
     options: dict[str, Any] = {"consistency": ReprojectionCorrection(GRID, 2), "consistency_weight": 0.5}
@@ -188,7 +188,9 @@ def test_the_state_of_another_case_or_setting_is_refused(tmp_path: Path, change:
     options |= {"consistency_weight": 0.4} if change == "weight" else {}
     options |= {"consistency": ReprojectionCorrection(GRID, 3)} if change == "iterations" else {}
     options |= {"final_consistency": ReprojectionCorrection(GRID, 2)} if change == "final" else {}
+    options |= {"residual_scale": 0.5} if change == "scale" else {}
     made = sampler(steps=4 if change == "steps" else 3, **options)
+    made.scheduler = denoiser().scheduler(order=1) if change == "order" else made.scheduler
     other = image + 0.1 if change == "radiographs" else image
     with pytest.raises(ValueError, match=r"state\.pt: samples of another case"):
         collect_samples(made, other, views, 3, seed=int(change == "seed"), state_path=tmp_path / "state.pt")

@@ -14,6 +14,7 @@ from custom.data.augmentation import RandThoraxAugment
 from custom.data.shapes import ShapeModel
 from custom.geometry import VolumeGrid
 from custom.sampling import EncodedMean
+from custom.training.drawn_entries import drawn_from
 from custom.training.latent_dataset import LatentDataset, write_latents
 from tests.custom.networks.tiny_diffusion import GRID, acquisition, autoencoder, mean_network
 
@@ -141,6 +142,19 @@ def test_latents_of_another_autoencoder_are_refused(tmp_path: Path, checkpoint: 
         write(tmp_path / "latents", other)
     with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         write(tmp_path / "latents", checkpoint, seed=1)
+
+
+def test_settings_know_the_cts_by_their_content(tmp_path: Path) -> None:
+    augment = RandThoraxAugment(SOURCE.shape, SOURCE.spacing_mm, GRID.spacing_mm)
+    files = {key: tmp_path / f"{key}.nii.gz" for key in ("label", "source")}
+    cases = [{"case": "a", "fold": 1, **{key: str(path) for key, path in files.items()}}]
+    found = []
+    for source in (b"one", b"one", b"another"):
+        files["label"].write_bytes(b"cube")
+        files["source"].write_bytes(source)
+        found.append(drawn_from(cases, [1.0], augment))
+    assert found[0] == found[1] and found[0]["cases"][0][:2] == ["a", 1]
+    assert found[2]["cases"] != found[0]["cases"] and {**found[2], "cases": 0} == {**found[0], "cases": 0}
 
 
 def test_bad_requests(tmp_path: Path, checkpoint: Path) -> None:

@@ -46,7 +46,7 @@ def test_label_is_the_volume_at_the_points(sampling: str, shape: tuple, points: 
     assert keywords["views"].shape == (1, 2, 13)
     assert keywords["view_mask"].all()
     if sampling == "region":
-        keywords["points"], points = keywords["region"].points()[None], (1, 6, 6, 6, 3)
+        keywords["points"], points = keywords["region"][0].points()[None], (1, 6, 6, 6, 3)
     if points is None:
         assert "points" not in keywords
         return
@@ -87,9 +87,40 @@ def test_radiographs_are_those_of_the_projector() -> None:
     torch.testing.assert_close(image, expected)
 
 
+def test_several_regions_of_one_acquisition_stand_one_after_the_other() -> None:
+    hu = volume().expand(2, -1, -1, -1, -1)
+    image, label, _, keywords = prepare(sampling="region", patch=6, regions_per_step=3)({"source": hu})
+    assert image.shape == (2, 2, 16, 24) and label.shape == (6, 1, 6, 6, 6) and len(keywords["region"]) == 3
+    assert len({part.center_mm for part in keywords["region"]}) == 3
+    cube = hu_to_unit(hu[:, :, 2:18, 1:17], (-1000, 1000))
+    for part, found in zip(keywords["region"], label.split(2), strict=True):
+        first = [round((part.axis_mm(i)[0] - GRID.axis_mm(i)[0]).item() / 20) for i in range(3)]
+        box = [slice(n, n + 6) for n in first]
+        torch.testing.assert_close(found, cube[(..., *box)])
+
+
+@pytest.mark.parametrize("sampling", ["grid", "region", "patch", "random"])
+def test_a_batch_that_is_an_acquisition_already_is_kept(sampling: str) -> None:
+    """As where the step had simulated it: only what is looked at of it is drawn."""
+    made = prepare(sampling=sampling, points=50, patch=6, cube_prob=0.5)
+    torch.manual_seed(3)
+    image, views, label = made.acquire(volume())
+    state = torch.get_rng_state()
+    kept = made({"image": image, "views": views, "label": label.short()})
+    torch.set_rng_state(state)
+    again = prepare(sampling=sampling, points=50, patch=6)
+    again.acquire = lambda volume: (image, views, label)  # type: ignore[method-assign]
+    simulated = again({"source": volume()})
+    assert torch.equal(kept[0], image) and torch.equal(kept[3]["views"], views)
+    torch.testing.assert_close(kept[1], simulated[1])
+    assert kept[3].keys() == simulated[3].keys()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"regions_per_step": 0, "sampling": "region", "patch": 8}, "regions_per_step must be at least 1"),
+        ({"regions_per_step": 2}, "more needs sampling 'region'"),
         ({"sampling": "everything"}, "sampling"),
         ({"sampling": "patch", "patch": 17}, "patch must not exceed"),
         ({"sampling": "coarse"}, "needs a coarse_grid"),
