@@ -3,7 +3,7 @@
 # then, without a network, on a read-only root, as the image's user without rights: demo, a reconstruction, and the app
 # with its health check. For root on Linux.
 #
-#   FEWVIEW_CONTAINER_WORK   where the root lives (default: a temporary folder; 1.8 GB)
+#   FEWVIEW_CONTAINER_WORK   where the root lives (default: a temporary folder; 2.0 GB)
 #   FEWVIEW_CONTAINER_KEEP   not empty: a root that was built stays, and is used again
 #   FEWVIEW_CONTAINER_BINDS  folders and files of this machine that pip needs while the root is built, such as its
 #                            configuration and wheels, separated by colons; mounted read-only, and gone when it runs

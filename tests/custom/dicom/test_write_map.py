@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,16 @@ def test_no_errors_by_dciodvfy(tmp_path: Path) -> None:
     report = result.stdout + result.stderr
     assert "ParametricMap" in report
     assert result.returncode == 0 and "Error" not in report, report
+
+
+@pytest.mark.parametrize(
+    ("pydicom_version", "remedy"),
+    [("3.0.2", "is not installed: pip install 'fewview-ct[dicom]'"), ("2.4.5", "this environment has 2.4.5")],
+)
+def test_the_remedy_for_a_missing_highdicom_fits_the_environment(
+    pydicom_version: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert write_map.why_no_map() is None
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    monkeypatch.setattr(write_map.pydicom, "__version__", pydicom_version)
+    assert remedy in str(write_map.why_no_map())
