@@ -33,16 +33,17 @@ SPREAD = {
 
 
 def _evaluate(folder: Path, preset: str, options: Mapping[str, Any]) -> None:
-    hashes = {key: sha256_file(value) for key, value in options.items() if Path(str(value)).is_file()}
-    made_from = json.loads(json.dumps({"preset": preset, "options": dict(options), "sha256": hashes}))
-    done = folder / "made_from.json"
-    if done.is_file() and read_json_object(done) == made_from:
-        return
     files = [
         CONFIGS / "train.json",
         *([CONFIGS / "presets" / f"{preset}.json"] if preset else []),
         CONFIGS / "evaluate.json",
     ]
+    named = {key: Path(str(value)) for key, value in options.items()} | {file.name: file for file in files}
+    hashes = {key: sha256_file(path) for key, path in named.items() if path.is_file()}
+    made_from = json.loads(json.dumps({"options": dict(options), "sha256": hashes}))
+    done = folder / "made_from.json"
+    if done.is_file() and read_json_object(done) == made_from:
+        return
     workflow = ConfigWorkflow(
         [str(file) for file in files],
         workflow_type="eval",

@@ -84,7 +84,7 @@ def read_json_object(path: Path, missing: str = "no such file") -> dict[str, Any
 
 
 def read_json(path: Path, missing: str = "no such file") -> Any:
-    """What a JSON file holds; the one reader of such files.
+    """What a JSON file holds; the one reader of such files. Some editors write UTF-16, or a byte order mark: read, too.
 
     Args:
         path: of the file.
@@ -98,7 +98,8 @@ def read_json(path: Path, missing: str = "no such file") -> Any:
         raise FileNotFoundError(f"{path}: {missing}")
     check_file_size(path, LARGEST_JSON)
     try:
-        return parsed_json(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        return parsed_json(content.decode(json.detect_encoding(content)))
     except ValueError as error:
         raise ValueError(f"{path}: is not a JSON file: {error}") from error
 

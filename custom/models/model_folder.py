@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,14 @@ class Model:
         pred = network(image[None].float().to(self.device), views[None].float().to(self.device))
         return unit_to_hu(pred[0, 0], self.hu_window, f"the model {self.name}").cpu()
 
-    def samples(self, image: Tensor, views: Tensor, count: int, seed: int = 0) -> Iterator[Tensor]:
+    def samples(
+        self,
+        image: Tensor,
+        views: Tensor,
+        count: int,
+        seed: int = 0,
+        on_drawn: Callable[[int], None] | None = None,
+    ) -> Iterator[Tensor]:
         """Volumes that the radiographs and the training patients allow, one after the other.
 
         Args:
@@ -116,6 +123,7 @@ class Model:
             views: (K, 13).
             count: how many.
             seed: of the noise; see `PosteriorSampler`.
+            on_drawn: called with how many are drawn, which may be long before they are given.
 
         Yields:
             HU (X, Y, Z) on `grid`, float32, clipped to `hu_window`.
@@ -124,7 +132,7 @@ class Model:
             ValueError: the model draws no samples, or is not made for these views.
         """
         self.require(samples=count)
-        for _, batch in self.network.samples(image.float(), views.float(), count, seed):
+        for _, batch in self.network.samples(image.float(), views.float(), count, seed, on_drawn=on_drawn):
             yield from require_finite(batch[:, 0].float().cpu(), f"the model {self.name}")
 
     def require(self, samples: int) -> None:

@@ -37,7 +37,7 @@ class DescribedFile:
 
     @property
     def is_overruled(self) -> bool:
-        """Whether the geometry file says something of a view that the sidecar gives whole."""
+        """Whether a geometry file or an answer says something of a view that the sidecar gives whole."""
         if self.view is None or self.view.origin is Origin.GEOMETRY_FILE:
             return False
         keys = {one.key for one in reading_of_view(self.view).values}

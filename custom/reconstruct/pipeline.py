@@ -290,10 +290,15 @@ def _thresholds(path: str | os.PathLike[str] | None, model: Model) -> tuple[Thre
 def _draw(model: Model, image: Tensor, views: Tensor, count: int, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
     """Samples (int16), their mean and their standard deviation."""
     statistics, drawn = SampleStatistics(hu_window=model.hu_window, noise_group=NOISE_GROUP), []
-    for sample in tqdm(model.samples(image, views, count, seed), "samples", count, unit="sample", disable=None):
-        statistics.update(sample[None, None])
-        drawn.append(sample.round().to(torch.int16))
-        logger.debug("step: sample %d of %d", len(drawn), count)
+    with tqdm(total=count, desc="samples", unit="sample", disable=None) as bar:
+
+        def on_drawn(there: int) -> None:
+            bar.update(there - bar.n)
+            logger.debug("step: sample %d of %d", there, count)
+
+        for sample in model.samples(image, views, count, seed, on_drawn):
+            statistics.update(sample[None, None])
+            drawn.append(sample.round().to(torch.int16))
     return drawn, statistics.mean().float(), statistics.std().float()
 
 

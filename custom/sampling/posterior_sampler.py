@@ -173,8 +173,12 @@ class PosteriorSampler(nn.Module):
         seed: int = 0,
         first: int = 0,
         on_decoded: Callable[[int, Tensor], None] | None = None,
+        on_drawn: Callable[[int], None] | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Samples of one case, batch by batch.
+
+        With `recentring` nothing is yielded before the first `NOISE_GROUP` samples are drawn, and they are drawn again
+        where `first` lies behind some of them.
 
         Args:
             image: line integrals (K, V, U).
@@ -183,6 +187,7 @@ class PosteriorSampler(nn.Module):
             seed: of the noise.
             first: the sample to begin with, when others are there already.
             on_decoded: called with what is yielded later, as it was before `final_consistency`.
+            on_drawn: called after every batch with how many samples are drawn, the `first` ones among them.
 
         Yields:
             The index of the batch's first sample, and HU (B, 1, X, Y, Z) on `grid`, clipped to `hu_window`.
@@ -192,6 +197,8 @@ class PosteriorSampler(nn.Module):
         """
         if count < 1:
             raise ValueError(f"the number of samples must be at least 1, got {count}")
+        if first >= count:
+            return
         device = next(self.denoiser.parameters()).device
         image, views = image[None].to(device), views[None].to(device)
         condition, known, mean = self._given(image, views, None)
@@ -202,7 +209,10 @@ class PosteriorSampler(nn.Module):
         def decoded(indices: range) -> Tensor:
             noise = torch.cat([self.noise(seed, index) for index in indices]).to(device)
             wide = [None if x is None else x.expand(len(noise), -1, -1, -1, -1) for x in (condition, known)]
-            return self._decode(self._solve(noise, wide[0], wide[1], radiographs(len(noise))))  # type: ignore[arg-type]
+            unit = self._decode(self._solve(noise, wide[0], wide[1], radiographs(len(noise))))  # type: ignore[arg-type]
+            if on_drawn is not None:
+                on_drawn(max(first, indices.stop))
+            return unit
 
         size, held, shift = self.batch_size, list[Tensor](), None
         if mean is not None and self.recentring and count > 1:

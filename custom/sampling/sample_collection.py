@@ -43,7 +43,8 @@ def collect_samples(
         count: N.
         seed: of the noise.
         state_path: statistics and number of samples are kept there after every batch; it belongs to one case, seed and
-            setting, and is removed by whoever has used the result. None: nothing is kept.
+            setting, and is removed by whoever has used the result. None: nothing is kept. With the sampler's
+            `recentring` the first batch comes when `NOISE_GROUP` samples are drawn.
         body: mask (X, Y, Z) for the single number; None: of the mean.
         on_samples: called with the index of the first and the samples (B, 1, X, Y, Z) of every batch, to write them.
         on_decoded: the same with what they were before the correction at the end, see `PosteriorSampler.samples`.
@@ -67,13 +68,16 @@ def collect_samples(
         logger.info("%s: %d of %d samples are there already", path, statistics.count, count)
     first = statistics.count
     with tqdm(total=count, initial=first, desc="samples", unit="sample", disable=None) as bar:
-        for start, samples in sampler.samples(image, views, count, seed, first, on_decoded):
+
+        def on_drawn(there: int) -> None:
+            bar.update(there - bar.n)
+
+        for start, samples in sampler.samples(image, views, count, seed, first, on_decoded, on_drawn):
             statistics.update(samples)
             if on_samples is not None:
                 on_samples(start, samples)
             if path is not None:
                 write_tensors(path, {**statistics.state_dict(), "fingerprint": label})
-            bar.update(len(samples))
     return statistics
 
 

@@ -130,9 +130,9 @@ class EntryFolder:
                     f"{path}: these {self.kind} were made with other settings ({other}): pass the options that they "
                     "were written with, or write others to another folder"
                 )
-        missing = [n for n in range(content["count"]) if not self.path(n).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{self.path(missing[0])}: missing, and {len(missing) - 1} more: {self.remedy}")
+        missing = next((n for n in range(content["count"]) if not self.path(n).is_file()), None)
+        if missing is not None:  # a damaged count may be any number: the first one is enough
+            raise FileNotFoundError(f"{self.path(missing)}: missing, of {content['count']} {self.kind}: {self.remedy}")
         return content
 
     @staticmethod

@@ -201,7 +201,7 @@ def test_acquisitions_are_completed_and_more_are_added(acquired: dict[str, Any],
     files[2].unlink()
     own = {key: value for key, value in acquired.items() if key not in NETWORK_OVERRIDES}
     own |= {"acquisitions_folder": str(folder)}
-    with refused("000002.pt: missing, and 0 more: write them with acquisitions.json"):
+    with refused("000002.pt: missing, of 5 acquisitions: write them with acquisitions.json"):
         run(["train.json"], "train", **{**acquired, "acquisitions_folder": str(folder)})
     run(["train.json", "acquisitions.json"], "train", "storing", False, **own, acquisitions=6)
     assert [file.read_bytes() for file in files] == before and len(list(folder.glob("*.pt"))) == 6

@@ -16,6 +16,7 @@ import torch
 
 from custom.core.files import (
     atomic_file,
+    read_json,
     remove_parts,
     sha256_file,
     sha256_files,
@@ -66,6 +67,16 @@ def test_json_is_valid_despite_nan_and_infinity(tmp_path: Path) -> None:
         "c",
     ]
     assert list(json.loads(write_json(path, content).read_text())) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_is_read_in_the_encodings_that_editors_write(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes('{"file": "schädel.png"}'.encode(encoding))
+    assert read_json(path) == {"file": "schädel.png"}
+    path.write_bytes(path.read_bytes()[:-3] + b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match=r"a\.json: is not a JSON file"):
+        read_json(path)
 
 
 def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

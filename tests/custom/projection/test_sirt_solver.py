@@ -78,6 +78,26 @@ def test_voxel_std_says_where_the_radiographs_are_explained() -> None:
     torch.testing.assert_close(alike, sirt(projector, image, iterations=5, initial=start))
 
 
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_what_is_given_is_not_changed(momentum: bool, kind: torch.dtype) -> None:
+    geometry = Geometry.from_angles([0.0, 70.0], "cone", grid=GRID)
+    projector = Projector.from_geometry(geometry)
+    given = [
+        projector(ellipsoid_volume(GRID).float()).to(kind),
+        torch.full((1, 1, *GRID.shape), 0.004, dtype=torch.float64),
+        torch.rand(1, 1, *GRID.shape, generator=torch.Generator().manual_seed(0)).to(kind),
+        torch.tensor([[True, False]]),
+    ]
+    before = [one.clone() for one in given]
+    image, initial, voxel_std, mask = given
+    found = sirt(
+        projector, image, iterations=3, initial=initial, view_mask=mask, voxel_std=voxel_std, momentum=momentum
+    )
+    assert found.dtype == kind and not torch.equal(found.double(), initial)
+    assert all(torch.equal(one, other) for one, other in zip(given, before, strict=True))
+
+
 def test_what_is_refused() -> None:
     projector = Projector.from_geometry(Geometry.from_angles([0.0], grid=GRID))
     with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):

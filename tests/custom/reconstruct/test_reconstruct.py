@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -80,11 +81,16 @@ def test_the_hash_is_of_the_values_in_ras_order() -> None:
     assert hu_sha256(volume.flip(0)) != expected
 
 
-def test_samples_give_a_mean_and_its_uncertainty(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
+def test_samples_give_a_mean_and_its_uncertainty(
+    folder: Path, case: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("highdicom")
 
     options: dict[str, Any] = {"geometry": case["geometry"], "model": folder / "ldm", "samples": 3, "seed": 4}
-    found = reconstruct([case["image"]], output=tmp_path / "out", **options)
+    with caplog.at_level(logging.DEBUG, "custom.reconstruct.pipeline"):
+        found = reconstruct([case["image"]], output=tmp_path / "out", **options)
+    told = [entry.getMessage() for entry in caplog.records if "step: sample" in entry.getMessage()]
+    assert told == [f"step: sample {number} of 3" for number in (1, 2, 3)]  # the page shows the last one
     volumes = [np.asarray(nib.load(tmp_path / f"out/samples/sample_{i:03d}.nii.gz").dataobj) for i in range(3)]
     mean, std = (np.asarray(nib.load(tmp_path / "out" / name).dataobj) for name in ("ct.nii.gz", "uncertainty.nii.gz"))
     np.testing.assert_allclose(mean, np.mean(volumes, axis=0), atol=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
-from custom.metrics import NOISE_GROUP
+from custom.metrics import NOISE_GROUP, SampleStatistics
 from custom.networks import VQGAN
 from custom.projection.data_consistency import ReprojectionCorrection
 from custom.sampling import EncodedMean, PosteriorSampler, collect_samples, load_sampler
@@ -160,24 +161,48 @@ def test_the_mean_stands_in_the_condition_and_under_the_residual() -> None:
     torch.testing.assert_close(made(image, views), expected.detach(), atol=1e-3, rtol=1e-3)
 
 
-def test_a_killed_run_is_taken_up_and_gives_the_same(tmp_path: Path) -> None:
-    made, (image, views) = sampler(batch_size=2), case()
-    whole = collect_samples(made, image, views, 6)
+@pytest.mark.parametrize("recentring", [0.0, 0.75])
+@pytest.mark.parametrize(("count", "killed_at"), [(6, 4), (NOISE_GROUP + 3, 4), (NOISE_GROUP + 3, NOISE_GROUP + 2)])
+def test_a_killed_run_is_taken_up_and_gives_the_same(
+    tmp_path: Path, recentring: float, count: int, killed_at: int
+) -> None:
+    made, (image, views) = residual_sampler(batch_size=2, recentring=recentring), case()
+    whole = collect_samples(made, image, views, count)
     seen: list[int] = []
 
     def kill(first: int, samples: Tensor) -> None:
         seen.append(first)
-        if first == 4:
+        if first == killed_at:
             raise KeyboardInterrupt
 
+    def again() -> SampleStatistics:
+        seen.clear()
+        return collect_samples(
+            made, image, views, count, state_path=tmp_path / "state.pt", on_samples=lambda first, _: seen.append(first)
+        )
+
     with pytest.raises(KeyboardInterrupt):
-        collect_samples(made, image, views, 6, state_path=tmp_path / "state.pt", on_samples=kill)
-    seen.clear()
-    resumed = collect_samples(
-        made, image, views, 6, state_path=tmp_path / "state.pt", on_samples=lambda first, _: seen.append(first)
-    )
-    assert seen == [4], "four samples were kept"
+        collect_samples(made, image, views, count, state_path=tmp_path / "state.pt", on_samples=kill)
+    resumed = again()
+    assert seen[0] == killed_at, "the samples before it were kept"
     assert torch.equal(resumed.mean(), whole.mean()) and torch.equal(resumed.variance(), whole.variance())
+    with patch.object(made.denoiser, "denoise", side_effect=AssertionError("nothing is left to draw")):
+        assert torch.equal(again().mean(), whole.mean()) and seen == []
+
+
+@pytest.mark.parametrize("recentring", [0.0, 0.75])
+def test_what_is_drawn_is_told_at_once(recentring: float) -> None:
+    """Recentred samples come only when the first group is drawn, which takes minutes."""
+    told: list[int] = []
+    made = residual_sampler(batch_size=5, recentring=recentring)
+    drawn = made.samples(*case(), NOISE_GROUP + 2, on_drawn=told.append)
+    next(drawn)
+    assert told == ([5, 10, 15, NOISE_GROUP] if recentring else [5])
+    list(drawn)
+    assert told[-1] == NOISE_GROUP + 2 and told == sorted(told)
+    told.clear()
+    list(made.samples(*case(), NOISE_GROUP + 2, first=7, on_drawn=told.append))
+    assert min(told) >= 7 and told[-1] == NOISE_GROUP + 2
 
 
 @pytest.mark.parametrize("change", ["seed", "radiographs", "steps", "scale", "weight", "iterations", "final", "order"])

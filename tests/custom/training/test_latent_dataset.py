@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from custom.data.augmentation import RandThoraxAugment
 from custom.data.shapes import ShapeModel
 from custom.geometry import VolumeGrid
 from custom.sampling import EncodedMean
-from custom.training.drawn_entries import drawn_from
+from custom.training.drawn_entries import EntryFolder, drawn_from
 from custom.training.latent_dataset import LatentDataset, write_latents
 from tests.custom.networks.tiny_diffusion import GRID, acquisition, autoencoder, mean_network
 
@@ -124,7 +125,7 @@ def test_a_killed_run_is_completed_with_the_same_entries(tmp_path: Path, checkpo
     before = kept.stat().st_mtime_ns
     for index in (1, 3):
         (tmp_path / "parts" / f"{index:06d}.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"000001\.pt: missing, and 1 more"):
+    with pytest.raises(FileNotFoundError, match=r"000001\.pt: missing, of 4 latents"):
         LatentDataset(tmp_path / "parts", checkpoint)
     write(tmp_path / "parts", checkpoint, radiographs=acquisition(SOURCE), means=means)
     assert kept.stat().st_mtime_ns == before
@@ -155,6 +156,14 @@ def test_settings_know_the_cts_by_their_content(tmp_path: Path) -> None:
         found.append(drawn_from(cases, [1.0], augment))
     assert found[0] == found[1] and found[0]["cases"][0][:2] == ["a", 1]
     assert found[2]["cases"] != found[0]["cases"] and {**found[2], "cases": 0} == {**found[0], "cases": 0}
+
+
+def test_a_number_of_entries_that_cannot_be_is_soon_refused(tmp_path: Path) -> None:
+    entries = EntryFolder(tmp_path, "index.json", "entries", "write them")
+    for count, error in ((10**15, FileNotFoundError), (0, ValueError), (1.5, ValueError)):
+        (tmp_path / "index.json").write_text(json.dumps({"count": count}))
+        with pytest.raises(error, match="write them"):
+            entries.complete()
 
 
 def test_bad_requests(tmp_path: Path, checkpoint: Path) -> None:
