@@ -241,7 +241,7 @@ def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[
             raise Rejected(f"Rescale Slope is 0 in {item.path.name}: all its values would be one")
         if item.rescale_type not in ("", "HU", UNSPECIFIED):
             raise Rejected(f"Rescale Type is {item.rescale_type!r}, not HU, in {item.path.name}")
-        if item.rescale_type != first.rescale_type:
+        if (item.rescale_type == UNSPECIFIED) != (first.rescale_type == UNSPECIFIED):
             raise Rejected(
                 f"slices differ in Rescale Type: {first.rescale_type or 'none'} in {first.path.name}, "
                 f"{item.rescale_type or 'none'} in {item.path.name}"
