@@ -289,8 +289,8 @@ def load_rtstruct(
             drawn = [points for points in polygons.get(roi, []) if _is_level(points, affine)]
             if askew := len(polygons.get(roi, [])) - len(drawn):
                 logger.warning(
-                    "%s: %d contours of %r do not lie in the plane of the CT's slices and are left out: were they drawn "
-                    "on another series?", path.name, askew, name,
+                    "%s: %d contours of %r do not lie in the plane of the CT's slices and are left out: were they "
+                    "drawn on another series?", path.name, askew, name,
                 )  # fmt: skip
             mask, outside = rasterise_contours(drawn, affine, shape, grid_affine, grid_shape)
             if outside:

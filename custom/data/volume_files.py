@@ -72,7 +72,9 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         values = np.squeeze(np.asarray(image.dataobj))
     except (EOFError, OSError, ValueError, zlib.error) as error:
         said = str(error).removeprefix(f"{path}: ")
-        raise Rejected(f"{path.name}: {said}" if said != str(error) else f"{path.name} is truncated or damaged ({said})") from error
+        raise Rejected(
+            f"{path.name}: {said}" if said != str(error) else f"{path.name} is truncated or damaged ({said})"
+        ) from error
     if values.dtype.fields is not None or values.ndim != 3:
         raise Rejected(f"{path.name} is not one volume: shape {values.shape}, type {values.dtype}")
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
@@ -139,8 +141,8 @@ def _metaimage_direction(path: Path, matrix: npt.NDArray[np.float64]) -> npt.NDA
         direction[row, column] = 1.0 if axes[row][0] == letter else -1.0
     if told and (np.einsum("ij,ij->j", matrix, direction) < 0.5).any():
         raise Rejected(
-            f"{path.name}: its TransformMatrix and its AnatomicalOrientation ({letters}) name different directions: left "
-            "and right are unknown; make both say the same, or remove the wrong one"
+            f"{path.name}: its TransformMatrix and its AnatomicalOrientation ({letters}) name different directions: "
+            "left and right are unknown; make both say the same, or remove the wrong one"
         )
     return matrix if told else direction
 

@@ -248,8 +248,8 @@ def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[
             )
         if min(item.pixel_spacing) <= 0:
             raise Rejected(f"Pixel Spacing is {list(item.pixel_spacing)} in {item.path.name}: it must be mm above 0")
-        columns, rows = np.reshape(item.orientation, (2, 3))
-        if not np.allclose([columns @ columns, rows @ rows, columns @ rows], (1, 1, 0), atol=0.01):
+        across, down = np.reshape(item.orientation, (2, 3))
+        if not np.allclose([across @ across, down @ down, across @ down], (1, 1, 0), atol=0.01):
             raise Rejected(
                 f"Image Orientation (Patient) is {np.round(item.orientation, 3).tolist()} in {item.path.name}: it must "
                 "be two unit vectors at a right angle"

@@ -23,7 +23,15 @@ from pydicom import encaps, filereader
 
 from custom.core.limits import check_count, check_expansion, check_file_size
 
-__all__ = ["check_pixel_bytes", "decoded_pixels", "looks_like_dicom", "one_line", "open_dicom", "quiet_pydicom", "reason"]
+__all__ = [
+    "check_pixel_bytes",
+    "decoded_pixels",
+    "looks_like_dicom",
+    "one_line",
+    "open_dicom",
+    "quiet_pydicom",
+    "reason",
+]
 
 LARGEST_FILE = 4 * 2**30
 #: Bytes that a deflated file, or compressed pixels, may become whatever the file's size.

@@ -108,8 +108,8 @@ def _by_lookup(header: Header, given: AcquisitionMetadata, sign: int | None) -> 
     kind = text(dataset.ModalityLUTSequence[0], "ModalityLUTType")
     if kind.startswith(NO_INTENSITY):
         raise ValueError(
-            f"{header.path}: Modality LUT Type {tag('ModalityLUTType')} is {kind[:20]}, no intensity, but the LUT of an "
-            "XA or RF with LOG leads back to it; correct one of them, or export the picture without the LUT"
+            f"{header.path}: Modality LUT Type {tag('ModalityLUTType')} is {kind[:20]}, no intensity, but the LUT of "
+            "an XA or RF with LOG leads back to it; correct one of them, or export the picture without the LUT"
         )
     where = f"DICOM {tag('PixelIntensityRelationship')}, linear by Modality LUT {tag('ModalityLUTSequence')}"
     rising = int(np.sign(ends[1] - ends[0])) * (sign or 1)
