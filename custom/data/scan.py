@@ -25,6 +25,8 @@ _NO_IMAGE = frozenset(
     | {".raw", ".zraw", ".py", ".sh", ".log", ".zip", ".npy", ".npz", ".part", ".yaml", ".yml", ".toml"}
 )
 _VOLUME_SUFFIXES = {".nii": "nifti", ".nii.gz": "nifti", ".mhd": "metaimage", ".mha": "metaimage"}
+#: Characters of a case's name out of a file: files of it have longer ones.
+_LONGEST_NAME = 150
 _PREFERENCE = ("dicom", "metaimage", "nifti")
 
 
@@ -90,8 +92,9 @@ def walk(root: Path, skip: Iterable[Path] = ()) -> Iterator[Path]:
 
 
 def safe_name(text: str) -> str:
-    """A file name out of any text; "" where nothing of it is left."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    """A file name out of any text, a long one cut and told apart by a piece of its hash; "" if nothing of it is left."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    return name if len(name) <= _LONGEST_NAME else f"{name[:100]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def scan(

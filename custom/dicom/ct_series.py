@@ -47,7 +47,7 @@ _NATIVE_SYNTAXES = frozenset(
     }
 )
 _HEADER_ERRORS = (
-    InvalidDicomError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError,
+    InvalidDicomError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError,
     RecursionError, struct.error,
 )  # fmt: skip
 FACT_TAGS = (
@@ -128,8 +128,9 @@ def _slice(path: Path, frame: int | None, dataset: pydicom.Dataset, groups: Sequ
 
     def find(sequence: str, keyword: str) -> Any:
         for group in groups:
-            if sequence in group and keyword in group[sequence].value[0]:
-                return group[sequence].value[0].get(keyword)
+            for item in (group.get(sequence) or [])[:1]:
+                if keyword in item:
+                    return item.get(keyword)
         return dataset.get(keyword)
 
     def numbers(sequence: str, keyword: str, count: int) -> tuple[float, ...]:
@@ -157,6 +158,9 @@ def _slices(path: Path, dataset: pydicom.Dataset) -> tuple[Slice, ...]:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
         return (_slice(path, None, dataset, ()),)
+    frames = int(_numbers("NumberOfFrames", dataset.get("NumberOfFrames"), 1)[0])
+    if len(per_frame) != frames:
+        raise ValueError(f"NumberOfFrames {tag('NumberOfFrames')} is {frames}, {len(per_frame)} frames are described")
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
     return tuple(_slice(path, k, dataset, [group, *shared]) for k, group in enumerate(per_frame))
 

@@ -11,6 +11,7 @@ import pytest
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
+from custom.core.names import plain_name
 from custom.data.case import load
 from custom.data.scan import Candidate, safe_name, scan
 from tests.ct_samples import CT_CLASS, ROOT, chest, save, slice_dataset, write_nifti, write_series
@@ -134,6 +135,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 def test_names_are_safe_as_files() -> None:
     assert safe_name("../Doe^Jane 7/é") == "Doe_Jane_7"
+    long = [safe_name("A" * 300 + end) for end in ("", "B")]
+    assert long[0] != long[1] and all(plain_name(name, "x") == name and len(name) < 150 for name in long)
     np.testing.assert_equal(safe_name("^^"), "")
 
 

@@ -234,6 +234,19 @@ def test_enhanced_multiframe_file(tmp_path: Path) -> None:
     save(whole, tmp_path / "enhanced.dcm", "1.2.840.10008.5.1.4.1.1.2.1", f"{ROOT}.21.1")
     slices = _slices([tmp_path / "enhanced.dcm"])
     np.testing.assert_array_equal(_world(load_stack(slices), check_stack(slices)[0]), volume)
+    whole.PerFrameFunctionalGroupsSequence = pydicom.Sequence(frames[:2])
+    assert (
+        _problem(whole, tmp_path / "few.dcm") == "NumberOfFrames (0028,0008) is 4, 2 frames are described (truncated?)"
+    )
+    whole.PerFrameFunctionalGroupsSequence, shared.PixelMeasuresSequence = pydicom.Sequence(frames), pydicom.Sequence()
+    assert _problem(whole, tmp_path / "empty.dcm").startswith("PixelSpacing (0028,0030) is absent")
+
+
+def _problem(dataset: pydicom.Dataset, path: Path) -> str:
+    save(dataset, path, "1.2.840.10008.5.1.4.1.1.2.1", f"{ROOT}.21.1")
+    header = read_header(path)
+    assert isinstance(header, Header)
+    return header.problem
 
 
 def test_missing_decoders_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
