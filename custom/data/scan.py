@@ -92,7 +92,7 @@ def walk(root: Path, skip: Iterable[Path] = ()) -> Iterator[Path]:
 
 
 def safe_name(text: str) -> str:
-    """A file name out of any text, a long one cut and told apart by a piece of its hash; "" if nothing of it is left."""
+    """A file name out of any text, a long one cut and told apart by part of its hash; "" if nothing of it is left."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
     return name if len(name) <= _LONGEST_NAME else f"{name[:100]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
