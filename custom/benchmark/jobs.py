@@ -25,7 +25,7 @@ from custom.benchmark.methods import Method
 from custom.benchmark.methods_file import Entry, Setting
 from custom.benchmark.radiotherapy_judge import RadiotherapyJudge
 from custom.benchmark.resources import Cost, held_mb, release_memory
-from custom.core.files import sha256_file, write_bytes, write_json
+from custom.core.files import read_json_object, sha256_file, write_bytes, write_json
 from custom.core.hu_window import NotFinite, hu_to_unit
 from custom.core.nifti_files import open_nifti
 from custom.metrics import evaluate_volume
@@ -140,13 +140,13 @@ class Plan:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            content = read_json_object(path)
+            if content.get("fingerprint") != self.fingerprint(job):
+                return None
+            rows = [{key: _number(value) for key, value in row.items()} for row in content["rows"]]
+            done = [number for number, row in enumerate(rows) if row["status"] == DONE]
+        except (ValueError, KeyError, TypeError, AttributeError):  # damaged: it is made again
             return None
-        if content.get("fingerprint") != self.fingerprint(job):
-            return None
-        rows = [{key: _number(value) for key, value in row.items()} for row in content["rows"]]
-        done = [number for number, row in enumerate(rows) if row["status"] == DONE]
         needed = [self.path(job, number) for number in done]
         needed += [self.volume_path(job, number) for number in done if self.volumes]
         return rows if all(file.is_file() for file in needed) else None

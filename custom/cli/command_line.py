@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import importlib
 import logging
 import os
@@ -191,7 +192,7 @@ def _run(arguments: list[str]) -> int:
             logger.exception("%s failed", PROGRAM)
         else:
             sys.stderr.write(f"error: {_one_line(error)}\n")
-        return ExitCode.BAD_INPUT if isinstance(error, BAD_INPUT_ERRORS) else ExitCode.FAILED
+        return ExitCode.BAD_INPUT if _is_bad_input(error) else ExitCode.FAILED
     return result if isinstance(result, ExitCode) else ExitCode.DONE
 
 
@@ -226,6 +227,11 @@ def _set_up_logging(said: Sequence[str]) -> None:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which is later
     if not said or "--quiet" in said:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+
+def _is_bad_input(error: BaseException) -> bool:
+    unusable_name = isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP)
+    return unusable_name or isinstance(error, BAD_INPUT_ERRORS)
 
 
 def _one_line(error: BaseException) -> str:

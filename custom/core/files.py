@@ -108,7 +108,8 @@ def parsed_json(text: str) -> Any:
     """`json.loads`, with the depth bounded: what is nested deeper breaks whoever walks through it.
 
     Raises:
-        ValueError: no JSON, or nested more than `DEEPEST_JSON` times.
+        ValueError: no JSON, nested more than `DEEPEST_JSON` times, a key that is there twice in one object, or a whole
+            number that no float can hold.
     """
     depth = deepest = 0
     for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
@@ -116,7 +117,21 @@ def parsed_json(text: str) -> Any:
         deepest = max(deepest, depth)
     if deepest > DEEPEST_JSON:
         raise ValueError(f"nested {deepest} times, at most {DEEPEST_JSON} are read")
-    return json.loads(text)
+    return json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice: which one holds?")
+    return content
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 300:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def write_json(path: str | os.PathLike[str], content: object, sort_keys: bool = True) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["open_nifti"]
 #: Bytes before the voxels: header and extensions.
 LARGEST_HEAD = 16 * 2**20
 _MAGIC = {348: (344, b"n+1"), 540: (4, b"n+2")}
+#: Codes of lengths (xyzt_units): unknown, m, mm, micron.
+_LENGTHS = (0, 1, 2, 3)
 
 
 def open_nifti(path: Path) -> nib.nifti1.Nifti1Image:
@@ -65,15 +68,27 @@ def _check(path: Path, stream: BinaryIO, packed: bool) -> None:
     if size == 348:
         dims = struct.unpack_from(f"{order}8h", head, 40)
         code, offset = struct.unpack_from(f"{order}h", head, 70)[0], struct.unpack_from(f"{order}f", head, 108)[0]
+        scale, units = struct.unpack_from(f"{order}2f", head, 112), head[123]
     else:
         code = struct.unpack_from(f"{order}h", head, 12)[0]
         dims, offset = struct.unpack_from(f"{order}8q", head, 16), struct.unpack_from(f"{order}q", head, 168)[0]
+        scale, units = struct.unpack_from(f"{order}2d", head, 176), struct.unpack_from(f"{order}i", head, 500)[0]
     if not 1 <= dims[0] <= 7 or min(dims[1 : dims[0] + 1]) < 1:
         raise ValueError(f"dimensions {dims[1:]}")
     try:
-        width = int(cast(Any, nib.nifti1.data_type_codes.dtype[int(code)]).itemsize)
+        kind = np.dtype(cast(Any, nib.nifti1.data_type_codes.dtype[int(code)]))
     except KeyError as error:
         raise ValueError(f"data type {code} is not known") from error
+    if kind.kind == "c":
+        raise ValueError(f"{path}: holds complex numbers, which are no CT, labels or line integrals; export real ones")
+    if units & 7 not in _LENGTHS:
+        raise ValueError(f"{path}: its unit of length is {units & 7} (xyzt_units), which is none: 1 m, 2 mm, 3 micron")
+    # What nibabel would pass over in silence: NaN stands for "no scale", an infinite one for nothing.
+    if any(map(math.isinf, scale)):
+        raise ValueError(f"{path}: its scale is infinite (scl_slope {scale[0]:g}, scl_inter {scale[1]:g})")
+    if offset < size:
+        raise ValueError(f"{path}: its voxels begin at byte {offset:g} (vox_offset), within the header of {size} bytes")
+    width = kind.itemsize
     needed = float(np.prod([float(n) for n in dims[1 : dims[0] + 1]])) * width
     check_count(path, "bytes of header and extensions", offset, LARGEST_HEAD)
     if packed:

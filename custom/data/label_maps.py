@@ -140,8 +140,9 @@ def rasterise_contours(
     """Fill closed planar contours: a voxel of the grid is inside when its centre is, in a plane of contours that is at
     most half a CT slice away.
 
-    Contours of one plane combine by exclusive or, so that a contour inside another is a hole (PS3.3 C.8.8.6); planes
-    that reach one voxel are united, wherever they lie between the slices. The grid is filled directly: going through
+    Contours of one plane combine by exclusive or, so that a contour inside another is a hole (PS3.3 C.8.8.6), and one
+    that is there twice counts once; planes that reach one voxel are united, wherever they lie between the slices. The
+    grid is filled directly: going through
     the CT's own pixels would shift contours drawn along pixel centres by half a pixel.
 
     Args:
@@ -163,7 +164,8 @@ def rasterise_contours(
         k = _slice_of(polygon)
         if k - last > _ONE_PLANE_MM / np.linalg.norm(affine[:3, 2]):
             planes.append((k, []))
-        planes[-1][1].append(polygon[:, :2])
+        if not any(np.array_equal(polygon[:, :2], other) for other in planes[-1][1]):
+            planes[-1][1].append(polygon[:, :2])
         last = k
     mask = np.zeros(grid_shape, dtype=bool)
     to_native = inverse @ grid_affine
@@ -204,10 +206,26 @@ def _filled(
     return flat
 
 
+def _native_slices(points: npt.NDArray[np.floating], affine: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """The slice of each point in RAS+ mm, as a fraction."""
+    inverse = np.linalg.inv(affine)
+    return points @ inverse[2, :3] + inverse[2, 3]
+
+
+def _is_level(points: npt.NDArray[np.floating], affine: npt.NDArray[np.floating]) -> bool:
+    """Whether a contour lies in one slice: a sagittal or tilted one would be pressed flat."""
+    return len(points) == 0 or float(np.ptp(_native_slices(points, affine))) <= 0.5
+
+
+def usual_distance(contours: Sequence[npt.NDArray[np.floating]], affine: npt.NDArray[np.floating]) -> float:
+    """Median distance between neighbouring planes of contours, in slices of the CT; 0 where there is one plane."""
+    places = np.unique(np.round([_native_slices(points, affine).mean() for points in contours if len(points)], 2))
+    return float(np.median(np.diff(places))) if len(places) > 1 else 0.0
+
+
 def off_slices(contours: Sequence[npt.NDArray[np.floating]], affine: npt.NDArray[np.floating]) -> tuple[int, float]:
     """How many contours lie between the CT's slices, by more than a tenth of the spacing, and how far at most, mm."""
-    inverse = np.linalg.inv(affine)
-    slices = np.array([_slice_of(points @ inverse[:3, :3].T + inverse[:3, 3]) for points in contours])
+    slices = np.array([_native_slices(points, affine).mean() for points in contours])
     off = np.abs(slices - np.rint(slices))
     return int((off > 0.1).sum()), float(off.max(initial=0.0) * np.linalg.norm(affine[:3, 2]))
 
@@ -268,10 +286,21 @@ def load_rtstruct(
         used.append(path)
         for roi, name in rois:
             number += 1
-            mask, outside = rasterise_contours(polygons.get(roi, []), affine, shape, grid_affine, grid_shape)
+            drawn = [points for points in polygons.get(roi, []) if _is_level(points, affine)]
+            if askew := len(polygons.get(roi, [])) - len(drawn):
+                logger.warning(
+                    "%s: %d contours of %r do not lie in the plane of the CT's slices and are left out: were they "
+                    "drawn on another series?", path.name, askew, name,
+                )  # fmt: skip
+            mask, outside = rasterise_contours(drawn, affine, shape, grid_affine, grid_shape)
             if outside:
                 logger.warning("%s: %d contours of %r lie beyond the CT's slices", path.name, outside, name)
-            between, farthest = off_slices(polygons.get(roi, []), affine)
+            if (apart := usual_distance(drawn, affine)) > 1.5:
+                logger.warning(
+                    "%s: the contours of %r are %.2g slices apart, and each is drawn one slice thick: there are gaps",
+                    path.name, name, apart,
+                )  # fmt: skip
+            between, farthest = off_slices(drawn, affine)
             if between:
                 logger.warning(
                     "%s: %d contours of %r lie between the CT's slices, up to %.2g mm off: each is drawn where it "
@@ -312,5 +341,5 @@ def _closed(roi: pydicom.Dataset) -> list[npt.NDArray[np.float64]]:
     return [
         _numbers(item.get_item("ContourData").value).reshape(-1, 3) * flip
         for item in roi.get("ContourSequence") or []
-        if str(item.get("ContourGeometricType", "")) in _CLOSED
+        if str(item.get("ContourGeometricType", "")).strip().upper() in _CLOSED
     ]

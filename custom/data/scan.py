@@ -15,6 +15,7 @@ from custom.data.volume_files import metaimage_data
 from custom.dicom import ct_series
 from custom.dicom.ct_series import Header, Slice
 from custom.dicom.ct_stacks import Stack, judge_stacks
+from custom.dicom.header import tag
 from custom.dicom.opener import looks_like_dicom
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ _NO_IMAGE = frozenset(
     | {".raw", ".zraw", ".py", ".sh", ".log", ".zip", ".npy", ".npz", ".part", ".yaml", ".yml", ".toml"}
 )
 _VOLUME_SUFFIXES = {".nii": "nifti", ".nii.gz": "nifti", ".mhd": "metaimage", ".mha": "metaimage"}
+#: Characters of a case's name out of a file: files of it have longer ones.
+_LONGEST_NAME = 150
 _PREFERENCE = ("dicom", "metaimage", "nifti")
 
 
@@ -89,8 +92,9 @@ def walk(root: Path, skip: Iterable[Path] = ()) -> Iterator[Path]:
 
 
 def safe_name(text: str) -> str:
-    """A file name out of any text; "" where nothing of it is left."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    """A file name out of any text, a long one cut and told apart by part of its hash; "" if nothing of it is left."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    return name if len(name) <= _LONGEST_NAME else f"{name[:100]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def scan(
@@ -127,7 +131,9 @@ def scan(
     dicom: list[Path] = []
     volumes: list[Path] = []
     for path in files:
-        if volume_suffix(path):
+        if not path.is_file():  # opening a pipe would wait for ever
+            rejected.append(Rejection(_relative(path, base), "file", "a broken link, or no file but a pipe or device"))
+        elif volume_suffix(path):
             volumes.append(path)
         elif path.suffix.lower() not in _NO_IMAGE and looks_like_dicom(path):
             dicom.append(path)
@@ -201,9 +207,10 @@ def _dicom_candidates(
             if stack.refused:
                 rejected.append(own.rejection(stack.refused))
                 continue
-            for note in stack.notes:
+            mixed = _mixed([h for h in members if h.path in originals])
+            for note in (*stack.notes, *mixed):
                 logger.warning("%s: %s", own.source, note)
-            noted = "; ".join([*([facts["note"]] if facts else []), *stack.notes])
+            noted = "; ".join([*([facts["note"]] if facts else []), *stack.notes, *mixed])
             found.append(
                 replace(
                     own,
@@ -232,6 +239,12 @@ def _patient(patient_id: str, identity: str, identities: set[str], study_uid: st
     )
     logger.warning("%s", note)
     return f"{patient_id}~{hashlib.sha256(identity.encode()).hexdigest()[:6]}", {"note": note}
+
+
+def _mixed(members: Sequence[Header]) -> list[str]:
+    """What differs between the files of one scan and changes how they look."""
+    found = {key: sorted({h.facts[key] for h in members} - {""}) for key in ("ConvolutionKernel", "KVP")}
+    return [f"{key} {tag(key)} differs within the scan: {', '.join(v)}" for key, v in found.items() if len(v) > 1]
 
 
 def _stacks(members: Sequence[Header]) -> list[Stack]:

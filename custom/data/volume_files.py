@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.spatialimages import HeaderDataError
 
 from custom.core.limits import check_count, check_expansion
 from custom.core.names import inside
@@ -35,8 +36,11 @@ def _check_forms(image: Any, path: Path) -> None:
     sform, _ = image.get_sform(coded=True)
     try:
         qform, _ = image.get_qform(coded=True)
-    except ValueError as error:
+    except (ValueError, HeaderDataError) as error:
         raise Rejected(f"{path.name}: its qform is damaged ({error})") from error
+    for name, form in (("sform", sform), ("qform", qform)):
+        if form is not None and not np.isfinite(form).all():
+            raise Rejected(f"{path.name}: its {name} is not finite; correct it, or set its code to 0")
     if sform is None or qform is None:
         return
     corners = np.array(list(itertools.product(*[(0, n - 1) for n in image.shape[:3]], (1,)))).T
@@ -68,8 +72,9 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
         values = np.squeeze(np.asarray(image.dataobj))
     except (EOFError, OSError, ValueError, zlib.error) as error:
         said = str(error).removeprefix(f"{path}: ")
-        known = said.startswith(("is ", "a file of"))
-        raise Rejected(f"{path.name}: {said}" if known else f"{path.name} is truncated or damaged ({said})") from error
+        raise Rejected(
+            f"{path.name}: {said}" if said != str(error) else f"{path.name} is truncated or damaged ({said})"
+        ) from error
     if values.dtype.fields is not None or values.ndim != 3:
         raise Rejected(f"{path.name} is not one volume: shape {values.shape}, type {values.dtype}")
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
@@ -113,27 +118,33 @@ def _metaimage_keys(path: Path) -> dict[str, str]:
     return dict(re.findall(r"^[ \t]*(\w+)[ \t]*=[ \t]*(.*?)[ \t\r]*$", text, re.MULTILINE))
 
 
-def _metaimage_direction(path: Path) -> npt.NDArray[np.float64] | None:
-    """Columns to LPS by AnatomicalOrientation, where no TransformMatrix says it; None where one does.
+def _metaimage_direction(path: Path, matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Columns to LPS, by TransformMatrix, which ITK reads as ``matrix``, or else by AnatomicalOrientation.
 
     Each letter says where an axis begins (RAI: at the right, in front, below), as ITK writes it.
 
     Raises:
-        Rejected: neither of them is there, or the letters are no orientation.
+        Rejected: neither of them is there, the letters are no orientation, or they mirror or permute the matrix.
     """
     keys = _metaimage_keys(path)
-    if any(keys.get(key) for key in ("TransformMatrix", "Rotation", "Orientation")):
-        return None
+    told = any(keys.get(key) for key in ("TransformMatrix", "Rotation", "Orientation"))
     letters = keys.get("AnatomicalOrientation", "").upper()
     axes = ["RL", "AP", "IS"]  # from the low to the high end of LPS
     hits = [next((n for n, ends in enumerate(axes) if letter in ends), -1) for letter in letters]
     if sorted(hits) != [0, 1, 2]:
+        if told:
+            return matrix
         said = f"AnatomicalOrientation is {letters!r}" if letters else "no TransformMatrix, no AnatomicalOrientation"
         raise Rejected(f"{path.name} has no orientation ({said}): left and right are unknown; write one of them")
     direction = np.zeros((3, 3))
     for column, (row, letter) in enumerate(zip(hits, letters, strict=True)):
         direction[row, column] = 1.0 if axes[row][0] == letter else -1.0
-    return direction
+    if told and (np.einsum("ij,ij->j", matrix, direction) < 0.5).any():
+        raise Rejected(
+            f"{path.name}: its TransformMatrix and its AnatomicalOrientation ({letters}) name different directions: "
+            "left and right are unknown; make both say the same, or remove the wrong one"
+        )
+    return matrix if told else direction
 
 
 def metaimage_data(path: Path) -> Path:
@@ -148,6 +159,9 @@ def metaimage_data(path: Path) -> Path:
         data = path if named == "LOCAL" else inside(path.parent, named, f"{path.name}: ElementDataFile")
         if not data.is_file():
             raise ValueError(f"{path.name} or its data file is missing ({named!r})")
+        spacing = keys.get("ElementSpacing") or keys.get("ElementSize") or ""
+        if not spacing or not all(float(mm) > 0 for mm in spacing.split()):
+            raise ValueError(f"{path.name}: its ElementSpacing is {spacing or 'absent'}, it must be mm above 0")
         sizes = [int(n) for n in keys.get("DimSize", "").split()]
         width = _BYTES.get(keys.get("ElementType", ""), 8) * int(keys.get("ElementNumberOfChannels", "1"))
         needed = float(np.prod([float(n) for n in sizes])) * width
@@ -159,7 +173,8 @@ def metaimage_data(path: Path) -> Path:
         elif needed > data.stat().st_size:
             raise ValueError(f"{path.name} is truncated: {data.stat().st_size} bytes, {needed:.0f} are needed")
     except ValueError as error:
-        raise Rejected(str(error)) from error
+        said = str(error)
+        raise Rejected(said if path.name in said else f"{path.name}: a damaged header ({said})") from error
     return data
 
 
@@ -181,9 +196,7 @@ def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
         raise Rejected(f"{path.name} is not one volume: size {image.GetSize()}")
     values = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
     lps = np.eye(4)
-    direction = _metaimage_direction(path)
-    if direction is None:
-        direction = np.array(image.GetDirection()).reshape(3, 3)
+    direction = _metaimage_direction(path, np.array(image.GetDirection()).reshape(3, 3))
     lps[:3, :3] = direction * np.array(image.GetSpacing())
     lps[:3, 3] = image.GetOrigin()
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps

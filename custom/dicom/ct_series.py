@@ -47,7 +47,7 @@ _NATIVE_SYNTAXES = frozenset(
     }
 )
 _HEADER_ERRORS = (
-    InvalidDicomError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError,
+    InvalidDicomError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError,
     RecursionError, struct.error,
 )  # fmt: skip
 FACT_TAGS = (
@@ -128,14 +128,18 @@ def _slice(path: Path, frame: int | None, dataset: pydicom.Dataset, groups: Sequ
 
     def find(sequence: str, keyword: str) -> Any:
         for group in groups:
-            if sequence in group and keyword in group[sequence].value[0]:
-                return group[sequence].value[0].get(keyword)
+            for item in (group.get(sequence) or [])[:1]:
+                if keyword in item:
+                    return item.get(keyword)
         return dataset.get(keyword)
 
     def numbers(sequence: str, keyword: str, count: int) -> tuple[float, ...]:
         return _numbers(keyword, find(sequence, keyword), count)
 
-    slope, intercept = (find("PixelValueTransformationSequence", f"Rescale{k}") for k in ("Slope", "Intercept"))
+    transform = "PixelValueTransformationSequence"
+    rescale = None
+    if all(find(transform, keyword) is not None for keyword in ("RescaleSlope", "RescaleIntercept")):
+        rescale = (numbers(transform, "RescaleSlope", 1)[0], numbers(transform, "RescaleIntercept", 1)[0])
     return Slice(
         path=path,
         frame=frame,
@@ -144,8 +148,8 @@ def _slice(path: Path, frame: int | None, dataset: pydicom.Dataset, groups: Sequ
         orientation=numbers("PlaneOrientationSequence", "ImageOrientationPatient", 6),
         pixel_spacing=numbers("PixelMeasuresSequence", "PixelSpacing", 2),
         shape=(int(numbers("", "Rows", 1)[0]), int(numbers("", "Columns", 1)[0])),
-        rescale=None if slope is None or intercept is None else (float(slope), float(intercept)),
-        rescale_type=str(find("PixelValueTransformationSequence", "RescaleType") or "").strip().upper(),
+        rescale=rescale,
+        rescale_type=str(find(transform, "RescaleType") or "").strip().upper(),
         acquisition=(str(dataset.get("AcquisitionNumber", "")), str(dataset.get("TemporalPositionIdentifier", ""))),
     )
 
@@ -154,6 +158,9 @@ def _slices(path: Path, dataset: pydicom.Dataset) -> tuple[Slice, ...]:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     if per_frame is None:
         return (_slice(path, None, dataset, ()),)
+    frames = int(_numbers("NumberOfFrames", dataset.get("NumberOfFrames"), 1)[0])
+    if len(per_frame) != frames:
+        raise ValueError(f"NumberOfFrames {tag('NumberOfFrames')} is {frames}, {len(per_frame)} frames are described")
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])
     return tuple(_slice(path, k, dataset, [group, *shared]) for k, group in enumerate(per_frame))
 
@@ -234,8 +241,23 @@ def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[
             raise Rejected(
                 f"no Rescale Slope and Intercept in {item.path.name}: stored values cannot be turned into HU"
             )
+        if item.rescale[0] == 0:
+            raise Rejected(f"Rescale Slope is 0 in {item.path.name}: all its values would be one")
         if item.rescale_type not in ("", "HU", UNSPECIFIED):
             raise Rejected(f"Rescale Type is {item.rescale_type!r}, not HU, in {item.path.name}")
+        if (item.rescale_type == UNSPECIFIED) != (first.rescale_type == UNSPECIFIED):
+            raise Rejected(
+                f"slices differ in Rescale Type: {first.rescale_type or 'none'} in {first.path.name}, "
+                f"{item.rescale_type or 'none'} in {item.path.name}"
+            )
+        if min(item.pixel_spacing) <= 0:
+            raise Rejected(f"Pixel Spacing is {list(item.pixel_spacing)} in {item.path.name}: it must be mm above 0")
+        across, down = np.reshape(item.orientation, (2, 3))
+        if not np.allclose([across @ across, down @ down, across @ down], (1, 1, 0), atol=0.01):
+            raise Rejected(
+                f"Image Orientation (Patient) is {np.round(item.orientation, 3).tolist()} in {item.path.name}: it must "
+                "be two unit vectors at a right angle"
+            )
         if item.shape != first.shape or not np.allclose(item.pixel_spacing, first.pixel_spacing, rtol=1e-3):
             raise Rejected(
                 f"slices differ in size or pixel spacing: {item.shape} at {item.pixel_spacing} mm in {item.path.name}, "
@@ -305,7 +327,10 @@ def load_stack(slices: Sequence[Slice]) -> npt.NDArray[np.float32]:
         Rejected: a file whose pixels are truncated or damaged, named in the message.
     """
     rows, columns = slices[0].shape
-    check_count(slices[0].path, "voxels of its series", float(rows) * columns * len(slices), LARGEST_VOXELS)
+    try:
+        check_count(slices[0].path, "voxels of its series", float(rows) * columns * len(slices), LARGEST_VOXELS)
+    except ValueError as error:
+        raise Rejected(str(error)) from error
     volume = np.empty((columns, rows, len(slices)), dtype=np.float32)
     opened: tuple[Path, npt.NDArray[Any], Any] | None = None
     for k, item in enumerate(slices):

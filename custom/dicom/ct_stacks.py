@@ -79,6 +79,9 @@ def _judge(slices: Sequence[Slice]) -> Stack:
             notes.append(f"{count} files carry one SOP Instance UID (0008,0018), {uid}: told apart by position")
     if any(s.rescale_type == UNSPECIFIED for s in kept):
         notes.append("Rescale Type (0028,1054) is US (unspecified): taken as HU if air and soft tissue measure so")
+    turns = [key for key, _ in itertools.groupby(s.acquisition for s in kept)]
+    if len(turns) > len(set(turns)):
+        notes.append(f"slices of {len(set(turns))} acquisitions alternate (0020,0012; 0020,0100): did anything move?")
     return Stack(tuple(kept), facts, tuple(notes))
 
 

@@ -5,6 +5,7 @@ The one check of it: what refuses a CT series of two patients asks about their r
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +48,13 @@ def _text(dataset: Dataset, keyword: str) -> str:
 
 
 def _meaning(keyword: str, value: str) -> str:
-    """What has to be equal for two values to mean the same: names may be padded and differ in case."""
+    """What has to be equal for two values to mean the same: names may be padded and differ in case.
+
+    One letter may be written as one character or as two (a letter and its accent), a date with dots (before DICOM).
+    """
+    value = unicodedata.normalize("NFC", " ".join(value.split()))
+    if keyword == "PatientBirthDate":
+        return value.replace(".", "")
     if keyword == "PatientName":
         return "=".join(part.rstrip("^ ") for part in value.split("=")).rstrip("=").strip("^ ").casefold()
     return value.casefold() if keyword == "PatientSex" else value

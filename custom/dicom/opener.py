@@ -23,7 +23,15 @@ from pydicom import encaps, filereader
 
 from custom.core.limits import check_count, check_expansion, check_file_size
 
-__all__ = ["decoded_pixels", "looks_like_dicom", "one_line", "open_dicom", "quiet_pydicom", "reason"]
+__all__ = [
+    "check_pixel_bytes",
+    "decoded_pixels",
+    "looks_like_dicom",
+    "one_line",
+    "open_dicom",
+    "quiet_pydicom",
+    "reason",
+]
 
 LARGEST_FILE = 4 * 2**30
 #: Bytes that a deflated file, or compressed pixels, may become whatever the file's size.
@@ -217,7 +225,27 @@ def decoded_pixels(path: Path, dataset: pydicom.Dataset) -> npt.NDArray[Any]:
     check_expansion(path, needed, SMALL_BYTES)
     if syntax.is_encapsulated and syntax != pydicom.uid.RLELossless:
         _check_code_streams(dataset.PixelData, frames, (rows, columns), samples)
+    if not syntax.is_encapsulated and dataset.get("PhotometricInterpretation") != "YBR_FULL_422":
+        check_pixel_bytes(len(dataset.PixelData), int(needed), int(needed / (rows * frames)))
     return np.asarray(dataset.pixel_array)
+
+
+def check_pixel_bytes(size: int, needed: int, row: int) -> None:
+    """Refuse more uncompressed pixels than the header knows of: with a wrong Columns they would be read askew.
+
+    Args:
+        size: bytes of Pixel Data.
+        needed: bytes of all frames by the header.
+        row: bytes of one row; less than that may be padding.
+
+    Raises:
+        ValueError: there is a row or more too much.
+    """
+    if size >= needed + row:
+        raise ValueError(
+            f"{size} bytes of pixel data, but Rows (0028,0010), Columns (0028,0011) and Number of Frames (0028,0008) "
+            f"say {needed}: which is wrong?"
+        )
 
 
 def _check_code_streams(data: bytes, frames: int, shape: tuple[int, int], samples: int) -> None:

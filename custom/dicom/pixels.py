@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pydicom
 
 from custom.dicom.header import LARGEST_FRAMES, Header, numbers, one_line, quiet_pydicom, read_dataset
-from custom.dicom.opener import decoded_pixels
+from custom.dicom.opener import check_pixel_bytes, decoded_pixels
 
 __all__ = ["frame_count", "read_pixels"]
 
@@ -61,7 +61,7 @@ def read_pixels(header: Header, frame: int | None = None) -> tuple[npt.NDArray[n
     with quiet_pydicom():
         try:
             if syntax in _NATIVE:
-                pixels = _native(dataset, shape, (frame or 1) - 1, syntax == _BIG_ENDIAN)
+                pixels = _native(dataset, shape, (frame or 1) - 1, count, syntax == _BIG_ENDIAN)
             else:
                 pixels = decoded_pixels(path, dataset)
                 pixels = pixels[(frame or 1) - 1] if count > 1 and pixels.ndim == 3 else pixels
@@ -115,7 +115,9 @@ def _bits(header: Header) -> tuple[int, int]:
     return bits, int(high[0]) if high is not None else bits - 1
 
 
-def _native(dataset: pydicom.Dataset, shape: tuple[int, ...], frame: int, big_endian: bool) -> npt.NDArray[Any]:
+def _native(
+    dataset: pydicom.Dataset, shape: tuple[int, ...], frame: int, count: int, big_endian: bool
+) -> npt.NDArray[Any]:
     """One frame of uncompressed pixels. pydicom would drop bits above Bits Stored, wherever High Bit is."""
     allocated, signed = numbers(dataset, "BitsAllocated"), numbers(dataset, "PixelRepresentation")
     assert allocated is not None
@@ -123,6 +125,7 @@ def _native(dataset: pydicom.Dataset, shape: tuple[int, ...], frame: int, big_en
                     f"{int(allocated[0]) // 8}")  # fmt: skip
     size = shape[0] * shape[1]
     data = bytes(dataset.PixelData)
+    check_pixel_bytes(len(data), count * size * kind.itemsize, shape[1] * kind.itemsize)
     if len(data) < (frame + 1) * size * kind.itemsize:
         raise ValueError(f"{len(data)} bytes of pixel data, {(frame + 1) * size * kind.itemsize} are needed")
     return np.frombuffer(data, kind, size, frame * size * kind.itemsize).reshape(shape)

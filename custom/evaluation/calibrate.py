@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from custom import __version__
-from custom.core.files import sha256_file, sha256_files, write_json
+from custom.core.files import read_json, sha256_file, sha256_files, write_json
 from custom.core.json_models import validated
 from custom.core.workers import Workers
 from custom.data.datalist import load_cases
@@ -293,7 +293,7 @@ def _finished(file: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """By `group_name`, what a file holds that was made with these settings."""
     if file.is_file():
         try:
-            content = json.loads(file.read_text())
+            content = read_json(file)
             if content["settings"] == settings:
                 return content["groups"]
         except (ValueError, KeyError, TypeError):

@@ -19,7 +19,7 @@ from custom.dicom.header import PRESENTATION_CLASS, PROCESSING_CLASS, Header, nu
 from custom.dicom.padding import padding_beside
 from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Origin
 from custom.radiographs.dicom_pose import tagged
-from custom.radiographs.intensity_meaning import PictureValues
+from custom.radiographs.intensity_meaning import NO_INTENSITY, PictureValues
 from custom.radiographs.readings import Reading, found, merge, note, unusable
 
 __all__ = ["picture_values", "read_intensity"]
@@ -78,7 +78,7 @@ def read_intensity(header: Header, given: Reading) -> Reading:
     if rescale != _Rescale():
         shown = f"{rescale.slope:g} * stored + {rescale.intercept:g}"
         own += tagged("rescale", shown, "RescaleSlope", "RescaleIntercept")
-        own += tagged("rescale_type", text(dataset, "RescaleType") or None, "RescaleType")
+    own += tagged("rescale_type", text(dataset, "RescaleType") or None, "RescaleType")
     if rescale.slope > 0:
         return own + by_sign
     # The sign is about stored values, which a negative slope turns round.
@@ -104,6 +104,12 @@ def _by_lookup(header: Header, given: AcquisitionMetadata, sign: int | None) -> 
         raise ValueError(
             f"{header.path}: has a Modality LUT {tag('ModalityLUTSequence')}, which is only followed in XA and RF "
             "with Pixel Intensity Relationship LOG, where it leads back to linear; export the picture without it"
+        )
+    kind = text(dataset.ModalityLUTSequence[0], "ModalityLUTType")
+    if kind.startswith(NO_INTENSITY):
+        raise ValueError(
+            f"{header.path}: Modality LUT Type {tag('ModalityLUTType')} is {kind[:20]}, no intensity, but the LUT of "
+            "an XA or RF with LOG leads back to it; correct one of them, or export the picture without the LUT"
         )
     where = f"DICOM {tag('PixelIntensityRelationship')}, linear by Modality LUT {tag('ModalityLUTSequence')}"
     rising = int(np.sign(ends[1] - ends[0])) * (sign or 1)

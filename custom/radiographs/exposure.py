@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-__all__ = ["Air", "dark_borders", "find_air", "looks_inverted", "seen_sign"]
+__all__ = ["Air", "dark_borders", "find_air", "has_noise", "looks_inverted", "seen_sign"]
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -218,6 +218,20 @@ def _noise_sign(values: Array, field_mask: Mask, linear: bool) -> int:
     if min(at_low, at_high) <= 0 or max(at_low, at_high) < _NOISE_RATIO * min(at_low, at_high):
         return 0
     return 1 if (at_high > at_low) is linear else -1
+
+
+def has_noise(values: Array, mask: Mask) -> bool:
+    """Whether neighbouring pixels differ as noise makes them, and not as a smooth picture does.
+
+    The middle one of three differs from the mean of the others by more than these do from each other, in noise by 1.7
+    times as much; in a smooth picture by less, and in one that was enlarged by as much.
+    """
+    inside = mask[:, :-2] & mask[:, 1:-1] & mask[:, 2:]
+    before, middle, after = (values[:, c : values.shape[1] - 2 + c][inside] for c in range(3))
+    if middle.size < 1000:
+        return False
+    bend, slope = np.abs(middle - 0.5 * (before + after)), 0.5 * np.abs(after - before)
+    return float(np.median(bend)) > 1.2 * float(np.median(slope)) > 0
 
 
 def _air_is_at_the_rim(q: Array, field_mask: Mask) -> bool:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from custom.radiographs.acquisition_metadata import SAID, AcquisitionMetadata, MetadataValue, Origin, value_of
 from custom.radiographs.readings import Reading, ask, exclude, found, merge, note
 
-__all__ = ["PictureValues", "decide_meaning", "quantile"]
+__all__ = ["NO_INTENSITY", "PictureValues", "decide_meaning", "quantile"]
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -25,7 +25,7 @@ _OPTION = "for-presentation"
 #: Presentation LUT Shape (2050,0020) that belongs to each Photometric Interpretation (0028,0004).
 _SHAPES = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}
 #: Rescale Types (0028,1054) of values that are no intensity: optical density, and attenuation.
-_NO_INTENSITY = ("OD", "HU")
+NO_INTENSITY = ("OD", "HU")
 #: Share of the values that may lie below zero intensity, as noise without X-rays does.
 _BELOW_ZERO = 0.02
 
@@ -95,7 +95,7 @@ def _relationship(others: Reading, accept: frozenset[str]) -> Reading:
         others += ask(problem, ("intensity_relationship",), _PHYSICAL, _OPTION)
     linear = known.intensity_relationship
     if linear is not None and linear.origin is Origin.FILE and linear.value == "LIN":
-        kind = next((one for one in _NO_INTENSITY if (value_of(known.rescale_type) or "").startswith(one)), None)
+        kind = next((one for one in NO_INTENSITY if (value_of(known.rescale_type) or "").startswith(one)), None)
         if kind is not None and known.rescale_type is not None:
             problem = (
                 f"how its values follow from the X-ray intensity: LIN by {linear.provenance}, but Rescale Type is "

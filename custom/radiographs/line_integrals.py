@@ -12,7 +12,7 @@ from torch import Tensor
 from custom.core.attenuation import LARGEST_LINE_INTEGRAL
 from custom.radiographs.accepted_assumptions import LOG_RANGE
 from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Origin, value_of
-from custom.radiographs.exposure import dark_borders, find_air, looks_inverted, seen_sign
+from custom.radiographs.exposure import dark_borders, find_air, has_noise, looks_inverted, seen_sign
 from custom.radiographs.intensity_meaning import PictureValues, decide_meaning, quantile
 from custom.radiographs.readings import Reading, ask, found, merge, note
 
@@ -25,6 +25,8 @@ Mask = npt.NDArray[np.bool_]
 _CLIPPED = 0.01
 #: Clipped values are more than so many times as frequent as those within this share of the range beside them.
 _PILE, _NEAR = 5.0, 0.01
+#: The least line integral of a radiograph is at most so large: 15 cm of water.
+_LEAST = 3.0
 
 
 def to_line_integrals(
@@ -62,6 +64,8 @@ def to_line_integrals(
     q = scale.q(values)
     inside = dark_borders(q, mask)
     if scale.relationship == "LIN":
+        if quantile(scale.intensity(values[inside]), 0.999) <= 0:
+            raise ValueError(f"{name}: zero_intensity is {scale.zero:g}, which leaves no pixel any X-ray intensity")
         floor, said = _floor(picture, scale, inside)
         q, everything = np.minimum(q, np.float32(-np.log(floor))), everything + said
     blades = bool(inside.sum() < mask.sum())
@@ -163,11 +167,17 @@ def _clipped(picture: PictureValues, scale: _Scale, given: float | None, p: Arra
     at_limit = abs(ends[bright] - limit) <= 1e-3 * (high - low) or _fills_bits(picture, ends[bright])
     # Whoever says that the beam has just this value knows it.
     told = given is not None and abs(float(given) - ends[bright]) <= 0.5 * picture.unit
-    if at_limit and not told and float((values == ends[bright]).mean()) > _CLIPPED:
-        own += note(
-            "the brightest part of the picture is at the end of the range of values: the detector is saturated there, "
-            "so line integrals are too small by an unknown amount"
-        )
+    full = picture.values == ends[bright]
+    if not told and float(full[inside].mean()) > _CLIPPED:
+        where = "at the end of the range of values"
+        if not at_limit:
+            where = f"of one value, {ends[bright]:g}, without the noise of the rest"
+        # Air without noise is a computed picture's, in which nothing has any.
+        if at_limit or has_noise(picture.values, inside & ~full):
+            own += note(
+                f"the brightest part of the picture is {where}: the detector is saturated there, so line integrals are "
+                "too small by an unknown amount"
+            )
     piled = values == ends[dark]
     near = (np.abs(values - ends[dark]) <= max(_NEAR * (ends["high"] - ends["low"]), 3 * picture.unit)) & ~piled
     without = scale.relationship == "LIN" and scale.sign * (ends[dark] - scale.zero) <= 0.5 * picture.unit
@@ -217,7 +227,12 @@ def _implausible(p: Array, mask: Mask) -> Reading:
             "the rim of the picture is more attenuated than its middle: is it inverted (MONOCHROME1, "
             "intensity_sign), or is a collimator not masked?"
         )
-    top = quantile(p[mask], 0.99)
+    least, top = quantile(p[mask], 0.001), quantile(p[mask], 0.99)
+    if least > _LEAST:
+        own += note(
+            f"no line integral is below {least:.2g}, where some rays always pass a body's rim or lung: is unattenuated "
+            "too high?"
+        )
     if not 0.5 <= top <= 12:
         own += note(f"line integrals reach {top:.2g}, where a chest has about 4 to 8: check how its values are read")
     return own

@@ -36,7 +36,7 @@ from custom.radiographs.readings import Reading, found, merge, note
 from custom.radiographs.same_exposure import check_exposures
 from custom.radiographs.same_patient import check_patient
 from custom.radiographs.sidecar import find_sidecar, load_geometry_file
-from custom.radiographs.view_from_metadata import Placement, StoredPose, view_from_metadata
+from custom.radiographs.view_from_metadata import Placement, StoredPose, check_sizes, view_from_metadata
 
 __all__ = ["read_radiographs"]
 
@@ -176,7 +176,7 @@ def _place(
     """Where a radiograph stands, and all readings of it; `others` are those of sidecar and tags."""
     if file.view is None:
         placement, own = view_from_metadata(others, pose, accept)
-        return placement, others + own
+        return placement, others + own + check_sizes(others + own, shape)
     if not file.is_overruled:
         return place_given_view(file.name, file.view, others, pose, shape)
     # The geometry file goes before a sidecar, also where that gives the whole view.

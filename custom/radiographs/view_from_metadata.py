@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ __all__ = [
     "Flips",
     "Placement",
     "StoredPose",
+    "check_sizes",
     "find_flips",
     "letters",
     "view_from_metadata",
@@ -202,6 +204,42 @@ def _distances(others: Reading, accept: frozenset[str]) -> Reading:
     )
     example = '"source_to_detector_mm" and a smaller "source_to_isocenter_mm"'
     return own + exclude(problem, tuple(_DISTANCES), example, detector, isocenter)
+
+
+#: A beam wider than so many distances, a larger magnification, pixels longer than so many times their width, and plates
+#: beyond these sizes [mm] are of no radiograph of a body: lengths in cm or m, percents, or numbers in the wrong place.
+_WIDEST, _MOST_MAGNIFIED, _LONGEST, _PLATE_MM = 1.5, 4.0, 3.0, (60.0, 1500.0)
+
+
+def check_sizes(others: Reading, shape: tuple[int, int]) -> Reading:
+    """Questions about lengths that exclude each other, unless geometry file or sidecar say all of them.
+
+    Args:
+        others: what is known of the radiograph.
+        shape: rows and columns.
+    """
+    known, own = merge(others), Reading()
+    detector, isocenter, pixel = known.source_to_detector_mm, known.source_to_isocenter_mm, known.pixel_mm
+    if pixel is None:
+        return own
+    side = max(n * mm for n, mm in zip(shape, pixel.value, strict=True))
+    asked: list[tuple[str, tuple[MetadataValue[Any], ...]]] = []
+    if max(pixel.value) > _LONGEST * min(pixel.value):
+        asked.append((f"pixels of {pixel.value[0]:g} x {pixel.value[1]:g} mm, far from square", (pixel,)))
+    elif not _PLATE_MM[0] <= side <= _PLATE_MM[1]:
+        asked.append((f"a picture of {side:.3g} mm, which shows no body", (pixel,)))
+    elif detector is not None and value_of(known.beam) != "parallel" and side > _WIDEST * detector.value:
+        asked.append((f"a picture of {side:.0f} mm at {detector.value:g} mm from the source", (detector, pixel)))
+    if detector is not None and isocenter is not None and detector.value > _MOST_MAGNIFIED * isocenter.value > 0:
+        times = detector.value / isocenter.value
+        asked.append((f"distances that magnify the patient {times:.3g} times", (detector, isocenter)))
+    for problem, values in asked:
+        if not all(one.origin in (Origin.GEOMETRY_FILE, Origin.SIDECAR) for one in values):
+            keys = tuple(one.key for one in values)
+            said = ", ".join(f"{one.key} {one}" for one in values)
+            example = " and ".join(f'"{key}"' for key in keys) + " in mm"
+            own += exclude(f"lengths that cannot be: {problem} ({said}); are they in cm?", keys, example, *values)
+    return own
 
 
 def _example(known: AcquisitionMetadata, key: str) -> int:

@@ -95,6 +95,15 @@ def test_one_folder_with_everything(cohort: Path, tmp_path: Path) -> None:
     assert str(bundle / "models/model.pt") in record["methods"][2]["files"]
 
 
+@pytest.mark.parametrize("content", ["[]", "5", "{}", '{"fingerprint": 1}', "[" * 9999, "\ufeff", "", "{"])
+def test_a_damaged_result_is_made_again(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = object.__new__(jobs.Plan)
+    monkeypatch.setattr(jobs.Plan, "path", lambda self, job: tmp_path / "job.json")
+    monkeypatch.setattr(jobs.Plan, "fingerprint", lambda self, job: 1)
+    (tmp_path / "job.json").write_text(content)
+    assert plan.rows(None) is None  # type: ignore[arg-type]
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_a_killed_run_goes_on_and_only_changes_are_made_anew(
     cohort: Path, tmp_path: Path, calls: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch

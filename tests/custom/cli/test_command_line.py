@@ -157,6 +157,8 @@ def test_mistyped_arguments_run_nothing(
         (FileNotFoundError("x.nii: no such file"), 2, "error: x.nii: no such file\n"),
         (OSError(28, "No space left on device", "out/a.nii.gz"), 1, "error: No space left on device: out/a.nii.gz\n"),
         (ImportError("pip install 'fewview-ct[dicom]'"), 1, "error: ImportError: pip install 'fewview-ct[dicom]'\n"),
+        (OSError(36, "File name too long", "x.nii"), 2, "error: File name too long: x.nii\n"),
+        (OSError(40, "Too many levels of symbolic links", "x"), 2, "error: Too many levels of symbolic links: x\n"),
         (RuntimeError("odd"), 1, "error: RuntimeError: odd (--debug shows where)\n"),
         (KeyError("label"), 1, "error: KeyError: 'label' (--debug shows where)\n"),
         (AssertionError(), 1, "error: AssertionError (--debug shows where)\n"),

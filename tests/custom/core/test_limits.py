@@ -151,6 +151,24 @@ def test_json_is_held_to_a_depth(tmp_path: Path) -> None:
     assert read_json(path) == {"text": "[" * 100}
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"angle_deg": 90, "views": [{"a": 1, "a": 2}]}', "'a' is there twice: which one holds"),
+        (f'{{"angle_deg": 1{"0" * 400}}}', "a number of 401 digits"),
+    ],
+)
+def test_json_that_can_be_read_in_two_ways(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"x\.json: is not a JSON file: {message}"):
+        read_json(tmp_path / "x.json")
+
+
+def test_json_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"angle_deg": 90}', encoding="utf-8-sig")
+    assert read_json(tmp_path / "x.json") == {"angle_deg": 90}
+
+
 def _changed(tmp_path: Path, change: Any) -> Path:
     content = torch.load(PUBLISHED, weights_only=True)
     change(content)

@@ -107,6 +107,37 @@ def test_contours_beside_the_slices_are_said(tmp_path: Path, caplog: pytest.LogC
     assert "rs.dcm: 8 contours of 'GTV' lie between the CT's slices, up to 2.5 mm off" in caplog.text
 
 
+def test_a_contour_that_is_there_twice_counts_once() -> None:
+    contours = [circle(40, z) for z in affine()[2, 3] + 5.0 * np.arange(20, 28)]
+    once, twice = (rasterise_contours(c, affine(), SHAPE, GRID, GRID_SHAPE)[0] for c in (contours, 2 * contours))
+    assert once.any() and np.array_equal(once, twice)
+
+
+@pytest.mark.parametrize("turned", ["sagittal", "tilted"])
+def test_contours_of_another_plane_are_left_out(tmp_path: Path, turned: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Pressed flat they would be drawn where they are not."""
+    flat = [circle(20, z) for z in affine()[2, 3] + 5.0 * np.arange(20, 28)]
+    if turned == "sagittal":
+        other = [points[:, [2, 0, 1]] for points in flat]
+    else:
+        other = [points + np.outer(points[:, 1], [0, 0, 0.36]) for points in flat]
+    write_rtstruct(tmp_path / "rs.dcm", {"GTV": flat, "other": other})
+    found = load_rtstruct([tmp_path / "rs.dcm"], SERIES, "", affine(), SHAPE, GRID, GRID_SHAPE)
+    assert found is not None and found[1] == {1: "GTV"}
+    assert "rs.dcm: 8 contours of 'other' do not lie in the plane of the CT's slices and are left out" in caplog.text
+
+
+@pytest.mark.parametrize(("every", "said"), [(1, False), (2, True)])
+def test_contours_on_some_slices_only_are_said(
+    tmp_path: Path, every: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_rtstruct(
+        tmp_path / "rs.dcm", {"GTV": [circle(20, z) for z in affine()[2, 3] + 5.0 * np.arange(20, 32, every)]}
+    )
+    assert load_rtstruct([tmp_path / "rs.dcm"], SERIES, "", affine(), SHAPE, GRID, GRID_SHAPE) is not None
+    assert ("the contours of 'GTV' are 2 slices apart" in caplog.text) == said
+
+
 def test_contours_beyond_the_scan_are_counted() -> None:
     mask, outside = rasterise_contours([circle(30, 5000.0)], affine(), SHAPE, GRID, GRID_SHAPE)
     assert outside == 1 and not mask.any()

@@ -1,5 +1,6 @@
 """A tree of files becomes candidates, and a table of what is left out."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
+from custom.core.names import plain_name
 from custom.data.case import load
 from custom.data.scan import Candidate, safe_name, scan
 from tests.ct_samples import CT_CLASS, ROOT, chest, save, slice_dataset, write_nifti, write_series
@@ -133,6 +135,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 def test_names_are_safe_as_files() -> None:
     assert safe_name("../Doe^Jane 7/é") == "Doe_Jane_7"
+    long = [safe_name("A" * 300 + end) for end in ("", "B")]
+    assert long[0] != long[1] and all(plain_name(name, "x") == name and len(name) < 150 for name in long)
     np.testing.assert_equal(safe_name("^^"), "")
 
 
@@ -160,6 +164,29 @@ def test_what_was_put_right_is_noted(tmp_path: Path) -> None:
     candidates, rejected = scan(tmp_path)
     assert not rejected
     assert candidates[0].facts["note"].startswith("copies of slices")
+
+
+def test_what_differs_within_a_scan_is_noted(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, FEW)
+    for number, path in enumerate(paths):
+        dataset = pydicom.dcmread(path)
+        dataset.ConvolutionKernel, dataset.AcquisitionNumber = ("B30f", 1) if number % 2 else ("B70f", 2)
+        dataset.save_as(path)
+    (candidate,), rejected = scan(tmp_path)
+    assert not rejected
+    assert "ConvolutionKernel (0018,1210) differs within the scan: B30f, B70f" in candidate.facts["note"]
+    assert "slices of 2 acquisitions alternate" in candidate.facts["note"]
+
+
+def test_pipes_and_broken_links_are_left_out(tmp_path: Path) -> None:
+    """Opening a pipe would wait for ever."""
+    write_nifti(tmp_path / "x.nii.gz", FEW)
+    os.mkfifo(tmp_path / "pipe.dcm")
+    (tmp_path / "broken.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    candidates, rejected = scan(tmp_path)
+    assert list(_cases(candidates)) == ["x"]
+    assert sorted(one.source for one in rejected) == ["broken.nii.gz", "pipe.dcm"]
+    assert all(one.reason.startswith("a broken link, or no file") for one in rejected)
 
 
 def test_emptied_uids_are_said_once_a_folder(tmp_path: Path) -> None:

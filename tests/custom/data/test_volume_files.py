@@ -1,5 +1,6 @@
 """NIfTI and MetaImage files, and the checks that every CT passes."""
 
+import struct
 from pathlib import Path
 
 import nibabel as nib
@@ -64,6 +65,29 @@ def test_unusable_nifti_files_are_named(tmp_path: Path, make, message: str) -> N
         load_nifti(tmp_path / "x.nii.gz")
 
 
+@pytest.mark.parametrize(
+    ("place", "form", "values", "message"),
+    [
+        (112, "f", [np.inf], "its scale is infinite"),
+        (116, "f", [-np.inf], "its scale is infinite"),
+        (123, "b", [5], r"its unit of length is 5 \(xyzt_units\)"),
+        (108, "f", [0], r"its voxels begin at byte 0 \(vox_offset\), within the header"),
+        (280, "f", [np.nan], "its sform is not finite"),
+        (80, "f", [np.nan], "its qform is not finite"),
+        (256, "f", [np.nan], "its qform is not finite"),
+        (70, "hh", [32, 64], "holds complex numbers"),
+    ],
+)
+def test_nifti_headers_that_cannot_be(tmp_path: Path, place: int, form: str, values: list[float], message: str) -> None:
+    """Without these checks each is read in silence, or ends a whole preparation with another program's error."""
+    path = write_nifti(tmp_path / "x.nii", chest())
+    content = bytearray(_two_forms(path, affine()).read_bytes())
+    struct.pack_into(f"<{form}", content, place, *values)
+    path.write_bytes(content + bytes(len(content)))
+    with pytest.raises(Rejected, match=rf"x\.nii: {message}"):
+        load_nifti(path)
+
+
 @pytest.mark.parametrize("suffix", [".mhd", ".mha"])
 def test_metaimage_has_the_same_world_as_nifti(tmp_path: Path, suffix: str) -> None:
     sitk = pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
@@ -87,7 +111,14 @@ def _metaimage(path: Path, orientation: str, matrix: bool = False) -> None:
 
 @pytest.mark.parametrize(
     ("orientation", "matrix", "axes"),
-    [("RAI", False, "LPS"), ("LPI", False, "RAS"), ("ASL", False, "PIR"), ("", True, "LPS"), ("???", True, "LPS")],
+    [
+        ("RAI", False, "LPS"),
+        ("RAI", True, "LPS"),
+        ("LPI", False, "RAS"),
+        ("ASL", False, "PIR"),
+        ("", True, "LPS"),
+        ("???", True, "LPS"),
+    ],
 )
 def test_metaimage_is_turned_as_its_header_says(tmp_path: Path, orientation: str, matrix: bool, axes: str) -> None:
     pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
@@ -103,6 +134,36 @@ def test_metaimage_without_orientation_is_refused(tmp_path: Path, orientation: s
     _metaimage(tmp_path / "x.mhd", orientation)
     with pytest.raises(Rejected, match=r"x\.mhd has no orientation .*: left and right are unknown; write one"):
         load_metaimage(tmp_path / "x.mhd")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("ElementSpacing = 5 5 5\n", "", "its ElementSpacing is absent"),
+        ("5 5 5", "-5 5 5", "its ElementSpacing is -5 5 5, it must be mm above 0"),
+        ("5 5 5", "0 5 5", "its ElementSpacing is 0 5 5"),
+        ("5 5 5", "nan 5 5", "its ElementSpacing is nan 5 5"),
+        ("5 5 5", "x 5 5", "a damaged header"),
+        ("80 64 48", "80.0 64 48", "a damaged header"),
+        (
+            "ElementDataFile",
+            "AnatomicalOrientation = LPI\nElementDataFile",
+            "name different directions: left and right",
+        ),
+        (
+            "ElementDataFile",
+            "AnatomicalOrientation = ARI\nElementDataFile",
+            "name different directions: left and right",
+        ),
+    ],
+)
+def test_metaimage_headers_that_cannot_be(tmp_path: Path, old: str, new: str, message: str) -> None:
+    pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
+    path = tmp_path / "x.mhd"
+    _metaimage(path, "", matrix=True)
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(Rejected, match=rf"x\.mhd: .*{message}"):
+        load_metaimage(path)
 
 
 def _two_forms(path: Path, qform: np.ndarray) -> Path:

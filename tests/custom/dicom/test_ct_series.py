@@ -1,5 +1,6 @@
 """Slices become a stack in HU, or the reason why not."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,50 @@ def test_uneven_spacing(tmp_path: Path) -> None:
         ({"RescaleSlope": None}, "no Rescale Slope"),
         ({"RescaleType": "OD"}, "Rescale Type is 'OD'"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "not axial"),
+        ({"ImageOrientationPatient": [2, 0, 0, 0, 2, 0]}, "two unit vectors at a right angle"),
+        ({"ImageOrientationPatient": [1, 0, 0, 0.5, 0.866, 0]}, "two unit vectors at a right angle"),
+        ({"PixelSpacing": [-5, 5]}, r"Pixel Spacing is \[-5\.0, 5\.0\] in .*: it must be mm above 0"),
+        ({"PixelSpacing": [0, 5]}, "it must be mm above 0"),
+        ({"RescaleSlope": 0}, "Rescale Slope is 0"),
     ],
 )
 def test_series_that_are_no_axial_ct_in_hu(tmp_path: Path, tags: dict[str, Any], message: str) -> None:
     with pytest.raises(Rejected, match=message):
         check_stack(_slices(write_series(tmp_path, chest()[:, :, :4], **tags)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"RescaleSlope": "nan"}, r"RescaleSlope \(0028,1053\) is 'nan', not 1 number"),
+        ({"RescaleType": "US"}, "slices differ in Rescale Type: none in .*, US in"),
+        ({"Rows": 60000, "Columns": 60000}, "slices differ in size"),
+        ({"Rows": 32}, "bytes of pixel data, but Rows .* which is wrong"),
+    ],
+)
+def test_one_slice_that_cannot_be(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    """A NaN in one slice passed all checks of a training CT, whose median it does not change."""
+    paths = write_series(tmp_path, chest()[:, :, :4], **(change if "Rows" in change and len(change) == 1 else {}))
+    dataset = pydicom.dcmread(paths[2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for keyword, value in change.items():
+            setattr(dataset, keyword, value)
+        dataset.save_as(paths[2])
+    headers = [read_header(path) for path in paths]
+    problems = [h.problem for h in headers if isinstance(h, Header) and h.problem]
+    with pytest.raises(Rejected, match=message):
+        if problems:
+            raise Rejected(problems[0])
+        stack = _slices(paths)
+        check_stack(stack)
+        load_stack(stack)
+
+
+def test_a_series_of_any_size_is_left_out_alone(tmp_path: Path) -> None:
+    stack = _slices(write_series(tmp_path, chest()[:, :, :4], Rows=60000, Columns=60000))
+    with pytest.raises(Rejected, match="voxels of its series are more than"):
+        load_stack(stack)
 
 
 @pytest.mark.parametrize("spacing", [0.625, 1.25])
@@ -194,6 +234,19 @@ def test_enhanced_multiframe_file(tmp_path: Path) -> None:
     save(whole, tmp_path / "enhanced.dcm", "1.2.840.10008.5.1.4.1.1.2.1", f"{ROOT}.21.1")
     slices = _slices([tmp_path / "enhanced.dcm"])
     np.testing.assert_array_equal(_world(load_stack(slices), check_stack(slices)[0]), volume)
+    whole.PerFrameFunctionalGroupsSequence = pydicom.Sequence(frames[:2])
+    assert (
+        _problem(whole, tmp_path / "few.dcm") == "NumberOfFrames (0028,0008) is 4, 2 frames are described (truncated?)"
+    )
+    whole.PerFrameFunctionalGroupsSequence, shared.PixelMeasuresSequence = pydicom.Sequence(frames), pydicom.Sequence()
+    assert _problem(whole, tmp_path / "empty.dcm").startswith("PixelSpacing (0028,0030) is absent")
+
+
+def _problem(dataset: pydicom.Dataset, path: Path) -> str:
+    save(dataset, path, "1.2.840.10008.5.1.4.1.1.2.1", f"{ROOT}.21.1")
+    header = read_header(path)
+    assert isinstance(header, Header)
+    return header.problem
 
 
 def test_missing_decoders_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,6 +91,9 @@ def test_modality_lut_of_xa(tmp_path: Path) -> None:
     assert "linear by Modality LUT" in radiograph.metadata.intensity_relationship.provenance
     with pytest.raises(ValueError, match=r"a.dcm: has a Modality LUT \(0028,3000\), which is only followed in XA"):
         read(save(tmp_path / "a.dcm", dx(ModalityLUTSequence=[item])))
+    item.ModalityLUTType = "OD"
+    with pytest.raises(ValueError, match=r"a.dcm: Modality LUT Type \(0028,3004\) is OD, no intensity"):
+        read(save(tmp_path / "a.dcm", dataset))
 
 
 def test_unused_bits_are_removed(tmp_path: Path) -> None:
@@ -191,6 +194,26 @@ def test_no_air_is_a_gap(tmp_path: Path) -> None:
     (tmp_path / "a.json").unlink()
     accepted = read(path, accept="brightest-as-air")
     assert accepted.metadata.unattenuated.provenance == "option --accept brightest-as-air"
+
+
+@pytest.mark.parametrize(("photons", "said"), [(2000, True), (0, False)])
+def test_a_detector_that_ends_below_its_range_is_said(tmp_path: Path, photons: float, said: bool) -> None:
+    """Air of one value among pixels with noise is saturated; in a computed picture nothing has noise."""
+    seen = np.exp(-TRUTH)
+    if photons:
+        seen = np.random.default_rng(1).poisson(photons * seen) / photons
+    stored = np.minimum(np.rint(50000 * seen), 30000 if photons else 65535)
+    warnings = read(save(tmp_path / "a.dcm", stored_dx(stored))).warnings
+    assert any("is of one value, 30000, without the noise of the rest" in w for w in warnings) == said
+
+
+def test_an_intensity_that_cannot_be(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.dcm", dx())
+    (tmp_path / "a.json").write_text('{"zero_intensity": 60000}')
+    with pytest.raises(ValueError, match=r"a\.dcm: zero_intensity is 60000, which leaves no pixel any X-ray intensity"):
+        read(path)
+    (tmp_path / "a.json").write_text('{"unattenuated": 5e6}')
+    assert any("no line integral is below 4.6" in w for w in read(path).warnings)
 
 
 def test_saturated_air_is_said(tmp_path: Path) -> None:

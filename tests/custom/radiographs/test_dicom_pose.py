@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -40,6 +41,32 @@ def test_dx(tmp_path: Path, position: str, stored: str, angle: float, flips: str
     assert radiograph.warnings == ()
     assert radiograph.modality == "DX"
     assert "PixelData" not in radiograph.header
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        ({"DistanceSourceToDetector": 180, "DistanceSourceToPatient": 150}, "a picture of 384 mm at 180 mm"),
+        ({"DistanceSourceToDetector": 180}, "a picture of 384 mm at 180 mm from the source"),
+        (
+            {"EstimatedRadiographicMagnificationFactor": "", "DistanceSourceToPatient": 150},
+            "distances that magnify the patient 12 times",
+        ),
+        ({"EstimatedRadiographicMagnificationFactor": 120}, "distances that magnify the patient 120 times"),
+        ({"ImagerPixelSpacing": ["0.4", "0.3"]}, "a picture of 38.4 mm, which shows no body"),
+        ({"ImagerPixelSpacing": ["0.004", "0.003"]}, "a picture of 0.384 mm, which shows no body"),
+        ({"ImagerPixelSpacing": [40, 30]}, "a picture of 3.84e.03 mm, which shows no body"),
+        ({"ImagerPixelSpacing": ["4", "0.3"]}, "pixels of 4 x 0.3 mm, far from square"),
+    ],
+)
+def test_lengths_that_exclude_each_other(tmp_path: Path, attributes: dict, says: str) -> None:
+    """Centimetres, metres and percents where the standard says millimetres and ratios."""
+    path = save(tmp_path / "a.dcm", dx(**attributes))
+    with pytest.raises(MissingMetadata, match=rf"a\.dcm: lengths that cannot be: {says}.*in cm.*in mm into a\.json"):
+        read(path)
+    answer = {"source_to_detector_mm": 1800, "source_to_isocenter_mm": 1500, "pixel_mm": [4, 3]}
+    (tmp_path / "a.json").write_text(json.dumps(answer))
+    check(read(path))
 
 
 def test_heart_on_the_left_of_every_frontal_picture(tmp_path: Path) -> None:

@@ -155,9 +155,10 @@ def test_linear_values_below_zero(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.parametrize("slope", [0.5, 1])
 @pytest.mark.parametrize("kind", ["OD", "OD REL", "HU"])
-def test_a_rescale_type_contradicts_lin(tmp_path: Path, kind: str) -> None:
-    path = save(tmp_path / "a.dcm", dx(RescaleSlope=0.5, RescaleIntercept=0, RescaleType=kind))
+def test_a_rescale_type_contradicts_lin(tmp_path: Path, kind: str, slope: float) -> None:
+    path = save(tmp_path / "a.dcm", dx(RescaleSlope=slope, RescaleIntercept=0, RescaleType=kind))
     with pytest.raises(MissingMetadata, match=rf"LIN by DICOM \(0028,1040\), but Rescale Type is {kind} by"):
         read(path)
     (tmp_path / "a.json").write_text('{"intensity_relationship": "LIN"}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,12 @@ TRUTH = picture(1500 * A, -300 * A, L, F)
         ({"PatientName": ""}, {"PatientID": ""}, "Patient's Name .* and Patient ID .* only"),
         ({"PatientName": "TEST^ANNA^^^", "PatientSex": "F"}, {"PatientName": "Test^Anna"}, ""),
         ({"PatientID": ""}, {"PatientSex": "F"}, ""),
+        (
+            {"PatientName": "M\u00fcller^Eva", "SpecificCharacterSet": "ISO_IR 192"},
+            {"PatientName": "MU\u0308LLER^Eva", "SpecificCharacterSet": "ISO_IR 192"},
+            "",
+        ),
+        ({"PatientName": "Test  Anna"}, {"PatientName": "Test Anna"}, ""),
     ],
 )
 def test_one_check_of_one_strength(tmp_path: Path, first: dict, second: dict, says: str) -> None:
@@ -91,6 +98,19 @@ def with_noise(photons: float) -> Dataset:
     return again(dx(), PixelData=np.clip(counted, 0, 65535).astype("<u2").tobytes())
 
 
+def cut(dataset: Dataset, line_integrals: np.ndarray) -> Dataset:
+    dataset.Rows, dataset.Columns = line_integrals.shape
+    dataset.PixelData = np.rint(50000 * np.exp(-line_integrals)).astype("<u2").tobytes()
+    return dataset
+
+
+def turned(change: Callable[[np.ndarray], np.ndarray]) -> Dataset:
+    """The frontal picture, turned or cut, that claims to be a lateral one; its pixels are square."""
+    spacing = [4, 3] if change(TRUTH).shape[0] < change(TRUTH).shape[1] else [3, 4]
+    picture = cut(dx("A\\F", "LL"), change(TRUTH))
+    return again(picture, ImagerPixelSpacing=spacing)
+
+
 @pytest.mark.parametrize(
     ("copy", "says"),
     [
@@ -99,6 +119,11 @@ def with_noise(photons: float) -> Dataset:
         (lambda: again(dx(), ViewPosition="LL", PatientOrientation=["A", "F"]), "though its view is 90 degrees away"),
         (lambda: again(dx(), ViewPosition="RL", PatientOrientation=["A", "F"]), "though its view is 90 degrees away"),
         (lambda: again(dx(), ViewPosition="PA"), "though its view is 180 degrees away"),
+        (lambda: turned(np.rot90), "though its view is 90 degrees away"),
+        (lambda: turned(lambda p: np.rot90(p)[::-1]), "though its view is 90 degrees away"),
+        (lambda: turned(lambda p: p[8:-6, 10:-20]), "though its view is 90 degrees away"),
+        (lambda: turned(lambda p: np.rot90(p[8:-6, 10:-20])), "though its view is 90 degrees away"),
+        (lambda: again(cut(dx(), TRUTH[:, 25:])), r"correlate by (1.000|0.9..)\);"),
     ],
 )
 def test_one_exposure_under_two_uids(tmp_path: Path, copy: object, says: str) -> None:

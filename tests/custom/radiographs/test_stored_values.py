@@ -38,6 +38,14 @@ def test_bits_that_do_not_fit_the_values(tmp_path: Path, dataset: object, messag
         read(save(tmp_path / "a.dcm", dataset()))  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("attributes", [{"Columns": 60}, {"Rows": 48}, {"Rows": 95}])
+def test_more_pixels_than_the_header_knows(tmp_path: Path, attributes: dict) -> None:
+    """With half the columns every other line would be read as the next one; or it is a second frame."""
+    dataset = dx(**attributes)
+    with pytest.raises(ValueError, match=r"a\.dcm: .*23040 bytes of pixel data, but .* say .*which is wrong"):
+        read(save(tmp_path / "a.dcm", dataset))
+
+
 def test_float_pixels_have_their_own_words(tmp_path: Path) -> None:
     dataset = dx()
     del dataset.PixelData

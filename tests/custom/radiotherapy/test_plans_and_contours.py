@@ -103,6 +103,10 @@ def test_organs_come_from_the_segmenter_on_the_grid_of_the_ct() -> None:
         classes = ("lung_left", "lung_right", "heart", "spine")
         grid, hu_window = VolumeGrid((8, 8, 8), (10.0, 10.0, 10.0)), (-1000.0, 1000.0)
 
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))  # says on which device it computes
+
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             x = torch.linspace(-1, 1, image.shape[2])[None, :, None, None].expand(1, *image.shape[2:])
             return torch.stack([-x, x, image[:, 0], image[:, 0] - 2], 1)
