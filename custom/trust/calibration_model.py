@@ -14,7 +14,7 @@ from custom.models import Model
 from custom.networks.population_prior import OutOfFoldPriors, PopulationPrior
 from custom.training.initial_weights import take_over_priors
 from custom.trust.check_statistics import Meter
-from custom.trust.evidence import find_prior
+from custom.trust.evidence import find_prior, modules_of
 from custom.trust.reference_ct import model_on
 
 __all__ = ["OutOfFold", "loaded_model", "meeting"]
@@ -72,8 +72,7 @@ def meeting(model: Model, prior: PopulationPrior | None) -> Iterator[None]:
     if prior is None or own is None:
         yield
         return
-    roots = [model.network, *getattr(getattr(model.network, "mean", None), "networks", ())]
-    holders = [m for root in roots for m in root.modules() if getattr(m, "prior", None) is own]
+    holders = [module for module in modules_of(model.network) if getattr(module, "prior", None) is own]
     try:
         for holder in holders:
             holder.prior = prior

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from custom.geometry import VIEW_SIZE, ViewRow, VolumeGrid, is_cone
 from custom.networks.population_prior import PopulationPrior
 from custom.radiographs import AcquisitionMetadata
 
-__all__ = ["Evidence", "find_prior"]
+__all__ = ["Evidence", "find_prior", "modules_of"]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ class Evidence:
         return f"view {index + 1} (at {angle:.0f} degrees)"
 
 
+def modules_of(network: Any) -> list[nn.Module]:
+    """All modules of a network and, of a sampler, of its mean network, which the sampler holds as no module."""
+    parts = (network, getattr(getattr(network, "mean", None), "network", None))
+    return [module for part in parts if isinstance(part, nn.Module) for module in part.modules()]
+
+
 def find_prior(network: Any) -> PopulationPrior | None:
     """The fitted population that a network, or the mean network of a sampler, holds; None where there is none."""
-    parts = [network, *getattr(getattr(network, "mean", None), "networks", ())]
-    for part in parts:
-        for module in part.modules() if hasattr(part, "modules") else ():
-            if isinstance(module, PopulationPrior) and module.fitted:
-                return module
-    return None
+    return next((m for m in modules_of(network) if isinstance(m, PopulationPrior) and m.fitted), None)

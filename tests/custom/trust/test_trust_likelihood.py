@@ -8,9 +8,11 @@ from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
 from custom.geometry import VolumeGrid, views_from_angles
+from custom.models import load_model
 from custom.networks import PopulationPrior
 from custom.projection import Projector
 from custom.trust import Evidence, find_prior
+from custom.trust.calibration_model import meeting
 from custom.trust.check_statistics import population_statistics
 from custom.trust.radiograph_likelihood import RadiographLikelihood
 
@@ -133,10 +135,12 @@ def test_the_prior_of_a_network_is_found(prior: PopulationPrior) -> None:
     assert find_prior(torch.nn.Linear(2, 2)) is None
     assert find_prior(PopulationPrior(GRID, 2)) is None  # not fitted
 
-    class Mean:
-        networks = (holder,)
 
-    class Sampler:
-        mean = Mean()
-
-    assert find_prior(Sampler()) is prior
+@pytest.mark.parametrize("name", ["inr_recon", "ldm_recon"])
+def test_the_published_models_hold_a_population(name: str) -> None:
+    model = load_model(name)
+    own = find_prior(model.network)
+    assert own is not None
+    with meeting(model, PopulationPrior(GRID, 2)):
+        assert find_prior(model.network) is None  # the other one, which is not fitted
+    assert find_prior(model.network) is own
