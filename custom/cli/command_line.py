@@ -91,6 +91,9 @@ VERBS = {
     "shapes": Verb(
         "custom.data.shapes", "register_cohort", "Register a cohort's chests, so that training can mix shapes", DATA
     ),
+    "atlas": Verb(
+        "custom.sampling.atlas", "write_atlas", "Put a cohort's CTs into the file that samples take detail from", DATA
+    ),
     "lidc-labels": Verb(
         "custom.segmentation.lidc_labels", "write_lidc_labels", "Write label maps of LIDC-IDRI's nodules", DATA
     ),

@@ -26,7 +26,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from custom.core.files import sha256_file, sha256_files, write_tensors
-from custom.core.optional_packages import required
 from custom.core.tensor_files import load_tensors
 from custom.data.datalist import load_cases
 from custom.data.transforms import LoadNiftid, SampleOnGridd
@@ -66,10 +65,10 @@ def register(fixed: Tensor, moving: Tensor, spacing_mm: Sequence[float]) -> Tens
         Displacement (3, X, Y, Z), mm: position p of `fixed` corresponds to p + displacement of `moving`.
 
     Raises:
-        ModuleNotFoundError: without SimpleITK.
         ValueError: if the shapes differ.
     """
-    sitk = required("SimpleITK", "shapes", "registering shapes needs")
+    import SimpleITK as sitk  # heavy, and for few commands
+
     if fixed.shape != moving.shape:
         raise ValueError(f"both CTs must be on one grid, got {tuple(fixed.shape)} and {tuple(moving.shape)}")
 
@@ -84,6 +83,7 @@ def register(fixed: Tensor, moving: Tensor, spacing_mm: Sequence[float]) -> Tens
     for shrink, iterations in LEVELS:
         level = [sitk.BinShrink(each, [shrink] * 3) if shrink > 1 else each for each in images]
         demons = sitk.DiffeomorphicDemonsRegistrationFilter()
+        demons.SetNumberOfThreads(torch.get_num_threads())
         demons.SetNumberOfIterations(iterations)
         demons.SetSmoothDisplacementField(True)
         demons.SetStandardDeviations(SMOOTHING_VOXELS)

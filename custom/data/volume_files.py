@@ -16,7 +16,6 @@ from nibabel.spatialimages import HeaderDataError
 from custom.core.limits import check_count, check_expansion
 from custom.core.names import inside
 from custom.core.nifti_files import open_nifti
-from custom.core.optional_packages import required
 from custom.core.rejection import Rejected
 
 logger = logging.getLogger(__name__)
@@ -182,10 +181,10 @@ def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
     """Values (X, Y, Z) and affine (voxel to RAS+ mm) of a MetaImage file (.mhd with .raw or .zraw, .mha).
 
     Raises:
-        ModuleNotFoundError: SimpleITK is not installed.
         Rejected: damaged, its data file missing, not three-dimensional, without orientation, NaN or infinite values.
     """
-    sitk = required("SimpleITK", "metaimage", f"reading {path.name} needs")
+    import SimpleITK as sitk  # heavy, and for few files
+
     metaimage_data(path)
     try:
         image = sitk.ReadImage(str(path))

@@ -16,13 +16,15 @@ from typing import Any
 
 from custom.core.bundle_folders import PACKAGE, find_bundle
 from custom.core.files import atomic_file, read_json_object
-from custom.models.model_files import AUTOENCODER, CARD, MEAN, WEIGHTS, find_model
+from custom.models.model_files import ATLAS, AUTOENCODER, CARD, MEAN, WEIGHTS, find_model
 
 __all__ = ["write_bundle_archive"]
 
 HASHES = "SHA256SUMS"
 #: Where an archive has the weights of a bundle's parents, by the key of its configs.
-PARENTS = {"autoencoder_checkpoint": f"models/{AUTOENCODER}", "mean_checkpoint": f"models/{MEAN}"}
+PARENTS = {
+    "autoencoder_checkpoint": f"models/{AUTOENCODER}", "mean_checkpoint": f"models/{MEAN}", "atlas": f"models/{ATLAS}"
+}  # fmt: skip
 HOW = f"""
 ## This archive
 `{HASHES}` has the SHA-256 of every file (`sha256sum -c {HASHES}`), `custom/` the code that the configs name,
@@ -82,7 +84,7 @@ def _content(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "docs/README.md", ((folder / "docs" / "README.md").read_text(encoding="utf-8") + HOW).encode()
     if (folder / "models" / WEIGHTS).is_file():
         found = find_model(folder)
-        weights = {WEIGHTS: found.model, AUTOENCODER: found.autoencoder, MEAN: found.mean}
+        weights = {WEIGHTS: found.model, AUTOENCODER: found.autoencoder, MEAN: found.mean, ATLAS: found.atlas}
         weights |= {path.name: path for path in (found.thresholds, found.card) if path is not None}
         for name, file in weights.items():
             if file is not None:

@@ -40,6 +40,7 @@ SAMPLER_OPTIONS = (
     "quantise",
     "residual_scale",
     "recentring",
+    "atlas_coarse_mm",
     "consistency_weight",
     "consistency_iterations",
     "consistency_final",
@@ -47,7 +48,7 @@ SAMPLER_OPTIONS = (
 )
 
 #: Names of the files in an exported folder.
-WEIGHTS, AUTOENCODER, MEAN = "model.pt", "autoencoder.pt", "mean.pt"
+WEIGHTS, AUTOENCODER, MEAN, ATLAS = "model.pt", "autoencoder.pt", "mean.pt", "atlas.nii.gz"
 THRESHOLDS, CARD, LICENSE = "thresholds.json", "README.md", "LICENSE"
 
 
@@ -60,6 +61,7 @@ class ModelFiles:
         model: weights.
         autoencoder: weights of the `vqgan` that a latent denoiser needs.
         mean: weights of the `inr_recon` that a denoiser with `known_channels` needs.
+        atlas: CTs that give samples their detail, of `custom.sampling.Atlas`.
         thresholds: of the trust checks; None: there are none.
         card: the model card (Markdown); None: there is none.
         license: the weights' licence; None: there is none.
@@ -70,6 +72,7 @@ class ModelFiles:
     model: Path
     autoencoder: Path | None = None
     mean: Path | None = None
+    atlas: Path | None = None
     thresholds: Path | None = None
     card: Path | None = None
     license: Path | None = None
@@ -203,6 +206,7 @@ def _exported(folder: Path) -> ModelFiles:
         folder / WEIGHTS,
         listed(AUTOENCODER),
         listed(MEAN),
+        listed(ATLAS),
         listed(THRESHOLDS),
         listed(CARD),
         listed(LICENSE),
@@ -236,7 +240,7 @@ def _bundle(folder: Path) -> ModelFiles:
             else ("it is fitted to each case and has none: run its configs/inference.json")
         )
         raise FileNotFoundError(f"{models / WEIGHTS}: the bundle {folder.name} has no weights: {remedy}")
-    parents = parent("autoencoder_checkpoint"), parent("mean_checkpoint")
+    parents = parent("autoencoder_checkpoint"), parent("mean_checkpoint"), parent("atlas")
     for weights in (models / WEIGHTS, *parents):
         if weights is not None:
             _check_card(weights)

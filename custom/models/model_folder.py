@@ -26,6 +26,7 @@ from custom.core.precision import check_precision
 from custom.geometry import VolumeGrid
 from custom.models.bundle_archive import write_bundle_archive
 from custom.models.model_files import (
+    ATLAS,
     AUTOENCODER,
     CARD,
     DESCRIPTION,
@@ -175,9 +176,11 @@ def load_model(
         if unknown:
             raise ValueError(f"{files.model}: no options of the sampler: {', '.join(unknown)}")
         files = _with_parents_used(files, checkpoint)
-        parents = {"autoencoder": files.autoencoder, "mean": files.mean}
+        parents = {"autoencoder": files.autoencoder, "mean": files.mean, "atlas": files.atlas}
         options = {**files.sampler, **sampler}
-        network: Any = load_sampler(files.model, files.autoencoder, files.mean, chosen, precision, **options)
+        network: Any = load_sampler(
+            files.model, files.autoencoder, files.mean, chosen, precision, atlas=files.atlas, **options
+        )
         hashes = {key: sha256_file(path) for key, path in parents.items() if path is not None}
         return Model(files, checkpoint, network.eval(), chosen, precision, hashes)
     if sampler:
@@ -211,7 +214,7 @@ def _with_parents_used(files: ModelFiles, checkpoint: Checkpoint) -> ModelFiles:
             f"together with 'fewview-ct export {files.model} OUTPUT {options}', and pass that folder"
         )
     if not checkpoint.meta["network_def"].get("known_channels"):
-        files = replace(files, mean=None)
+        files = replace(files, mean=None, atlas=None)
     return files
 
 
@@ -221,14 +224,15 @@ def export(
     thresholds: str | None = None,
     autoencoder_checkpoint: str | None = None,
     mean_checkpoint: str | None = None,
+    atlas: str | None = None,
     overwrite: bool = False,
     bundle: bool = False,
 ) -> Path:
     """Pack a model with all that it needs into one folder, or a bundle into one archive.
 
-    The folder holds model.pt, autoencoder.pt and mean.pt (where the model has such parents), thresholds.json of the
-    trust checks, the card (README.md), LICENSE, and model.json with the SHA-256 of each. `fewview-ct reconstruct`, the
-    Deploy application and the Label task load it. It appears whole or not at all.
+    The folder holds model.pt, autoencoder.pt, mean.pt and atlas.nii.gz (where the model has them), thresholds.json of
+    the trust checks, the card (README.md), LICENSE, and model.json with the SHA-256 of each. `fewview-ct reconstruct`,
+    the Deploy application and the Label task load it. It appears whole or not at all.
 
     Args:
         model: folder of a bundle, such as bundles/ldm_recon, a published name, or a model.pt.
@@ -236,6 +240,7 @@ def export(
         thresholds: file that `fewview-ct calibrate` made; by default that of the bundle, if it has one.
         autoencoder_checkpoint: of the model, where it is not the one that the bundle names.
         mean_checkpoint: of the model, where it is not the one that the bundle names.
+        atlas: of the model, where it is not the one that the bundle names.
         overwrite: replace an exported folder, or the archive, that is there.
         bundle: write the MONAI bundle instead, with weights of its parents, thresholds, licences and hashes, and the
             code that it needs, as one .zip file that runs where MONAI is and this package is not.
@@ -249,28 +254,28 @@ def export(
         ValueError: the model cannot be loaded, such as one whose parents are others.
     """
     if bundle:
-        if autoencoder_checkpoint or mean_checkpoint or thresholds:
+        if autoencoder_checkpoint or mean_checkpoint or atlas or thresholds:
             raise ValueError("an archive of a bundle holds the bundle's own files: give no others with --bundle")
         return write_bundle_archive(model, output, overwrite)
     found = find_model(model)
-    replaced = {"autoencoder": autoencoder_checkpoint, "mean": mean_checkpoint, "thresholds": thresholds}
+    replaced = {
+        "autoencoder": autoencoder_checkpoint, "mean": mean_checkpoint, "atlas": atlas, "thresholds": thresholds
+    }  # fmt: skip
     for role, path in replaced.items():
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file for the {role}")
-    given = {role: Path(path) for role, path in replaced.items() if path is not None}
+    given: dict[str, Any] = {role: Path(path) for role, path in replaced.items() if path is not None}
     checkpoint = load_checkpoint(found.model)
     is_denoiser = _target(checkpoint) == LatentDenoiser.__name__
-    used = replace(
-        found,
-        autoencoder=given.get("autoencoder", found.autoencoder),
-        mean=given.get("mean", found.mean),
-        thresholds=given.get("thresholds", found.thresholds),
+    used = replace(found, **given)
+    used = (
+        _with_parents_used(used, checkpoint) if is_denoiser else replace(used, autoencoder=None, mean=None, atlas=None)
     )
-    used = _with_parents_used(used, checkpoint) if is_denoiser else replace(used, autoencoder=None, mean=None)
     paths = {
         WEIGHTS: used.model,
         AUTOENCODER: used.autoencoder,
         MEAN: used.mean,
+        ATLAS: used.atlas,
         THRESHOLDS: used.thresholds,
         CARD: used.card,
         LICENSE: used.license,

@@ -147,6 +147,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
         "spacing": _times(content.grid.spacing_mm),
         "has_spread": content.std is not None,
         "spread_limit_hu": SPREAD_LIMIT_HU,
+        "has_atlas": content.std is not None and "atlas_sha256" in content.model,
         "planes": _planes(content),
         "samples": _samples(content),
         **interval_section(content.intervals, content.hu, content.grid, content.grey_wider_than_hu),

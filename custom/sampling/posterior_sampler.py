@@ -14,6 +14,7 @@ from custom.core.hu_window import unit_to_hu
 from custom.metrics.sample_statistics import NOISE_GROUP
 from custom.networks.denoiser import LatentDenoiser
 from custom.networks.inputs import check_radiographs
+from custom.sampling.atlas import Atlas
 from custom.sampling.encoded_mean import EncodedMean
 from custom.schedulers import DPMSolverPPScheduler
 
@@ -49,6 +50,7 @@ class PosteriorSampler(nn.Module):
             left alone, and all are without a mean network. Moment matching, as in Monte Carlo integration (Boyle,
             Broadie and Glasserman 1997).
         mean: reconstructs what is the denoiser's `known` once it is encoded.
+        atlas: gives decoded samples the fine anatomy of training patients; None: they keep their own.
         consistency: moves predicted volumes to the radiographs, from (volume (B, 1, X, Y, Z) in [-1, 1], image, views,
             view_mask) to a volume; None leaves them alone.
         consistency_weight: how much of that movement a predicted latent makes at the last step; at others it is
@@ -71,6 +73,7 @@ class PosteriorSampler(nn.Module):
         residual_scale: Sequence[float] | float | None = None,
         recentring: float = 0.0,
         mean: EncodedMean | None = None,
+        atlas: Atlas | None = None,
         consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
         consistency_weight: float = 0.0,
         final_consistency: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None = None,
@@ -95,6 +98,8 @@ class PosteriorSampler(nn.Module):
                 if mean is None
                 else "this denoiser was trained without the reconstruction of a mean network"
             )
+        if atlas is not None and mean is None:
+            raise ValueError("an atlas needs the reconstruction of a mean network, which this denoiser does not use")
         expected = (denoiser.latent_channels, denoiser.grid, tuple(denoiser.hu_window))
         found = (autoencoder.embedding_dim, autoencoder.latent_grid, tuple(autoencoder.hu_window))
         if expected != found:
@@ -104,7 +109,7 @@ class PosteriorSampler(nn.Module):
             )
         self.denoiser, self.autoencoder, self.scheduler = denoiser, autoencoder, scheduler
         self.steps, self.guidance_scale, self.batch_size = steps, guidance_scale, batch_size
-        self.quantise, self.mean = quantise, mean
+        self.quantise, self.mean, self.atlas = quantise, mean, atlas
         self.residual_scale = None if scales is None else list(scales)
         self.recentring = recentring if mean is not None else 0.0
         self.consistency, self.consistency_weight = consistency, consistency_weight
@@ -122,6 +127,7 @@ class PosteriorSampler(nn.Module):
             "quantise": self.quantise,
             "residual_scale": self.residual_scale,
             "recentring": self.recentring,
+            "atlas": None if self.atlas is None else self.atlas.settings,
             "consistency_weight": self.consistency_weight,
             **{k: None if one is None else getattr(one, "settings", type(one).__name__) for k, one in used.items()},
             "solver": {k: v for k, v in sorted(solver.items()) if not k.startswith("_")},
@@ -146,9 +152,11 @@ class PosteriorSampler(nn.Module):
         Raises:
             ValueError: for no view, radiographs that do not match the views, or NaN in them.
         """
-        noise = self.noise(seed, first).expand(len(image), -1, -1, -1, -1)
-        unit = self._decode(self.sample_latents(image, views, view_mask, noise.to(image.device)))
-        return self._finished(unit, (image, views, view_mask))
+        condition, known, mean = self._given(image, views, view_mask)
+        noise = self.noise(seed, first).expand(len(image), -1, -1, -1, -1).to(image.device)
+        radiographs = image, views, view_mask
+        unit = self._decode(self._solve(noise, condition, known, radiographs))
+        return self._finished(self._detailed(unit, mean, radiographs, [first] * len(unit)).clamp(-1, 1), radiographs)
 
     def noise(self, seed: int, index: int) -> Tensor:
         """The noise (1, C, x, y, z) that sample `index` of a seed begins with: standard normal.
@@ -209,7 +217,9 @@ class PosteriorSampler(nn.Module):
         def decoded(indices: range) -> Tensor:
             noise = torch.cat([self.noise(seed, index) for index in indices]).to(device)
             wide = [None if x is None else x.expand(len(noise), -1, -1, -1, -1) for x in (condition, known)]
-            unit = self._decode(self._solve(noise, wide[0], wide[1], radiographs(len(noise))))  # type: ignore[arg-type]
+            given = radiographs(len(noise))
+            unit = self._decode(self._solve(noise, wide[0], wide[1], given))  # type: ignore[arg-type]
+            unit = self._detailed(unit, mean, given, indices)
             if on_drawn is not None:
                 on_drawn(max(first, indices.stop))
             return unit
@@ -223,8 +233,7 @@ class PosteriorSampler(nn.Module):
         while start < count:
             stop = min(start + size, len(held) if start < len(held) else count)
             unit = torch.cat(held[start:stop]) if start < len(held) else decoded(range(start, stop))
-            if shift is not None:
-                unit = (unit + shift).clamp(-1, 1)
+            unit = (unit if shift is None else unit + shift).clamp(-1, 1)
             if on_decoded is not None:
                 on_decoded(start, unit_to_hu(unit, self.hu_window))
             yield start, unit_to_hu(self._finished(unit, radiographs(len(unit))), self.hu_window)
@@ -303,6 +312,24 @@ class PosteriorSampler(nn.Module):
 
     def _decode(self, latent: Tensor) -> Tensor:
         return self.autoencoder.decode(latent, quantise=self.quantise).clamp(-1, 1)
+
+    def _detailed(
+        self,
+        unit: Tensor,
+        mean: Tensor | None,
+        radiographs: tuple[Tensor, Tensor, Tensor | None],
+        indices: Sequence[int],
+    ) -> Tensor:
+        """Decoded samples with the detail of the atlas, not clipped."""
+        if self.atlas is None or mean is None:
+            return unit
+        image, views, view_mask = radiographs
+        done = []
+        for row, index in enumerate(indices):
+            used = slice(None) if view_mask is None else view_mask[row].bool()
+            case = image[row, used][None], views[row, used][None]
+            done.append(self.atlas.detailed(unit[row : row + 1], mean[row % len(mean)][None], *case, index))
+        return torch.cat(done)
 
     def _finished(self, unit: Tensor, radiographs: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
         """A decoded sample, corrected where that is wanted."""

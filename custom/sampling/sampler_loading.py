@@ -12,6 +12,7 @@ from custom.core.checkpoints import load_checkpoint
 from custom.networks.denoiser import LatentDenoiser
 from custom.networks.voxel_identity import VoxelIdentity
 from custom.projection.data_consistency import ReprojectionCorrection
+from custom.sampling.atlas import Atlas
 from custom.sampling.encoded_mean import EncodedMean
 from custom.sampling.posterior_sampler import PosteriorSampler
 
@@ -28,6 +29,8 @@ def load_sampler(
     consistency_weight: float = 0.0,
     consistency_iterations: int = 10,
     consistency_final: int | bool = 0,
+    atlas: str | os.PathLike[str] | None = None,
+    atlas_coarse_mm: float = 10.0,
     **options: Any,
 ) -> PosteriorSampler:
     """The sampler that a checkpoint of `ldm_recon` and its parents make, or one of `voxel_diffusion`, which has none.
@@ -44,6 +47,8 @@ def load_sampler(
         consistency_iterations: of that one.
         consistency_final: iterations of another one on the decoded sample; 0 or False: none, True: as many as
             `consistency_iterations`.
+        atlas: file of an `Atlas`, if the denoiser is told a mean network's reconstruction; otherwise it is not read.
+        atlas_coarse_mm: `coarse_mm` of that one.
         options: of `PosteriorSampler`.
 
     Raises:
@@ -91,6 +96,7 @@ def load_sampler(
         autoencoder,
         denoiser.scheduler(**(solver or {})),
         mean=mean,
+        atlas=None if atlas is None or mean is None else Atlas(atlas, mean, atlas_coarse_mm),
         consistency=correction(consistency_iterations) if consistency_weight else None,
         consistency_weight=consistency_weight,
         final_consistency=correction(final) if final else None,

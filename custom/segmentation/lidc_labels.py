@@ -50,7 +50,7 @@ def write_lidc_labels(
         output_dir: where <case>_nodule.nii.gz, <case>_lungs.nii.gz and their names go.
         annotations: LUNA16's annotations.csv (spheres); by default LIDC's XML contours through pylidc (extra lidc),
             which need the DICOM series.
-        lung_masks: folder of LUNA16's lung masks (extra metaimage); none by default.
+        lung_masks: folder of LUNA16's lung masks; none by default.
         min_readers: contours of a finding by fewer of the four readers teach nothing, neither nodule nor none.
 
     Returns:
@@ -58,7 +58,7 @@ def write_lidc_labels(
 
     Raises:
         FileNotFoundError: an input that does not exist.
-        ModuleNotFoundError: pylidc or SimpleITK is missing.
+        ModuleNotFoundError: pylidc is missing.
         ValueError: no scan, annotations of none of the scans, or a file that is no annotations.csv.
     """
     if not 1 <= int(min_readers) <= 4:

@@ -19,7 +19,7 @@ stamp="$VENV/.fewview-deploy-installed"
 wanted="$(cat "$requirements" constraints.txt "${BASH_SOURCE[0]}" | cksum)"
 if ! { [ -f "$stamp" ] && grep -Fxq "$wanted" "$stamp"; }; then
     echo "Installing MONAI Deploy (once; this takes a few minutes)"
-    "$VENV/bin/python" -m pip install --quiet -c constraints.txt -r "$requirements" pytest hypothesis SimpleITK
+    "$VENV/bin/python" -m pip install --quiet -c constraints.txt -r "$requirements" pytest hypothesis
     "$VENV/bin/python" -m pip check
     echo "$wanted" >>"$stamp"
 fi

@@ -35,7 +35,7 @@ def test_doctor_names_packages_devices_and_extras(
 
 def test_extras_come_from_the_package_metadata() -> None:
     found = extras()
-    assert set(found) >= {"dicom", "metaimage", "mlflow"}
+    assert set(found) >= {"dicom", "mlflow"}
     assert "pylibjpeg" in found["dicom"]
     assert "dev" not in found
 

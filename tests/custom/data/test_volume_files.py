@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from custom.core.rejection import Rejected
 from custom.data.volume_files import check_grid, check_hu, grid_facts, load_metaimage, load_nifti
@@ -90,7 +91,6 @@ def test_nifti_headers_that_cannot_be(tmp_path: Path, place: int, form: str, val
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha"])
 def test_metaimage_has_the_same_world_as_nifti(tmp_path: Path, suffix: str) -> None:
-    sitk = pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
     write_nifti(tmp_path / "x.nii.gz", chest())
     sitk.WriteImage(sitk.ReadImage(str(tmp_path / "x.nii.gz")), str(tmp_path / f"x{suffix}"))
     values, matrix = load_metaimage(tmp_path / f"x{suffix}")
@@ -121,7 +121,6 @@ def _metaimage(path: Path, orientation: str, matrix: bool = False) -> None:
     ],
 )
 def test_metaimage_is_turned_as_its_header_says(tmp_path: Path, orientation: str, matrix: bool, axes: str) -> None:
-    pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
     _metaimage(tmp_path / "x.mhd", orientation, matrix)
     values, found = load_metaimage(tmp_path / "x.mhd")
     assert "".join(nib.aff2axcodes(found)) == axes
@@ -130,7 +129,6 @@ def test_metaimage_is_turned_as_its_header_says(tmp_path: Path, orientation: str
 
 @pytest.mark.parametrize("orientation", ["", "???", "RRI", "RA"])
 def test_metaimage_without_orientation_is_refused(tmp_path: Path, orientation: str) -> None:
-    pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
     _metaimage(tmp_path / "x.mhd", orientation)
     with pytest.raises(Rejected, match=r"x\.mhd has no orientation .*: left and right are unknown; write one"):
         load_metaimage(tmp_path / "x.mhd")
@@ -158,7 +156,6 @@ def test_metaimage_without_orientation_is_refused(tmp_path: Path, orientation: s
     ],
 )
 def test_metaimage_headers_that_cannot_be(tmp_path: Path, old: str, new: str, message: str) -> None:
-    pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
     path = tmp_path / "x.mhd"
     _metaimage(path, "", matrix=True)
     path.write_text(path.read_text().replace(old, new))
@@ -192,7 +189,6 @@ def test_qform_that_mirrors_the_sform_is_refused(tmp_path: Path) -> None:
 
 
 def test_metaimage_without_its_data(tmp_path: Path) -> None:
-    sitk = pytest.importorskip("SimpleITK", reason="MetaImage needs the extra 'metaimage'")
     sitk.WriteImage(sitk.GetImageFromArray(chest()), str(tmp_path / "x.mhd"))
     (tmp_path / "x.raw").unlink()
     with pytest.raises(Rejected, match=r"x\.mhd or its data file is missing"):

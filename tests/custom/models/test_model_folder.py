@@ -127,7 +127,8 @@ def test_the_published_model_is_found_from_anywhere(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     assert find_model("inr_recon").model == ROOT / "bundles/inr_recon/models/model.pt"
     found = find_model("ldm_recon")
-    assert found.autoencoder == ROOT / "bundles/vqgan/models/model.pt" and found.sampler["steps"] == 20
+    assert found.atlas == ROOT / "bundles/ldm_recon/models/atlas.nii.gz"
+    assert found.autoencoder == ROOT / "bundles/vqgan/models/model.pt" and found.sampler["steps"] == 10
 
 
 def test_a_denoiser_without_a_mean_network_needs_none(tmp_path: Path) -> None:

@@ -122,6 +122,38 @@ def test_recentring_moves_all_samples_of_a_case_alike_towards_the_mean_network()
         residual_sampler(recentring=1.5)
 
 
+class Detail:
+    """An atlas that adds what shows whom it was asked for."""
+
+    settings = "ten HU for each sample"
+
+    def detailed(self, sample: Tensor, reconstruction: Tensor, image: Tensor, views: Tensor, index: int) -> Tensor:
+        assert len(sample) == len(reconstruction) == len(image) == len(views) == 1
+        return sample + 0.01 * (index + image.shape[1])
+
+
+def test_every_sample_gets_its_detail_of_the_atlas_before_they_are_recentred() -> None:
+    def samples(**options: Any) -> Tensor:
+        return torch.cat([hu for _, hu in residual_sampler(**options).samples(*case(), 3)])
+
+    plain = samples()
+    added = torch.tensor([20.0, 30.0, 40.0]).reshape(3, 1, 1, 1, 1)
+    expected = (plain + added).clamp(-1000, 1000)
+    torch.testing.assert_close(samples(atlas=Detail(), batch_size=2), expected, atol=0.05, rtol=0)
+    moved = (plain + added + 0.5 * (Mean().unit * 1000 - plain.mean(0) - 30)).clamp(-1000, 1000)
+    torch.testing.assert_close(samples(atlas=Detail(), recentring=0.5), moved, atol=0.05, rtol=0)
+    made = residual_sampler(atlas=Detail())
+    image, views = radiographs(3)
+    mask = torch.tensor([[True, True, False]]).expand(len(image), -1)
+    two = made(image, views, mask, first=1)
+    torch.testing.assert_close(
+        two, (residual_sampler()(image, views, mask, first=1) + 0.03).clamp(-1, 1), atol=1e-4, rtol=0
+    )
+    assert made.settings["atlas"] == Detail.settings
+    with pytest.raises(ValueError, match="an atlas needs the reconstruction of a mean network"):
+        sampler(atlas=Detail())
+
+
 def test_other_radiographs_give_another_sample() -> None:
     image, views = radiographs()
     first, second = (sampler()(picture, views) for picture in (image, image.flip(-1)))

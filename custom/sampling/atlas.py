@@ -1,0 +1,172 @@
+"""`Atlas`: gives samples the fine anatomy of registered training patients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.networks.layers import GaussianFilter
+from torch import Tensor
+from tqdm import tqdm
+
+from custom.core.attenuation import hu_to_attenuation
+from custom.core.files import sha256_file, write_nifti
+from custom.core.hu_window import hu_to_unit, unit_to_hu
+from custom.core.nifti_files import open_nifti
+from custom.data.datalist import load_cases
+from custom.data.shapes import register
+from custom.geometry import VolumeGrid
+from custom.networks.population_prior import sample_on
+from custom.projection import ProjectorCache
+from custom.sampling.encoded_mean import EncodedMean
+
+__all__ = ["Atlas", "write_atlas"]
+
+#: Voxels of the registration; finer ones move nothing that few radiographs show.
+REGISTRATION_MM = 5.0
+#: Steps of the stored values [HU], from air on: one byte each.
+STEP_HU, LOWEST_HU = 8, -1000
+
+
+class Atlas:
+    """Training patients' CTs that are registered to a coarse volume and give it what the mean network blurs.
+
+    Matheron's rule, known as conditioning simulations by kriging (Journel and Huijbregts, Mining Geostatistics, 1978;
+    Wilson et al., JMLR 22:105, 2021): with x' from the prior and m the mean given radiographs, m(y) + x' - m(A x') is
+    a sample of the posterior, exactly so for Gaussians. Here x' is a patient's CT, deformed so that ribs and
+    vessels come to lie about where this patient has them: the registration compares like with like, what m makes of
+    either. A projects along the same views. What the two have in common, m blurs in both, and it cancels out.
+
+    Args:
+        path: file that `write_atlas` made.
+        mean: the mean network m.
+        coarse_mm: standard deviation of a Gaussian [mm]: of what a sample differs by from m(y), only what is coarser
+            is kept; the atlas has better to offer than a diffusion model of few patients for what is finer.
+
+    Attributes:
+        count: of the CTs.
+        settings: all that the result depends on beside sample, radiographs and m.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, one that `write_atlas` did not make, or coarse_mm of 0 or less.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        mean: EncodedMean,
+        coarse_mm: float = 10.0,
+    ) -> None:
+        if not coarse_mm > 0:
+            raise ValueError(f"coarse_mm must be above 0, got {coarse_mm}")
+        image = open_nifti(Path(path))
+        if len(image.shape) != 4 or image.get_data_dtype() != np.uint8:
+            found = f"shape {image.shape}, {image.get_data_dtype()}"
+            raise ValueError(f"{path}: {found}, but an atlas as 'fewview-ct atlas' writes it is (X, Y, Z, N), uint8")
+        self._stored = torch.from_numpy(np.asarray(image.dataobj).transpose(3, 0, 1, 2).copy())
+        self._stored_grid = _grid_of(image)
+        self.count, self.mean = len(self._stored), mean
+        self.grid: VolumeGrid = mean.network.grid
+        finest = [round(2 * half / REGISTRATION_MM) for half in self.grid.half_extent_mm]
+        self._registration_grid = self.grid.resized([min(n, m) for n, m in zip(self.grid.shape, finest, strict=True)])
+        self._smooth = GaussianFilter(3, [coarse_mm / s for s in self.grid.spacing_mm])
+        self._projector = ProjectorCache(1)
+        self.settings = {"sha256": sha256_file(path), "coarse_mm": coarse_mm}
+
+    @torch.no_grad()
+    def detailed(self, sample: Tensor, reconstruction: Tensor, image: Tensor, views: Tensor, index: int) -> Tensor:
+        """A sample whose detail is that of a training patient.
+
+        Args:
+            sample: (1, 1, X, Y, Z) on the grid of m, its `hu_window` as [-1, 1].
+            reconstruction: m(y), likewise.
+            image: y, line integrals (1, K, V, U).
+            views: (1, K, 13).
+            index: of the sample: sample i gets the detail of CT i modulo `count`.
+
+        Returns:
+            (1, 1, X, Y, Z), not clipped.
+        """
+        coarse = reconstruction + self._smooth.to(sample.device)(sample - reconstruction)
+        stored = self._stored[index % self.count].to(sample.device).float() * STEP_HU + LOWEST_HU
+        patient = hu_to_unit(self._moved(stored, 0.0), self.mean.network.hu_window)
+        field = self._field(coarse, self._reconstructed(patient, image, views))
+        patient = hu_to_unit(self._moved(stored, field), self.mean.network.hu_window)
+        return coarse + patient - self._reconstructed(patient, image, views)
+
+    def _reconstructed(self, patient: Tensor, image: Tensor, views: Tensor) -> Tensor:
+        """m(A x'): what the mean network makes of a patient's radiographs along these views."""
+        network = self.mean.network
+        attenuation = hu_to_attenuation(unit_to_hu(patient, network.hu_window), network.energy_kev)
+        return self.mean.volume(self._projector(self.grid, image.shape[2:])(attenuation, views[0]), views)
+
+    def _field(self, fixed: Tensor, moving: Tensor) -> Tensor:
+        """Displacements (X, Y, Z, 3) [mm] from one volume to the other."""
+        coarse, window = self._registration_grid, self.mean.network.hu_window
+        one, other = (unit_to_hu(sample_on(coarse, v, self.grid), window)[0, 0].cpu() for v in (fixed, moving))
+        field = register(one, other, coarse.spacing_mm).to(fixed.device)
+        return sample_on(self.grid, field[None], coarse)[0].movedim(0, -1)
+
+    def _moved(self, stored: Tensor, displacement: Tensor | float) -> Tensor:
+        """A stored CT in HU on the network's grid, (1, 1, X, Y, Z), read where its points are displaced to."""
+        half = torch.tensor(self._stored_grid.half_extent_mm, device=stored.device)
+        where = ((self.grid.points(stored.device) + displacement) / half).flip(-1)
+        return F.grid_sample(stored[None, None], where[None], padding_mode="border", align_corners=False)
+
+
+def _grid_of(image: Any) -> VolumeGrid:
+    """The grid of a NIfTI image of `prepare`, around its own middle."""
+    return VolumeGrid(image.shape[:3], tuple(np.linalg.norm(image.affine[:3, :3], axis=0)))  # type: ignore[arg-type]
+
+
+def write_atlas(
+    data_list_file: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    part: str = "training",
+    leave_out: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Put a cohort's CTs into one file, from which `ldm_recon` takes the fine anatomy of its samples.
+
+    The file holds the CTs themselves, in steps of 8 HU: pass it on only where the CTs may be passed on.
+
+    Args:
+        data_list_file: datalist.json of `prepare`.
+        output: file to write, .nii.gz: all CTs on the cohort's grid as one four-dimensional NIfTI.
+        part: of the datalist. Never the test patients.
+        leave_out: cases not to take, such as CTs that cut the body off at the sides: what is missing there is not
+            what the network expects, and ends up beside the patient.
+        overwrite: replace a file that is there.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileExistsError: the output exists.
+        FileNotFoundError, ValueError: as `load_cases`, for test patients, unknown names, or CTs that differ in shape.
+    """
+    if part == "test":
+        raise ValueError("test patients must not enter what reconstructs them: choose another part")
+    if not str(output).endswith(".nii.gz"):
+        raise ValueError(f"{output}: the name of an atlas must end in .nii.gz")
+    if Path(output).exists() and not overwrite:
+        raise FileExistsError(f"{output}: exists: choose another output, or pass --overwrite")
+    cases = load_cases(data_list_file, part)
+    if unknown := sorted(set(leave_out) - {case["case"] for case in cases}):
+        raise ValueError(f"{data_list_file}: has no case {unknown[0]!r} under {part!r}, which leave_out names")
+    stored: list[np.ndarray] = []
+    for case in tqdm([case for case in cases if case["case"] not in leave_out], desc="CTs", disable=None):
+        ct = open_nifti(Path(case["label"]))
+        if stored and ct.shape != stored[0].shape:
+            raise ValueError(f"{case['label']}: shape {ct.shape}, others have {stored[0].shape}: prepare them together")
+        hu = np.asarray(ct.dataobj, dtype=np.float32)
+        stored.append(((hu - LOWEST_HU) / STEP_HU).round().clip(0, 255).astype(np.uint8))
+    if not stored:
+        raise ValueError(f"{data_list_file}: nothing is left of {part!r}")
+    write_nifti(Path(output), np.stack(stored, -1), _grid_of(ct).affine())
+    return Path(output)
