@@ -45,6 +45,14 @@ def test_without_samples_the_page_says_so_and_has_no_overlay(tmp_path: Path) -> 
     assert json.loads(page.data("viewer-settings"))["spread"] is None
 
 
+def test_samples_with_an_atlas_are_said_to_show_other_people(tmp_path: Path) -> None:
+    words = "may be another person's"
+    assert words not in written(tmp_path).text
+    model = {**content().model, "atlas_sha256": "0" * 64}
+    assert words in written(tmp_path, model=model).text
+    assert words not in written(tmp_path, model=model, std=None, samples=[]).text
+
+
 def test_a_large_case_fits_and_says_what_it_costs(tmp_path: Path) -> None:
     """Noise, which no compression makes smaller: the samples alone would be half a megabyte more than is allowed."""
     generator = torch.Generator().manual_seed(0)
