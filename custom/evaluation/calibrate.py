@@ -225,7 +225,13 @@ def calibrate(
     intervals, growth = _intervals(cases_found, jobs, patients, kinds, loaded, coverage)
     made_from = {
         "software": f"fewview-ct {__version__}",
-        "model": {"name": loaded.name, "sha256": loaded.sha256, "voxels": list(loaded.grid.shape), "samples": samples},
+        "model": {
+            "name": loaded.name,
+            "sha256": loaded.sha256,
+            "voxels": list(loaded.grid.shape),
+            "samples": samples,
+            "sampling": loaded.sampling if samples else None,
+        },
         "datalist": {"file": Path(datalist).name, "sha256": sha256_file(Path(datalist)), "parts": list(parts)},
         "phantoms": None
         if phantom_list_file is None

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -135,6 +136,13 @@ class Model:
         self.require(samples=count)
         for _, batch in self.network.samples(image.float(), views.float(), count, seed, on_drawn=on_drawn):
             yield from require_finite(batch[:, 0].float().cpu(), f"the model {self.name}")
+
+    @property
+    def sampling(self) -> dict[str, Any] | None:
+        """All that its samples depend on beside weights, radiographs and seed, as JSON has it; None: it draws none."""
+        if not self.can_sample:
+            return None
+        return json.loads(json.dumps({"parents_sha256": self.parents, **self.network.settings}))
 
     def require(self, samples: int) -> None:
         """Raises ValueError unless the model can give that many samples; 0: the one volume of `mean`."""

@@ -130,7 +130,7 @@ def reconstruct(
         logger.debug("step: loading the model")
         loaded = model if isinstance(model, Model) else load_model(model, device, precision)
         loaded.require(samples)
-        limits, settings["thresholds"] = _thresholds(thresholds or loaded.thresholds, loaded)
+        limits, settings["thresholds"] = _thresholds(thresholds or loaded.thresholds, loaded, samples)
         no_maps = None
         if folder is not None:
             maps = samples > 0 or (limits is not None and bool(limits.intervals))
@@ -278,12 +278,14 @@ def _choose(radiographs: list[Radiograph], angles_deg: Sequence[float]) -> list[
     return [radiographs[i] for i in chosen]
 
 
-def _thresholds(path: str | os.PathLike[str] | None, model: Model) -> tuple[Thresholds | None, dict[str, str] | None]:
+def _thresholds(
+    path: str | os.PathLike[str] | None, model: Model, samples: int
+) -> tuple[Thresholds | None, dict[str, str] | None]:
     """Thresholds of this model, and what result.json says of them."""
     if path is None:
         return None, None
     limits = Thresholds.load(path)
-    limits.require_model(model.sha256, model.name, path)
+    limits.require_model(model.sha256, model.name, path, model.sampling if samples else None)
     return limits, {"file": Path(path).name, "sha256": sha256_file(path)}
 
 

@@ -151,13 +151,16 @@ class Thresholds:
         nearest = group_name(beam, min(counts, key=lambda count: (abs(math.log(count / views)), count)))
         return self.groups[nearest], nearest
 
-    def require_model(self, sha256: str, name: str, path: str | os.PathLike[str]) -> None:
+    def require_model(
+        self, sha256: str, name: str, path: str | os.PathLike[str], sampling: Mapping[str, Any] | None = None
+    ) -> None:
         """Raises ValueError unless they were made with these weights: how good other weights are they do not know.
 
         Args:
             sha256: of the model's weights.
             name: of the model.
             path: of the thresholds.
+            sampling: settings of the samples that are to be judged; None: there are none.
         """
         model = self.made_from.get("model")
         known = model if isinstance(model, Mapping) else {}
@@ -166,6 +169,14 @@ class Thresholds:
                 f"{path}: thresholds of another model ({known.get('name')}, SHA-256 {str(known.get('sha256'))[:12]}), "
                 f"not of {name} ({sha256[:12]}): make its own with 'fewview-ct calibrate'"
             )
+        made = known.get("sampling")
+        if made and sampling:
+            differ = [key for key in sorted({*made, *sampling}) if made.get(key) != sampling.get(key)]
+            if differ:
+                raise ValueError(
+                    f"{path}: thresholds of samples with {differ[0]} {made.get(differ[0])}, not {sampling.get(differ[0])}: "
+                    "draw them so, or make thresholds of these with 'fewview-ct calibrate'"
+                )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write as JSON, whole or not at all."""

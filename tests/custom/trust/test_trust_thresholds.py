@@ -164,3 +164,13 @@ def test_thresholds_are_of_one_model() -> None:
     for others in (thresholds, replace(thresholds, made_from={})):
         with pytest.raises(ValueError, match=r"thresholds.json: thresholds of another model .*not of x \(bbbb"):
             others.require_model("b" * 64, "x", "thresholds.json")
+
+
+def test_thresholds_are_of_samples_that_were_drawn_alike() -> None:
+    model = {"name": "ldm_recon", "sha256": "a" * 64, "sampling": {"steps": 10, "atlas": {"sha256": "b"}}}
+    thresholds = replace(made(), made_from={"model": model})
+    for alike in (None, model["sampling"]):
+        thresholds.require_model("a" * 64, "ldm_recon", "thresholds.json", alike)
+    for changed in ({"steps": 20}, {"atlas": None}, {"new": 1}):
+        with pytest.raises(ValueError, match=f"thresholds.json: thresholds of samples with {next(iter(changed))}"):
+            thresholds.require_model("a" * 64, "ldm_recon", "thresholds.json", {**model["sampling"], **changed})
