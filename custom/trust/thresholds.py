@@ -173,9 +173,10 @@ class Thresholds:
         if made and sampling:
             differ = [key for key in sorted({*made, *sampling}) if made.get(key) != sampling.get(key)]
             if differ:
+                before, now = made.get(differ[0]), sampling.get(differ[0])
                 raise ValueError(
-                    f"{path}: thresholds of samples with {differ[0]} {made.get(differ[0])}, not {sampling.get(differ[0])}: "
-                    "draw them so, or make thresholds of these with 'fewview-ct calibrate'"
+                    f"{path}: thresholds of samples with {differ[0]} {before}, not {now}: draw them so, or make "
+                    "thresholds of these with 'fewview-ct calibrate'"
                 )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
