@@ -32,7 +32,7 @@ from custom.data.transforms import LoadNiftid, SampleOnGridd
 from custom.geometry import VolumeGrid
 from custom.metrics.tables import write_csv
 
-__all__ = ["DrawnShape", "ShapeModel", "register", "register_cohort", "shape_model", "smallest_jacobian"]
+__all__ = ["DrawnShape", "ShapeModel", "ct_on_grid", "register", "register_cohort", "shape_model", "smallest_jacobian"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ SMALLEST_JACOBIAN = 0.05
 SMALLEST_WEIGHT = 0.02
 
 
-def register(fixed: Tensor, moving: Tensor, spacing_mm: Sequence[float]) -> Tensor:
+def register(
+    fixed: Tensor, moving: Tensor, spacing_mm: Sequence[float], levels: Sequence[tuple[int, int]] = LEVELS
+) -> Tensor:
     """A smooth invertible map from one CT to another: diffeomorphic demons with symmetric forces, coarse to fine.
 
     Vercauteren, Pennec, Perchant and Ayache, NeuroImage 45:S61, 2009, as SimpleITK has it.
@@ -60,6 +62,7 @@ def register(fixed: Tensor, moving: Tensor, spacing_mm: Sequence[float]) -> Tens
         fixed: (X, Y, Z) in HU.
         moving: (X, Y, Z) in HU, on the same grid.
         spacing_mm: of the grid.
+        levels: coarse to fine: shrink factor, iterations.
 
     Returns:
         Displacement (3, X, Y, Z), mm: position p of `fixed` corresponds to p + displacement of `moving`.
@@ -80,7 +83,7 @@ def register(fixed: Tensor, moving: Tensor, spacing_mm: Sequence[float]) -> Tens
 
     images = image(fixed), image(moving)
     field = None
-    for shrink, iterations in LEVELS:
+    for shrink, iterations in levels:
         level = [sitk.BinShrink(each, [shrink] * 3) if shrink > 1 else each for each in images]
         demons = sitk.DiffeomorphicDemonsRegistrationFilter()
         demons.SetNumberOfThreads(torch.get_num_threads())
@@ -251,7 +254,7 @@ def register_cohort(
         raise ValueError(f"{data_list_file}: a shape model needs two cases or more under {part!r}, got {len(cases)}")
     # The label places the CT: its centre is the isocentre.
     hashes = {case["case"]: sha256_files([Path(case["source"]), Path(case["label"])]) for case in cases}
-    volumes = {case["case"]: _continued(_on_grid(case, grid)) for case in tqdm(cases, desc="CTs", disable=None)}
+    volumes = {case["case"]: ct_on_grid(case, grid) for case in tqdm(cases, desc="CTs", disable=None)}
     reference = _most_typical(volumes)
     pairs, fields = [], {reference: _zero_fields(grid)}
     for name in tqdm([n for n in volumes if n != reference], desc="registrations", disable=None):
@@ -279,14 +282,24 @@ def register_cohort(
     return folder / "shapes.pt"
 
 
-def _on_grid(case: Mapping[str, Any], grid: VolumeGrid) -> Tensor:
+def ct_on_grid(case: Mapping[str, Any], grid: VolumeGrid) -> Tensor:
+    """The CT of a case in HU (X, Y, Z) around its isocentre, air beside it, its first and last slice going on.
+
+    Args:
+        case: its "source" is sampled; its "label" says where the isocentre is.
+        grid: may reach beyond the label.
+
+    Raises:
+        ValueError: no body within the grid.
+    """
     load = Compose(
         [
             LoadNiftid(keys=["source", "label"]),
             SampleOnGridd(keys=["source"], reference_key="label", grid=grid, dtype=torch.float32),
         ]
     )
-    return load({key: case[key] for key in ("source", "label")})["source"][0]  # type: ignore[index,call-overload]
+    volume: Tensor = load({key: case[key] for key in ("source", "label")})["source"][0]  # type: ignore[index,call-overload]
+    return _continued(volume)
 
 
 def _continued(volume: Tensor) -> Tensor:

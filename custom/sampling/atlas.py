@@ -19,7 +19,7 @@ from custom.core.files import sha256_file, write_nifti
 from custom.core.hu_window import hu_to_unit, unit_to_hu
 from custom.core.nifti_files import open_nifti
 from custom.data.datalist import load_cases
-from custom.data.shapes import register
+from custom.data.shapes import LEVELS, ct_on_grid, register
 from custom.geometry import VolumeGrid
 from custom.networks.population_prior import sample_on
 from custom.projection import ProjectorCache
@@ -29,6 +29,8 @@ __all__ = ["Atlas", "write_atlas"]
 
 #: Voxels of the registration; finer ones move nothing that few radiographs show.
 REGISTRATION_MM = 5.0
+#: How far the stored CTs reach beyond the cube: people are wider than it, and the registration may need what is above.
+MARGIN_MM = (60.0, 0.0, 30.0)
 #: Steps of the stored values [HU], from air on: one byte each.
 STEP_HU, LOWEST_HU = 8, -1000
 
@@ -39,8 +41,9 @@ class Atlas:
     Matheron's rule, known as conditioning simulations by kriging (Journel and Huijbregts, Mining Geostatistics, 1978;
     Wilson et al., JMLR 22:105, 2021): with x' from the prior and m the mean given radiographs, m(y) + x' - m(A x') is
     a sample of the posterior, exactly so for Gaussians. Here x' is a patient's CT, deformed so that ribs and
-    vessels come to lie about where this patient has them: the registration compares like with like, what m makes of
-    either. A projects along the same views. What the two have in common, m blurs in both, and it cancels out.
+    vessels come to lie about where this patient has them. Two registrations, the second of what the first has left,
+    compare like with like: what m makes of either. A projects along the same views. What the two patients have in
+    common, m blurs in both, and it cancels out.
 
     Args:
         path: file that `write_atlas` made.
@@ -75,6 +78,8 @@ class Atlas:
         finest = [round(2 * half / REGISTRATION_MM) for half in self.grid.half_extent_mm]
         self._registration_grid = self.grid.resized([min(n, m) for n, m in zip(self.grid.shape, finest, strict=True)])
         self._smooth = GaussianFilter(3, [coarse_mm / s for s in self.grid.spacing_mm])
+        beside = round(MARGIN_MM[0] / self.grid.spacing_mm[0])
+        self._wide = self.grid.padded([beside, 0, 0])
         self._projector = ProjectorCache(1)
         self.settings = {"sha256": sha256_file(path), "coarse_mm": coarse_mm}
 
@@ -94,29 +99,41 @@ class Atlas:
         """
         coarse = reconstruction + self._smooth.to(sample.device)(sample - reconstruction)
         stored = self._stored[index % self.count].to(sample.device).float() * STEP_HU + LOWEST_HU
-        patient = hu_to_unit(self._moved(stored, 0.0), self.mean.network.hu_window)
-        field = self._field(coarse, self._reconstructed(patient, image, views))
-        patient = hu_to_unit(self._moved(stored, field), self.mean.network.hu_window)
-        return coarse + patient - self._reconstructed(patient, image, views)
+        first = self._field(coarse, self._reconstructed(self._moved(stored, 0.0), image, views), LEVELS[:2])
+        second = self._field(coarse, self._reconstructed(self._moved(stored, first), image, views), LEVELS[1:])
+        patient = self._moved(stored, second + self._displaced(first, second))
+        inside = hu_to_unit(patient[(..., *self.grid.middle_of(self._wide))], self.mean.network.hu_window)
+        return coarse + inside - self._reconstructed(patient, image, views)
 
     def _reconstructed(self, patient: Tensor, image: Tensor, views: Tensor) -> Tensor:
-        """m(A x'): what the mean network makes of a patient's radiographs along these views."""
-        network = self.mean.network
-        attenuation = hu_to_attenuation(unit_to_hu(patient, network.hu_window), network.energy_kev)
-        return self.mean.volume(self._projector(self.grid, image.shape[2:])(attenuation, views[0]), views)
+        """m(A x'): what the mean network makes of a patient's radiographs along these views, `hu_window` as [-1, 1]."""
+        attenuation = hu_to_attenuation(patient, self.mean.network.energy_kev)
+        return self.mean.volume(self._projector(self._wide, image.shape[2:])(attenuation, views[0]), views)
 
-    def _field(self, fixed: Tensor, moving: Tensor) -> Tensor:
-        """Displacements (X, Y, Z, 3) [mm] from one volume to the other."""
+    def _field(self, fixed: Tensor, moving: Tensor, levels: Sequence[tuple[int, int]]) -> Tensor:
+        """Displacements (X, Y, Z, 3) [mm] on the wide grid from one volume to the other."""
         coarse, window = self._registration_grid, self.mean.network.hu_window
         one, other = (unit_to_hu(sample_on(coarse, v, self.grid), window)[0, 0].cpu() for v in (fixed, moving))
-        field = register(one, other, coarse.spacing_mm).to(fixed.device)
-        return sample_on(self.grid, field[None], coarse)[0].movedim(0, -1)
+        field = register(one, other, coarse.spacing_mm, levels).to(fixed.device)
+        return sample_on(self._wide, field[None], coarse)[0].movedim(0, -1)
+
+    def _displaced(self, field: Tensor, displacement: Tensor) -> Tensor:
+        """Displacements (X, Y, Z, 3) on the wide grid, read where its points are displaced to."""
+        half = torch.tensor(self._wide.half_extent_mm, device=field.device)
+        where = ((self._wide.points(field.device) + displacement) / half).flip(-1)
+        read = F.grid_sample(field.movedim(-1, 0)[None], where[None], padding_mode="border", align_corners=False)
+        return read[0].movedim(0, -1)
 
     def _moved(self, stored: Tensor, displacement: Tensor | float) -> Tensor:
-        """A stored CT in HU on the network's grid, (1, 1, X, Y, Z), read where its points are displaced to."""
+        """A stored CT in HU on the wide grid, (1, 1, X, Y, Z), read where its points are displaced to.
+
+        Above and below, its last slices go on; beside it there is air.
+        """
         half = torch.tensor(self._stored_grid.half_extent_mm, device=stored.device)
-        where = ((self.grid.points(stored.device) + displacement) / half).flip(-1)
-        return F.grid_sample(stored[None, None], where[None], padding_mode="border", align_corners=False)
+        where = ((self._wide.points(stored.device) + displacement) / half).flip(-1)
+        last = 1 - 1 / self._stored_grid.shape[2]
+        where[..., 0].clamp_(-last, last)
+        return F.grid_sample((stored - LOWEST_HU)[None, None], where[None], align_corners=False) + LOWEST_HU
 
 
 def _grid_of(image: Any) -> VolumeGrid:
@@ -137,7 +154,8 @@ def write_atlas(
 
     Args:
         data_list_file: datalist.json of `prepare`.
-        output: file to write, .nii.gz: all CTs on the cohort's grid as one four-dimensional NIfTI.
+        output: file to write, .nii.gz: all CTs on the cohort's grid, and some tissue around it, as one
+            four-dimensional NIfTI.
         part: of the datalist. Never the test patients.
         leave_out: cases not to take, such as CTs that cut the body off at the sides: what is missing there is not
             what the network expects, and ends up beside the patient.
@@ -161,12 +179,13 @@ def write_atlas(
         raise ValueError(f"{data_list_file}: has no case {unknown[0]!r} under {part!r}, which leave_out names")
     stored: list[np.ndarray] = []
     for case in tqdm([case for case in cases if case["case"] not in leave_out], desc="CTs", disable=None):
-        ct = open_nifti(Path(case["label"]))
-        if stored and ct.shape != stored[0].shape:
-            raise ValueError(f"{case['label']}: shape {ct.shape}, others have {stored[0].shape}: prepare them together")
-        hu = np.asarray(ct.dataobj, dtype=np.float32)
+        label = _grid_of(open_nifti(Path(case["label"])))
+        grid = label.padded([round(margin / s) for margin, s in zip(MARGIN_MM, label.spacing_mm, strict=True)])
+        hu = ct_on_grid(case, grid).numpy()
+        if stored and hu.shape != stored[0].shape:
+            raise ValueError(f"{case['label']}: shape {label.shape}, others' differs: prepare them together")
         stored.append(((hu - LOWEST_HU) / STEP_HU).round().clip(0, 255).astype(np.uint8))
     if not stored:
         raise ValueError(f"{data_list_file}: nothing is left of {part!r}")
-    write_nifti(Path(output), np.stack(stored, -1), _grid_of(ct).affine())
+    write_nifti(Path(output), np.stack(stored, -1), grid.affine())
     return Path(output)

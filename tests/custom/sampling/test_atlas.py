@@ -60,7 +60,8 @@ def cohort(folder: Path, *cts: Tensor) -> Path:
     entries = []
     for number, hu in enumerate(cts):
         write_nifti(folder / f"ct{number}.nii.gz", hu.numpy().astype(np.int16), GRID.affine([5, 6, 7]))
-        entries.append({"case": f"case{number}", "label": f"ct{number}.nii.gz"})
+        name = f"ct{number}.nii.gz"
+        entries.append({"case": f"case{number}", "label": name, "source": name})
     (folder / "datalist.json").write_text(json.dumps({"training": entries, "test": entries}))
     return folder / "datalist.json"
 
@@ -102,7 +103,7 @@ def test_only_what_is_coarse_stays_of_the_sample(tmp_path: Path) -> None:
     image, views = radiographs(chest()), GEOMETRY.views[None]
     mean = made.mean.volume(image, views)
     noise = 0.1 * torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
-    with patch("custom.sampling.atlas.register", lambda one, other, spacing_mm: torch.zeros(3, *one.shape)):
+    with patch("custom.sampling.atlas.register", lambda one, *_: torch.zeros(3, *one.shape)):
         plain = made.detailed(mean, mean, image, views, 0)
         assert float((made.detailed(mean + noise, mean, image, views, 0) - plain).std()) < 0.3 * float(noise.std())
         lighter = made.detailed(mean + 0.2, mean, image, views, 0)
@@ -112,8 +113,10 @@ def test_only_what_is_coarse_stays_of_the_sample(tmp_path: Path) -> None:
 def test_the_file_holds_the_training_cts_in_steps(tmp_path: Path) -> None:
     path = write_atlas(cohort(tmp_path, chest(), chest(20) + 3), tmp_path / "atlas.nii.gz")
     image: Any = nib.load(path)
-    assert image.shape == (*GRID.shape, 2)
-    hu = np.asarray(image.dataobj, dtype=float) * STEP_HU - 1000
+    assert image.shape == (32 + 2 * 6, 32, 32 + 2 * 3, 2)  # 60 mm to the left and right, 30 mm above and below
+    stored = np.asarray(image.dataobj, dtype=float) * STEP_HU - 1000
+    assert (stored[:6] == -1000).all() and (stored[..., :3, :] == stored[..., 3:4, :]).all()
+    hu = stored[6:-6, :, 3:-3]
     assert np.abs(hu[..., 0] - chest().numpy()).max() == 0
     assert np.abs(hu[..., 1] - chest(20).numpy() - 3).max() <= STEP_HU / 2
     assert nib.load(write_atlas(tmp_path / "datalist.json", tmp_path / "one.nii.gz", leave_out=["case0"])).shape[3] == 1  # type: ignore[attr-defined]
@@ -141,7 +144,7 @@ def test_what_is_left_out_must_be_there_and_not_be_all(tmp_path: Path, names: li
 def test_cts_of_different_shapes_are_refused(tmp_path: Path) -> None:
     path = cohort(tmp_path, chest(), chest())
     write_nifti(tmp_path / "ct1.nii.gz", chest().numpy()[1:].astype(np.int16), GRID.affine())
-    with pytest.raises(ValueError, match=r"ct1.nii.gz: shape \(31, 32, 32\), others have"):
+    with pytest.raises(ValueError, match=r"ct1.nii.gz: shape \(31, 32, 32\), others' differs"):
         write_atlas(path, tmp_path / "atlas.nii.gz")
 
 
