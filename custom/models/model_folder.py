@@ -41,6 +41,7 @@ from custom.models.model_files import (
 )
 from custom.networks.denoiser import LatentDenoiser
 from custom.sampling import PosteriorSampler, load_sampler
+from custom.trust.thresholds import Thresholds
 
 __all__ = ["Model", "export", "load_model"]
 
@@ -87,7 +88,7 @@ class Model:
         shape = self.meta.get("detector_shape")
         self.detector_shape: tuple[int, int] | None = None if shape is None else (int(shape[0]), int(shape[1]))
         self.thresholds = files.thresholds
-        self.card = None if files.card is None else files.card.read_text(encoding="utf-8")
+        self.card = None if files.card is None else files.card.read_text(encoding="utf-8", errors="replace")
 
     @torch.inference_mode()
     def mean(self, image: Tensor, views: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ def _target(checkpoint: Checkpoint) -> str:
 
 def _with_parents_used(files: ModelFiles, checkpoint: Checkpoint) -> ModelFiles:
     """The files without parents that this denoiser has no use for; says which it lacks, before anything is built."""
-    expected = checkpoint.meta.get("parents", {})
+    expected = checkpoint.meta.get("parents") or {}
     lacking = [role for role in ("autoencoder", "mean") if expected.get(role) and getattr(files, role) is None]
     if lacking:
         options = " ".join(f"--{role}_checkpoint FILE" for role in lacking)
@@ -267,6 +268,8 @@ def export(
         thresholds=given.get("thresholds", found.thresholds),
     )
     used = _with_parents_used(used, checkpoint) if is_denoiser else replace(used, autoencoder=None, mean=None)
+    if thresholds is not None:
+        Thresholds.load(thresholds).require_model(checkpoint.hash, found.name, thresholds)
     paths = {
         WEIGHTS: used.model,
         AUTOENCODER: used.autoencoder,
