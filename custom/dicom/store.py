@@ -252,7 +252,11 @@ def store_scu(
             tls = None if context is None else (context, address.host)
             rejections: list[Any] = []
             assoc = entity.associate(
-                address.host, address.port, ae_title=address.aet, tls_args=tls, evt_handlers=_handlers(rejections, timeout_s)
+                address.host,
+                address.port,
+                ae_title=address.aet,
+                tls_args=tls,
+                evt_handlers=_handlers(rejections, timeout_s),
             )
             if not assoc.is_established:
                 answer = rejections[0] if rejections else None

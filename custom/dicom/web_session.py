@@ -53,17 +53,17 @@ def check_url(url: str, needs_tls: bool) -> str:
     """
     try:
         parts = urlsplit(url)
-        is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
     except ValueError:  # a port or an IPv6 address that is none
-        is_url = False
-    if not is_url or parts.query or parts.fragment:
+        host = None
+    if host is None or parts.query or parts.fragment:
         raise ValueError(f"{url!r} is no URL of a DICOMweb server, such as https://pacs.example/dicom-web")
     if parts.username is not None or parts.password is not None:
         raise ValueError(
             "the URL holds a user or password, which other users of this machine can see: give --password_file or "
             "--token_file, or set FEWVIEW_PACS_USER and FEWVIEW_PACS_PASSWORD, or FEWVIEW_PACS_TOKEN"
         )
-    if needs_tls and parts.scheme == "http" and not is_loopback(parts.hostname):
+    if needs_tls and parts.scheme == "http" and not is_loopback(host):
         raise ValueError(f"{url} is not encrypted: patient data is fetched by https only, or from this machine itself")
     return url.rstrip("/")
 

@@ -41,7 +41,6 @@ from custom.models.model_files import (
 )
 from custom.networks.denoiser import LatentDenoiser
 from custom.sampling import PosteriorSampler, load_sampler
-from custom.trust.thresholds import Thresholds
 
 __all__ = ["Model", "export", "load_model"]
 
@@ -268,8 +267,6 @@ def export(
         thresholds=given.get("thresholds", found.thresholds),
     )
     used = _with_parents_used(used, checkpoint) if is_denoiser else replace(used, autoencoder=None, mean=None)
-    if thresholds is not None:
-        Thresholds.load(thresholds).require_model(checkpoint.hash, found.name, thresholds)
     paths = {
         WEIGHTS: used.model,
         AUTOENCODER: used.autoencoder,

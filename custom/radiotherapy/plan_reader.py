@@ -51,8 +51,8 @@ _STILL = {
 #: What a beam may have in its way, how many there are, and where a plan describes it.
 _IN_THE_WAY = {
     "wedges": ("NumberOfWedges", "WedgeSequence"), "blocks": ("NumberOfBlocks", "BlockSequence"),
-    "compensators": ("NumberOfCompensators", "CompensatorSequence"), "boli": ("NumberOfBoli", "ReferencedBolusSequence"),
-    "an applicator": ("", "ApplicatorSequence"),
+    "compensators": ("NumberOfCompensators", "CompensatorSequence"),
+    "boli": ("NumberOfBoli", "ReferencedBolusSequence"), "an applicator": ("", "ApplicatorSequence"),
 }  # fmt: skip
 #: Angles in degrees and places in mm that differ by less are the same.
 _SAME = 0.01
@@ -312,7 +312,9 @@ def _optional(item: Dataset, keyword: str, name: str, count: int | None = 1) -> 
         return None
     values = numbers(item, keyword, count)
     if values is None:
-        raise ValueError(f"{name}: {keyword} {tag(keyword)} cannot be read as {count or 'finite'} number{'s'[: count != 1]}")
+        raise ValueError(
+            f"{name}: {keyword} {tag(keyword)} cannot be read as {count or 'finite'} number{'s'[: count != 1]}"
+        )
     low, high = _RANGES.get(keyword, _ANY_ANGLE if keyword.endswith("Angle") else _ANY_COUNT)
     wrong = next((value for value in values if not low <= value <= high), None)
     if wrong is not None:

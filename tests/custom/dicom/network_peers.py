@@ -99,8 +99,8 @@ class Web(http.server.BaseHTTPRequestHandler):
         self.answer(status, "application/dicom+json", data)
 
     def do_GET(self) -> None:
-        """QIDO-RS and WADO-RS over `server.objects`, datasets; `server.gives` makes other bytes of one, `server.wraps` the
-        answer of them."""
+        """QIDO-RS and WADO-RS over `server.objects`, datasets; `server.gives` makes other bytes of one, and
+        `server.wraps` the answer of them."""
         self.server.got.append((self.path, dict(self.headers), b""))
         if self.server.answers:
             status, content = self.server.answers.pop(0)

@@ -128,7 +128,7 @@ def _boundary(name: str) -> Any:
         (_boundary("y"), "0 objects came"),
         (_boundary('""'), "is 'multipart/related"),
         (lambda data: (multipart(data)[0], multipart(data)[1][:-5]), "what came is not read|one was asked for"),
-        (lambda data: (multipart(data)[0], multipart(data)[1].replace(b"--x--", b"--x") + multipart(data)[1]), "came, or"),
+        (lambda data: (multipart(data)[0], multipart(data)[1][:-4] + multipart(data)[1]), "came, or"),
         (lambda data: ("text/html", b"<html>please log in"), "the answer is 'text/html', not DICOM"),
         (lambda data: ("", data), "the answer is '', not DICOM"),
         (lambda data: (multipart(b"")[0], b"--x\r\n--x--"), "what came is not read"),
@@ -142,8 +142,9 @@ def test_an_answer_that_is_not_one_object_gets_no_name(wraps: Any, message: str,
 
 
 @pytest.mark.parametrize(
-    "wraps", [lambda data: ("application/dicom", data), lambda data: (multipart(b"")[0], b"preamble" + multipart(data)[1])]
-)  # fmt: skip
+    "wraps",
+    [lambda data: ("application/dicom", data), lambda data: (multipart(b"")[0], b"preamble" + multipart(data)[1])],
+)
 def test_other_answers_that_conform(wraps: Any, pacs: Any, tmp_path: Path) -> None:
     def wrapped(data: bytes) -> tuple[str, bytes]:
         kind, body = wraps(data)
@@ -181,7 +182,8 @@ def test_answers_end_in_time_and_within_memory(
     monkeypatch.setattr(web_session, "LARGEST_TABLE", 2**20)
     monkeypatch.setattr(web_session, "SLOWEST_BYTES_PER_S", 10**6)
     start = time.monotonic()
-    with talking(*pieces, again=again, pause_s=pause_s) as url, pytest.raises((NetworkError, ValueError), match=message):
+    refused = pytest.raises((NetworkError, ValueError), match=message)
+    with talking(*pieces, again=again, pause_s=pause_s) as url, refused:
         fetch(url, str(tmp_path / "out"), patient="P", timeout_s=0.3)
     assert time.monotonic() - start < 10 and not list(tmp_path.iterdir())
 
