@@ -294,6 +294,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     try:
         content = load_tensors(path)
+        if not isinstance(content, dict):
+            raise TypeError(f"holds a {type(content).__name__}, no weights with their meta")
         meta = parsed_json(content["meta"])
         state = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
     except (
