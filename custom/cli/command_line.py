@@ -194,7 +194,7 @@ def _run(arguments: list[str]) -> int:
         if debug:
             logger.exception("%s failed", PROGRAM)
         else:
-            sys.stderr.write(f"error: {_one_line(error)}\n")
+            sys.stderr.write(f"error: {_printable(_one_line(error))}\n")
         return ExitCode.BAD_INPUT if _is_bad_input(error) else ExitCode.FAILED
     return result if isinstance(result, ExitCode) else ExitCode.DONE
 
@@ -224,12 +224,25 @@ def _names_bundle(name: str, words: list[str]) -> bool:
 
 
 def _set_up_logging(said: Sequence[str]) -> None:
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Printable("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("custom").setLevel(max((LEVELS[word] for word in said), default=logging.INFO))
     if "--quiet" in said:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, which is later
     if not said or "--quiet" in said:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+
+
+class _Printable(logging.Formatter):
+    """Messages without characters that a terminal obeys: they may quote what a file or a server says."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable(super().format(record))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def _is_bad_input(error: BaseException) -> bool:

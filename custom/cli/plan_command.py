@@ -129,7 +129,7 @@ def command(
     given: Plan | str = template
     if plan is not None:
         assert series is not None
-        given = read_rt_plan(Path(plan), series.frame_of_reference_uid)
+        given = read_rt_plan(Path(plan), series)
         template = given.template
         found.facts["RT Plan"] = Path(plan).name
     weights = find_model(segmenter).model
@@ -203,7 +203,7 @@ def _find_source(path: Path, allow_reject: bool) -> _Source:
     if content.get("format") != RESULT_FORMAT:
         raise ValueError(f"{path / RESULT}: format {content.get('format')!r}, expected {RESULT_FORMAT!r}")
     verdict = content.get("verdict")
-    if verdict not in {one.value for one in Verdict}:
+    if verdict not in [one.value for one in Verdict]:
         raise ValueError(f"{path / RESULT}: verdict {verdict!r} is none of {', '.join(one.value for one in Verdict)}")
     if verdict == Verdict.REJECT.value and not allow_reject:
         raise ValueError(
@@ -211,12 +211,16 @@ def _find_source(path: Path, allow_reject: bool) -> _Source:
             "unless --allow_reject is given"
         )
     hashes, ct = content.get("files"), path / "ct.nii.gz"
-    files = [ct, *sorted((path / "samples").glob("*.nii.gz"))]
-    for one in files:
-        name = one.relative_to(path).as_posix()
-        if not one.is_file():
-            raise FileNotFoundError(f"{one}: no such file")
-        if not isinstance(hashes, dict) or hashes.get(name) != sha256_file(one):
+    if not isinstance(hashes, dict):
+        raise ValueError(f"{path / RESULT}: 'files' is no object with the SHA-256 of each file; reconstruct again")
+    files = {one.relative_to(path).as_posix(): one for one in (ct, *sorted((path / "samples").glob("*.nii.gz")))}
+    series = path / "ct"
+    there = {*files, *(["ct/"] if series.is_dir() else [])}
+    lost = [name for name in hashes if name not in there and (name == "ct/" or name.startswith("samples/sample_"))]
+    if lost or not ct.is_file():
+        raise FileNotFoundError(f"{path / (lost[0] if lost else ct.name)}: missing, but {RESULT} lists it")
+    for name, one in files.items():
+        if hashes.get(name) != sha256_file(one):
             raise ValueError(f"{one}: is not the file that {RESULT} lists: it was changed; reconstruct again")
     model = content.get("model")
     name = model.get("name", "not named") if isinstance(model, dict) else "not named"
@@ -225,11 +229,10 @@ def _find_source(path: Path, allow_reject: bool) -> _Source:
         "Model": str(name),
         "Reconstructed": str(content.get("created", "")),
     }
-    series = path / "ct"
-    if series.is_dir() and isinstance(hashes, dict) and hashes.get("ct/") != series_sha256(series):
+    if series.is_dir() and hashes.get("ct/") != series_sha256(series):
         raise ValueError(f"{series}: is not the series that {RESULT} lists: it was changed; reconstruct again")
     doses = read_calibrated_doses(content.get("intervals"), str(path / RESULT))
-    return _Source(ct, series if series.is_dir() else None, facts, str(verdict), files[1:], doses)
+    return _Source(ct, series if series.is_dir() else None, facts, str(verdict), [*files.values()][1:], doses)
 
 
 def _read_samples(paths: list[Path], ct: PlanningCT) -> Iterator[PlanningCT]:

@@ -54,7 +54,8 @@ def check_free(
     try:
         path.parent.mkdir(mode=new_mode(0o777), parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"{path}: the folder could not be made: {error.strerror or error}") from error
+        message = f"{path}: the folder could not be made: {error.strerror or error}"
+        raise (OSError(message) if error.errno is None else OSError(error.errno, message)) from error
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"{path}: no permission to write into {path.parent}")
     return path

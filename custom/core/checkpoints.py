@@ -16,15 +16,17 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from monai.bundle import ConfigParser
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from custom import __version__
 from custom.core.files import parsed_json, sha256_file, write_tensors
+from custom.core.json_models import validated
 from custom.core.tensor_files import load_tensors
 
 __all__ = [
@@ -63,6 +65,8 @@ RENAMED_ARGUMENTS: Mapping[str, Mapping[str, str]] = {
 _NAMES = {path: name for name, path in PUBLISHED_CLASSES.items()}
 
 T = TypeVar("T")
+Pixels = Annotated[int, Field(ge=1, le=100_000)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 #: No argument of a network is larger.
 LARGEST_NUMBER = 10_000_000
@@ -131,10 +135,13 @@ def build_network(network_def: Mapping[str, Any]) -> nn.Module:
         ValueError: if it names a class that is not in `PUBLISHED_CLASSES`, or holds a config expression.
     """
     try:
-        return ConfigParser({"network": _checked(network_def)}).get_parsed_content("network")
+        network = ConfigParser({"network": _checked(network_def)}).get_parsed_content("network")
     except (RuntimeError, TypeError, RecursionError, MemoryError) as error:
         cause = error.__cause__ or error  # MONAI's parser says only which class it was
         raise ValueError(f"the checkpoint's network cannot be built by fewview-ct {__version__}: {cause}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"the checkpoint's definition makes a {type(network).__name__}, which is no network")
+    return network
 
 
 def _checked(value: Any) -> Any:
@@ -184,6 +191,23 @@ def save_checkpoint(
     }
     write_tensors(path, {"model": state, "meta": json.dumps(content, indent=1)})
     return path
+
+
+class _Meta(BaseModel):
+    """What readers of a meta take from it; other entries are remarks."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    network_def: dict[str, Any]
+    detector_shape: tuple[Pixels, Pixels] | None = None
+    pixel_at_isocenter_mm: Annotated[float, Field(gt=0, le=100)] | None = None
+    training_views: dict[Annotated[str, Field(pattern=r"^\d{1,3}$")], float] | None = None
+    cone_prob: Share | None = None
+    cone_share: Share | None = None
+    source_to_isocenter_mm: tuple[float, float] | None = None
+    source_to_detector_mm: tuple[float, float] | None = None
+    parents: dict[str, str | None] = {}
+    guidance: dict[str, Any] | None = None
 
 
 class Checkpoint:
@@ -270,10 +294,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     try:
         content = load_tensors(path)
+        if not isinstance(content, dict):
+            raise TypeError(f"holds a {type(content).__name__}, no weights with their meta")
         meta = parsed_json(content["meta"])
         state = {k: v.float() if v.is_floating_point() else v for k, v in content["model"].items()}
     except (
-        KeyError,
+        LookupError,
         TypeError,
         ValueError,
         AttributeError,
@@ -286,6 +312,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if not isinstance(meta, dict) or meta.get("format") != FORMAT or not isinstance(meta.get("network_def"), dict):
         found = meta.get("format") if isinstance(meta, dict) else None
         raise ValueError(f"{path}: format {found!r}, expected {FORMAT!r}")
+    validated(_Meta, meta, f"{path}: meta")
     bad = next((name for name, value in state.items() if not torch.isfinite(value).all()), None)
     if bad is not None:
         raise ValueError(f"{path}: the weights {bad} hold NaN or infinity: the file is damaged, get or train it again")

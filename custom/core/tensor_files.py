@@ -14,8 +14,9 @@ from custom.core.limits import check_count
 
 __all__ = ["load_tensors", "not_finite"]
 
-#: Bytes of the pickle, which holds names, shapes and numbers, and operations in it.
-LARGEST_PICKLE = 64 * 2**20
+#: Bytes of the pickle, which holds names, shapes and numbers; operations in it, of a few bytes each; and values in
+#: the lists and dictionaries that they make, where one that is named twice counts twice.
+LARGEST_PICKLE, MOST_OPERATIONS, MOST_VALUES = 64 * 2**20, 2**21, 2**20
 #: All that a pickle of tensors, numbers and texts calls. torch allows more, such as bytearray(10**10).
 _CALLED = (
     "collections OrderedDict",
@@ -55,13 +56,19 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
             pickled = archive.read(names[0])
     except zipfile.BadZipFile as error:
         raise ValueError(f"{path}: is not a file of torch.save ({error})") from error
-    for operation, argument, _ in pickletools.genops(pickled):
+    for count, (operation, argument, _) in enumerate(pickletools.genops(pickled)):
+        if count % 2**16 == 0:
+            check_count(path, "operations of its pickle", count, MOST_OPERATIONS)
         if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not (
             argument in _CALLED or (str(argument).startswith("torch ") and str(argument).endswith(_STORAGE))
         ):
             raise ValueError(f"{path}: calls {argument}, which no file of tensors does")
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    spread = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content))
+    spread = 0
+    for count, value in enumerate(_values(content)):
+        if count % 2**12 == 0:
+            check_count(path, "values", count, MOST_VALUES)
+        spread += value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0
     # Some share their memory, such as averaged weights; a step of zero makes gigabytes of one number.
     check_count(path, "bytes of tensors", spread, 8 * path.stat().st_size)
     return content
@@ -75,9 +82,14 @@ def not_finite(value: Any, name: str = "") -> str:
     return next((bad for key, entry in entries if (bad := not_finite(entry, f"{name}.{key}".lstrip(".")))), "")
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for entry in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(entry)
+def _values(content: Any) -> Iterator[Any]:
+    """All that is in lists and dictionaries, and these themselves."""
+    waiting = [iter((content,))]
+    while waiting:
+        for value in waiting[-1]:
+            yield value
+            if isinstance(value, dict | list | tuple):
+                waiting.append(iter(value.values() if isinstance(value, dict) else value))
+                break
+        else:
+            waiting.pop()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import email.message
 import logging
+import mmap
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from custom.core.atomic_directory import atomic_directory
-from custom.core.files import sha256_file, write_bytes, write_json
+from custom.core.files import atomic_file, sha256_file, write_json
 from custom.core.limits import check_count
 from custom.dicom.opener import open_dicom
 from custom.dicom.store import NetworkError, require
 from custom.dicom.strict import is_uid
-from custom.dicom.web_session import access_from, check_url, session_of, web_errors
+from custom.dicom.web_session import access_from, check_timeout, check_url, session_of, web_errors
 
 __all__ = ["fetch"]
 
@@ -25,7 +27,7 @@ logger = logging.getLogger(__name__)
 RECORD = "fetch.json"
 FORMAT = "fewview-ct fetch 1"
 MOST_STUDIES, MOST_OBJECTS = 100, 20_000
-_PAGE = 500
+_PAGE, _CHUNK = 500, 2**20
 _STUDY, _SERIES, _INSTANCE, _MODALITY = "0020000D", "0020000E", "00080018", "00080060"
 
 
@@ -84,8 +86,7 @@ def fetch(
     """
     query = _query(study, accession, patient)
     url = check_url(url, needs_tls=True)
-    if not timeout_s > 0:
-        raise ValueError(f"timeout_s must be positive, got {timeout_s:g}")
+    check_timeout(timeout_s)
     for path in (ca_file, certificate_file, key_file):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")
@@ -154,8 +155,8 @@ def _pages(search: Any, most: int, key: str, **names: Any) -> Iterator[Any]:
     seen: set[str] = set()
     while True:
         try:
-            page = search(limit=_PAGE, offset=len(seen), **names)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            page = list(search(limit=_PAGE, offset=len(seen), **names))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, SyntaxError) as error:
             raise NetworkError(f"the server's answer is no list of DICOM objects ({str(error)[:120]})") from error
         new = [one for one in page if _uid(one, key) not in seen]
         if not new:
@@ -183,11 +184,17 @@ def _get(session: Any, url: str, wanted: _Wanted, query: Mapping[str, str], fold
     """One object by WADO-RS; it gets its name when it is what was asked for."""
     place = f"{url}/studies/{wanted.study}/series/{wanted.series}/instances/{wanted.instance}"
     accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
-    response = session.get(place, headers={"Accept": accept})
-    response.raise_for_status()
-    content = _only_part(response.headers.get("Content-Type", ""), response.content, place)
     new = folder / "object.new"
-    write_bytes(new, content)
+    with tempfile.TemporaryFile(dir=folder) as body:
+        body.write(b"\r\n")  # before the first boundary, as before the others
+        response = session.get(place, headers={"Accept": accept}, into=body)
+        response.raise_for_status()
+        body.flush()
+        with mmap.mmap(body.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start, end = _only_part(response.headers.get("Content-Type", ""), content, place)
+            with atomic_file(new) as stream:
+                for at in range(start, end, _CHUNK):
+                    stream.write(content[at : min(at + _CHUNK, end)])
     try:
         dataset = open_dicom(new)
         found = {key: str(dataset.get(key, "")).strip() for key in (*query, "StudyInstanceUID", "SeriesInstanceUID")}
@@ -200,21 +207,27 @@ def _get(session: Any, url: str, wanted: _Wanted, query: Mapping[str, str], fold
         key = wrong[0]
         raise NetworkError(f"{place}: what came has {key} {found[key][:64]!r}, asked for was {expected[key]!r}")
     path = folder / wanted.study / f"{wanted.instance}.dcm"
+    if path.exists():
+        raise NetworkError(f"{place}: an object of this UID came before, of another series")
     path.parent.mkdir(exist_ok=True)
     return new.replace(path)
 
 
-def _only_part(content_type: str, body: bytes, place: str) -> bytes:
-    """The one object in an answer."""
+def _only_part(content_type: str, body: mmap.mmap, place: str) -> tuple[int, int]:
+    """Where the one object in an answer begins and ends."""
     head = email.message.Message()
     head["Content-Type"] = content_type
     kind = head.get_content_type()
     if kind == "application/dicom":
-        return body
+        return 2, len(body)
     boundary = head.get_boundary()
     if kind != "multipart/related" or not boundary:
         raise NetworkError(f"{place}: the answer is {content_type[:80]!r}, not DICOM")
-    parts = (b"\r\n" + body).split(b"\r\n--" + boundary.encode())[1:-1]
-    if len(parts) != 1:
-        raise NetworkError(f"{place}: {len(parts)} objects came, one was asked for")
-    return parts[0].partition(b"\r\n\r\n")[2]
+    line = b"\r\n--" + boundary.encode("latin-1", "replace")
+    found = [body.find(line)]
+    while found[-1] >= 0 and len(found) < 4:
+        found.append(body.find(line, found[-1] + len(line)))
+    if len(found) != 3 or found[-1] >= 0:
+        raise NetworkError(f"{place}: {max(0, len(found) - 2)} objects came, or more; one was asked for")
+    start = body.find(b"\r\n\r\n", found[0] + len(line), found[1])
+    return (found[1], found[1]) if start < 0 else (start + 4, found[1])

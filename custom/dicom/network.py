@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from custom.dicom.store import NetworkError, SendReport, kinds_of, parse_address, store_scu
 from custom.dicom.store_web import store_web
 from custom.dicom.strict import dicom_files
-from custom.dicom.web_session import access_from, check_url, is_loopback
+from custom.dicom.web_session import access_from, check_timeout, check_url, is_loopback
 
 __all__ = ["NetworkError", "SendReport", "send"]
 
@@ -56,8 +56,7 @@ def send(
     """
     web = to.startswith(("http://", "https://"))
     _check_options(web, tls, ca_file, certificate_file, key_file, user, password_file, token_file)
-    if timeout_s <= 0:
-        raise ValueError(f"timeout_s must be positive, got {timeout_s:g}")
+    check_timeout(timeout_s)
     if not sources:
         raise ValueError("nothing to send: name DICOM files or folders")
     files = list(dict.fromkeys(path for source in sources for path in dicom_files(Path(source))))

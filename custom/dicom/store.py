@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 
 MOST_CONTEXTS = 120
 """Presentation contexts of one association; the standard allows 128 (PS3.8 9.3.2.2)."""
+
+
+LARGEST_PDU = 2**20
+"""Bytes of a PDU that the other side may send; we announce 16382 of data (PS3.8 annex D.1)."""
 
 
 class NetworkError(OSError):
@@ -171,18 +177,45 @@ def _association_problem(
     return f"{address} cannot be reached: {why_unreachable(address, timeout_s, context)}"
 
 
-def _noting(rejections: list[Any]) -> list[tuple[Any, ...]]:
-    """Handlers that keep an A-ASSOCIATE-RJ (PS3.8 9.3.4) as it arrives.
+def _handlers(rejections: list[Any], timeout_s: float) -> list[tuple[Any, ...]]:
+    """Handlers that bound what a PDU takes, and keep an A-ASSOCIATE-RJ (PS3.8 9.3.4) as it arrives.
 
     Where the peer closes the connection right after it, pynetdicom may only see that there is none.
     """
     pynetdicom = require("pynetdicom")
 
+    def opened(event: Any) -> None:
+        ours = event.assoc.dul.socket
+        ours.recv = functools.partial(_received, ours, timeout_s)
+
     def received(event: Any) -> None:
         if type(event.pdu).__name__ == "A_ASSOCIATE_RJ":
             rejections.append(event.pdu.to_primitive())
 
-    return [(pynetdicom.evt.EVT_PDU_RECV, received)]
+    return [(pynetdicom.evt.EVT_CONN_OPEN, opened), (pynetdicom.evt.EVT_PDU_RECV, received)]
+
+
+def _received(ours: Any, timeout_s: float, count: int) -> bytearray:
+    """So many bytes of a peer, whole and in time: pynetdicom itself takes what length a PDU claims, and waits for it.
+
+    Raises:
+        OSError: it is more than an answer has, or comes too slowly.
+    """
+    if count > LARGEST_PDU:
+        raise OSError(f"a PDU of {count} bytes")
+    found, end, before = bytearray(), time.monotonic() + timeout_s, ours.socket.gettimeout()
+    try:
+        while len(found) < count:
+            ours.socket.settimeout(max(end - time.monotonic(), 1e-3))
+            part = ours.socket.recv(count - len(found))
+            if not part:
+                break
+            found += part
+            if time.monotonic() > end:
+                raise TimeoutError
+    finally:
+        ours.socket.settimeout(before)
+    return found
 
 
 def store_scu(
@@ -219,7 +252,11 @@ def store_scu(
             tls = None if context is None else (context, address.host)
             rejections: list[Any] = []
             assoc = entity.associate(
-                address.host, address.port, ae_title=address.aet, tls_args=tls, evt_handlers=_noting(rejections)
+                address.host,
+                address.port,
+                ae_title=address.aet,
+                tls_args=tls,
+                evt_handlers=_handlers(rejections, timeout_s),
             )
             if not assoc.is_established:
                 answer = rejections[0] if rejections else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydicom
 
-from custom.dicom.opener import open_dicom
+from custom.dicom.opener import one_line, open_dicom
 from custom.dicom.store import NetworkError, SendReport, kinds_of, require
 from custom.dicom.web_session import Access, session_of, web_errors
 
@@ -46,10 +46,12 @@ def store_web(files: Sequence[Path], url: str, timeout_s: float, access: Access)
                     if error.response.status_code in (401, 403, 404, 405):
                         raise
                     report.failed[path] = f"HTTP {error.response.status_code} {error.response.reason}".strip()
+                except requests.exceptions.JSONDecodeError as error:
+                    report.failed[path] = f"the server's answer cannot be read ({one_line(error)})"
                 except (requests.exceptions.RequestException, NetworkError):
                     raise
-                except (ValueError, TypeError, AttributeError, LookupError, EOFError, OSError, RecursionError) as error:
-                    report.failed[path] = " ".join(str(error).split())[:200]
+                except Exception as error:  # whatever a damaged file, or an answer, makes of pydicom and its readers
+                    report.failed[path] = f"it cannot be sent, or the server's answer not be read ({one_line(error)})"
     return report
 
 

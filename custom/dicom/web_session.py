@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import ipaddress
+import logging
 import os
 import re
 import threading
@@ -11,17 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from custom.core.limits import check_count
 from custom.dicom.store import NetworkError, quiet_libraries, require
 
-__all__ = ["Access", "check_url", "first_line", "is_loopback", "session_of", "tail", "web_errors"]
+__all__ = ["Access", "check_timeout", "check_url", "first_line", "is_loopback", "session_of", "tail", "web_errors"]
 
-#: Bytes of one answer, and how fast it has to come beyond the time-out.
-LARGEST_ANSWER, SLOWEST_BYTES_PER_S = 2**30, 50_000
-_CHUNK = 2**16
+logger = logging.getLogger(__name__)
+
+#: Bytes of one answer, a table of results or an object, and how fast it has to come beyond the time-out.
+LARGEST_TABLE, LARGEST_OBJECT, SLOWEST_BYTES_PER_S = 2**24, 2**30, 50_000
+_CHUNK, _LONGEST_SECRET, _LONGEST_TIMEOUT_S = 2**16, 2**16, 86_400.0
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,19 @@ def check_url(url: str, needs_tls: bool) -> str:
     Raises:
         ValueError: no URL, one with a password in it, or, where `needs_tls`, one that is not encrypted on its way.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+    except ValueError:  # a port or an IPv6 address that is none
+        host = None
+    if host is None or parts.query or parts.fragment:
         raise ValueError(f"{url!r} is no URL of a DICOMweb server, such as https://pacs.example/dicom-web")
     if parts.username is not None or parts.password is not None:
         raise ValueError(
             "the URL holds a user or password, which other users of this machine can see: give --password_file or "
             "--token_file, or set FEWVIEW_PACS_USER and FEWVIEW_PACS_PASSWORD, or FEWVIEW_PACS_TOKEN"
         )
-    if needs_tls and parts.scheme == "http" and not is_loopback(parts.hostname):
+    if needs_tls and parts.scheme == "http" and not is_loopback(host):
         raise ValueError(f"{url} is not encrypted: patient data is fetched by https only, or from this machine itself")
     return url.rstrip("/")
 
@@ -68,12 +76,42 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def check_timeout(timeout_s: float) -> None:
+    """Raises ValueError for a time-out that is none."""
+    if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:
+        raise ValueError(f"timeout_s must be positive and at most {_LONGEST_TIMEOUT_S:g}, got {timeout_s:g}")
+
+
 def first_line(path: Path) -> str:
-    """The password or token in a file."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if not lines or not lines[0].strip():
+    """The password or token in a file.
+
+    Raises:
+        ValueError: naming the file: its first line is empty, or holds what cannot be in a password.
+    """
+    mode = path.stat().st_mode
+    if mode & 0o007:
+        logger.warning("%s can be read by all users of this machine; chmod 600 keeps it to yourself", path)
+    with path.open("rb") as stream:
+        content = stream.read(_LONGEST_SECRET)
+    try:
+        line = content.decode("utf-8-sig").split("\n")[0].removesuffix("\r")
+    except UnicodeDecodeError:
+        line = "\0"
+    if not line.strip():
         raise ValueError(f"{path} has no first line: it must hold the password or token")
-    return lines[0].strip()
+    return _secret(line, str(path))
+
+
+def _secret(text: str, where: str) -> str:
+    """A password or token; one with a line break would become a header of its own, and an error could show it."""
+    if not text.isprintable():
+        raise ValueError(f"{where} holds characters that cannot be in a password or token; is it the right one?")
+    return text
+
+
+def _variable(name: str) -> str | None:
+    text = os.environ.get(name)
+    return None if text is None else _secret(text, name)
 
 
 def access_from(user: str | None, password_file: Path | None, token_file: Path | None, **trust: Any) -> Access:
@@ -86,33 +124,43 @@ def access_from(user: str | None, password_file: Path | None, token_file: Path |
     for path in (password_file, token_file):
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"{path} does not exist")
-    user = user or os.environ.get("FEWVIEW_PACS_USER")
-    password = first_line(password_file) if password_file else os.environ.get("FEWVIEW_PACS_PASSWORD")
-    token = first_line(token_file) if token_file else os.environ.get("FEWVIEW_PACS_TOKEN")
+    user = user or _variable("FEWVIEW_PACS_USER")
+    password = first_line(password_file) if password_file else _variable("FEWVIEW_PACS_PASSWORD")
+    token = first_line(token_file) if token_file else _variable("FEWVIEW_PACS_TOKEN")
     if token is not None and (token_file or user is None):
-        return Access(token=token, **trust)
+        if not token.strip().isascii():
+            raise ValueError(f"{token_file or 'FEWVIEW_PACS_TOKEN'} holds letters that cannot be in a token")
+        return Access(token=token.strip(), **trust)
+    if user is not None and ":" in user:
+        raise ValueError(f"a user name cannot hold a colon (RFC 7617), got {user!r}")
     if (user is None) != (password is None):
         raise ValueError("a user and a password go together: --user with --password_file, or both in the environment")
     return Access(basic=None if user is None or password is None else (user, password), **trust)
 
 
 def session_of(access: Access, timeout_s: float) -> Any:
-    """A `requests.Session` whose answers come whole, in time, and from the host that was asked."""
+    """A `requests.Session` whose answers come whole, in time, and from the host that was asked.
+
+    Its requests take `into`, a stream that gets the body of an object; other answers are tables and kept in memory.
+    """
     requests = require("requests")
 
     base: Any = requests.Session
 
     class Guarded(base):
-        def request(self, method: str, url: str, **options: Any) -> Any:
+        def request(self, method: str, url: str, into: BinaryIO | None = None, **options: Any) -> Any:
             options |= {"stream": True, "allow_redirects": False, "timeout": (timeout_s, timeout_s)}
+            if is_loopback(urlsplit(url).hostname or ""):  # a proxy would get what shall not leave this machine
+                options["proxies"] = {"http": None, "https": None, "all": None}
             sent = options.get("data")
-            allowed = 2 * timeout_s + (len(sent) if isinstance(sent, bytes) else LARGEST_ANSWER) / SLOWEST_BYTES_PER_S
-            response = _within(allowed, lambda: super(Guarded, self).request(method, url, **options), requests)
+            size = len(sent) if isinstance(sent, bytes) else 0 if sent is None else LARGEST_OBJECT
+            allowed = 2 * timeout_s + size / SLOWEST_BYTES_PER_S
+            response = _within(lambda: allowed, lambda: super(Guarded, self).request(method, url, **options), requests)
             if response.is_redirect or response.is_permanent_redirect:
                 response.close()
                 target = urlsplit(response.headers.get("location", "")).hostname or "another address"
                 raise NetworkError(f"{url} sends us on to {target}, which is not followed; is it the URL?")
-            response._content = _body(response, url, timeout_s, requests)
+            response._content = _body(response, url, timeout_s, requests, into)
             response._content_consumed = True
             return response
 
@@ -124,14 +172,14 @@ def session_of(access: Access, timeout_s: float) -> Any:
         session.merge_environment_settings = lambda *args: {**merge(*args), "verify": str(access.ca_file)}
     if access.certificate is not None:
         session.cert = tuple(str(path) for path in access.certificate)
-    session.auth = access.basic
+    session.auth = None if access.basic is None else tuple(part.encode() for part in access.basic)
     if access.token is not None:
         session.headers["Authorization"] = f"Bearer {access.token}"
         session.auth = lambda request: request  # else requests takes one out of ~/.netrc
     return session
 
 
-def _within(seconds: float, call: Callable[[], Any], requests: Any) -> Any:
+def _within(seconds: Callable[[], float], call: Callable[[], Any], requests: Any) -> Any:
     """The call's result; a server that sends a byte now and then keeps it from ending by itself."""
     found: list[Any] = []
 
@@ -141,27 +189,41 @@ def _within(seconds: float, call: Callable[[], Any], requests: Any) -> Any:
         except BaseException as error:
             found.append((False, error))
 
-    thread = threading.Thread(target=run, daemon=True)
+    thread, start = threading.Thread(target=run, daemon=True), time.monotonic()
     thread.start()
-    thread.join(seconds)
+    while thread.is_alive() and time.monotonic() - start < seconds():
+        thread.join(0.05)
     if not found:
-        raise requests.exceptions.ReadTimeout(f"no answer within {seconds:g} s")
+        raise requests.exceptions.ReadTimeout(f"no answer within {seconds():g} s")
     done, value = found[0]
     if not done:
         raise value
     return value
 
 
-def _body(response: Any, url: str, timeout_s: float, requests: Any) -> bytes:
-    start, parts, total = time.monotonic(), [], 0
-    with contextlib.closing(response):
-        for part in response.iter_content(_CHUNK):
-            parts.append(part)
-            total += len(part)
-            check_count(url, "bytes of one answer", total, LARGEST_ANSWER)
-            if time.monotonic() - start > timeout_s + total / SLOWEST_BYTES_PER_S:
-                raise requests.exceptions.ReadTimeout("the answer comes too slowly")
-    return b"".join(parts)
+def _body(response: Any, url: str, timeout_s: float, requests: Any, into: BinaryIO | None) -> bytes:
+    """The body, or, where it went into a stream, nothing."""
+    table, total, stopped = io.BytesIO(), 0, threading.Event()
+    limit = LARGEST_TABLE if into is None else LARGEST_OBJECT
+
+    def read() -> None:
+        nonlocal total
+        with contextlib.closing(response):  # here, since closing waits for a read
+            for part in response.iter_content(_CHUNK):
+                if stopped.is_set():
+                    return
+                total += len(part)
+                try:
+                    check_count(url, "bytes of one answer", total, limit)
+                except ValueError as error:
+                    raise NetworkError(str(error)) from error
+                (into or table).write(part)
+
+    try:
+        _within(lambda: timeout_s + (total + _CHUNK) / SLOWEST_BYTES_PER_S, read, requests)
+    finally:
+        stopped.set()
+    return table.getvalue()
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from custom.trust.calibration_model import OutOfFold, loaded_model, meeting
 from custom.trust.check_statistics import PREDICTORS, STATISTICS
 from custom.trust.measure_intervals import Kind, errors_of_measures, growth_of_errors
 from custom.trust.reference_ct import SimulationSettings, detector_of, error_hu, load_ct, reconstructed
-from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, group_name
+from custom.trust.thresholds import FEWEST_CASES, Thresholds, TrainedRange, check_shares, group_name
 
 __all__ = ["calibrate"]
 
@@ -169,6 +169,15 @@ def calibrate(
         raise ValueError(f"{path}: thresholds are a JSON file, the output must end in .json")
     if warps < 0 or samples < 0 or samples == 1:
         raise ValueError(f"warps must not be negative and samples be 0 or at least 2, got {warps} and {samples}")
+    check_shares(false_alarms, reject_factor)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder, thresholds are a file: choose another output")
+    folder = Path(work) if work is not None else path.with_name(f"{path.stem}_cases")
+    no_folder = next((p for one in (path.parent, folder) for p in (one, *one.parents) if p.is_file()), None)
+    if no_folder is not None:
+        raise NotADirectoryError(f"{no_folder}: is a file, where a folder is to be: choose another output or --work")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 voxel, got {size}")
     if not 0.5 <= coverage < 1:
         raise ValueError(f"coverage must be at least 0.5 and below 1, got {coverage}")
     templates = tuple(templates)
@@ -204,7 +213,6 @@ def calibrate(
         raise ValueError(
             f"{datalist}: {len(cases)} cases; thresholds need at least {FEWEST_CASES}: add phantoms or warps"
         )
-    folder = Path(work) if work is not None else path.with_name(f"{path.stem}_cases")
     jobs = [
         _Job(
             case, index, warp, model, size, samples, groups, templates, simulation, priors, device,
@@ -259,8 +267,9 @@ def _groups(beams: Sequence[str], views: Sequence[int]) -> tuple[tuple[str, int]
 
 
 def _range(ends: Sequence[float]) -> tuple[float, float]:
-    low, high = (float(end) for end in ends)
-    return low, high
+    if len(ends) != 2:
+        raise ValueError(f"a range has a least and a most, got {', '.join(f'{end:g}' for end in ends)}")
+    return float(ends[0]), float(ends[1])
 
 
 def _trained(

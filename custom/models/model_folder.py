@@ -89,7 +89,7 @@ class Model:
         shape = self.meta.get("detector_shape")
         self.detector_shape: tuple[int, int] | None = None if shape is None else (int(shape[0]), int(shape[1]))
         self.thresholds = files.thresholds
-        self.card = None if files.card is None else files.card.read_text(encoding="utf-8")
+        self.card = None if files.card is None else files.card.read_text(encoding="utf-8", errors="replace")
 
     @torch.inference_mode()
     def mean(self, image: Tensor, views: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def _target(checkpoint: Checkpoint) -> str:
 
 def _with_parents_used(files: ModelFiles, checkpoint: Checkpoint) -> ModelFiles:
     """The files without parents that this denoiser has no use for; says which it lacks, before anything is built."""
-    expected = checkpoint.meta.get("parents", {})
+    expected = checkpoint.meta.get("parents") or {}
     lacking = [role for role in ("autoencoder", "mean") if expected.get(role) and getattr(files, role) is None]
     if lacking:
         options = " ".join(f"--{role}_checkpoint FILE" for role in lacking)

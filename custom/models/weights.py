@@ -46,6 +46,7 @@ def fetch_weights(
     Raises:
         FileNotFoundError: the source, or a file that its model.json lists, is not there.
         FileExistsError: the output exists.
+        PermissionError: what an earlier fetch left is not this user's.
         ValueError: another hash, a URL without encryption, more than is fetched.
     """
     if not re.fullmatch(r"[0-9a-fA-F]{64}", str(sha256)):
@@ -55,6 +56,8 @@ def fetch_weights(
     _check_source(source)
     part = (Path(output).parent if output else user_models()) / f".weights-{sha256.lower()[:16]}.part"
     part.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if part.is_symlink() or part.stat().st_uid != os.getuid():  # who made it could change what was checked
+        raise PermissionError(f"{part}: is a link or belongs to another user: remove it, or choose another output")
     try:
         _get(source, DESCRIPTION, part, sha256.lower(), LARGEST_DESCRIPTION)
         content = read_json_object(part / DESCRIPTION)
@@ -65,10 +68,10 @@ def fetch_weights(
         left = int(max_gib * 2**30)
         for file, expected in content["files"].items():
             left -= _get(source, plain_name(file, f"{source}: the file"), part, str(expected).lower(), left)
-    except ValueError:
+        find_model(part)
+    except (ValueError, FileExistsError, FileNotFoundError):
         shutil.rmtree(part, ignore_errors=True)  # nothing of it can be used; a broken connection keeps what it has
         raise
-    find_model(part)
     if folder.is_dir():
         shutil.rmtree(folder)
     os.replace(part, folder)

@@ -25,6 +25,10 @@ LARGEST_VOXELS = 2**25
 
 #: Every chest has voxels below it, and above water.
 _LUNG_HU = -400.0
+#: Beyond it no scanner's values lie, those of padding neither.
+_FARTHEST_HU = 1e5
+#: Shortest side of what may be a chest.
+_SHORTEST_MM = 30.0
 
 FloatArray = npt.NDArray[np.floating]
 Affine = npt.NDArray[np.float64]
@@ -122,8 +126,12 @@ def read_planning_ct(path: Path, grid: VolumeGrid | None = None) -> PlanningCT:
         volume, affine = load(found[0])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not (volume.min() < _LUNG_HU and volume.max() > 0):
+    if not (-_FARTHEST_HU <= volume.min() < _LUNG_HU and 0 < volume.max() <= _FARTHEST_HU):
         raise ValueError(
             f"{path}: not a CT in HU, values run from {volume.min():g} to {volume.max():g}; air is -1000, water 0"
         )
+    sides = np.array(volume.shape) * nib.affines.voxel_sizes(affine)
+    if sides.min() < _SHORTEST_MM:
+        text = " x ".join(f"{side:.3g}" for side in sides)
+        raise ValueError(f"{path}: a volume of {text} mm holds no chest; are its voxel sizes in mm?")
     return planning_ct(np.asarray(volume, dtype=np.float32), affine, grid)

@@ -69,6 +69,8 @@ def write_rt_objects(case: PlannedCase, ct: CTReference, folder: Path, *, uid_se
     ):
         target = subject(ct.headers, {}, uid_seed, now)
         target.pop("LossyImageCompression", None)
+        if not "".join([case.plan.template, *(one.name for one in case.plan.fields)]).isascii():
+            target.SpecificCharacterSet = "ISO_IR 192"  # the CT's may lack the letters of a given plan
         values = {
             "SOPClassUID": sop_class, "SOPInstanceUID": uids[name], "Modality": modality,
             "InstanceCreationDate": now.strftime("%Y%m%d"), "InstanceCreationTime": now.strftime("%H%M%S"),

@@ -59,6 +59,9 @@ class SimulationSettings:
         field_mm: width, and height, of the exposed field at the isocentre.
         scale, shift_mm, warp_mm: of random deformations, see `RandThoraxAugment`.
         seed: of deformations, noise and errors.
+
+    Raises:
+        ValueError: a range that is none, or a number that cannot be.
     """
 
     energy_kev: float = 70.0
@@ -75,6 +78,16 @@ class SimulationSettings:
     shift_mm: float = 15.0
     warp_mm: float = 18.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("photons_per_mm2", "field_mm", "scatter_to_primary", "blur_fwhm_mm"):
+            low, high = getattr(self, name)
+            if not (0 <= low <= high < math.inf) or (low == 0 and name in ("photons_per_mm2", "field_mm")):
+                raise ValueError(f"{name} must be a least and a most, finite and positive, got {low:g}, {high:g}")
+        for name, most in (("intensity_error", 1), ("pose_error_deg", 90), ("pose_error_distance", 0.5)):
+            value = getattr(self, name)
+            if not 0 <= value < most:
+                raise ValueError(f"{name} must be at least 0 and below {most:g}, got {value:g}")
 
     @classmethod
     def perfect(cls, **changes: Any) -> SimulationSettings:

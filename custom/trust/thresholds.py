@@ -218,6 +218,14 @@ def group_name(beam: str, views: int) -> str:
     return f"{beam} {views}"
 
 
+def check_shares(false_alarms: float, reject_factor: float) -> None:
+    """Raises ValueError for what `fit_thresholds` cannot take."""
+    if not 0 < false_alarms < 1 or not 1 <= reject_factor < math.inf:
+        raise ValueError(
+            f"false_alarms must lie between 0 and 1 and reject_factor be 1 or more, got {false_alarms}, {reject_factor}"
+        )
+
+
 def fit_thresholds(
     cases: Sequence[Mapping[str, float | None]], false_alarms: float, reject_factor: float
 ) -> dict[str, Threshold]:
@@ -237,10 +245,7 @@ def fit_thresholds(
     Raises:
         ValueError: for too few cases, or a share or factor that makes no sense.
     """
-    if not 0 < false_alarms < 1 or not reject_factor >= 1:
-        raise ValueError(
-            f"false_alarms must lie between 0 and 1 and reject_factor be 1 or more, got {false_alarms}, {reject_factor}"
-        )
+    check_shares(false_alarms, reject_factor)
     if len(cases) < FEWEST_CASES:
         raise ValueError(f"thresholds need at least {FEWEST_CASES} cases, got {len(cases)}")
     scales: dict[str, tuple[float, float]] = {}

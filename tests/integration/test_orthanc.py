@@ -119,9 +119,7 @@ def test_a_plan_into_the_pacs_and_back(transport: str, orthanc: Server, tmp_path
         original = pydicom.dcmread(path)
         assert back[str(original.SOPInstanceUID)].to_json_dict() == original.to_json_dict(), path.name
     (plan_file,) = (path for path in (tmp_path / "back").iterdir() if pydicom.dcmread(path).Modality == "RTPLAN")
-    assert read_rt_plan(plan_file, reference.frame_of_reference_uid).monitor_units == pytest.approx(
-        case.plan.monitor_units
-    )
+    assert read_rt_plan(plan_file, reference).monitor_units == pytest.approx(case.plan.monitor_units)
 
 
 @pytest.mark.parametrize(

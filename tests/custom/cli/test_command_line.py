@@ -277,6 +277,19 @@ def test_console_starts_fast_and_tells_the_version() -> None:
     assert (found.returncode, found.stdout) == (0, f"fewview-ct {__version__}\n")
 
 
+def test_what_a_message_quotes_does_not_reach_the_terminal_as_a_command(
+    verb: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job() -> None:
+        raise ValueError("a name \x1b[2J\x07 of a file")
+
+    verb(job)
+    assert call("try") == 2
+    assert capsys.readouterr().err == "error: a name ?[2J? of a file\n"
+    record = logging.makeLogRecord({"msg": "two\nlines, %s", "args": ("\x1b]0;x",)})
+    assert command_line._Printable("%(message)s").format(record) == "two\nlines, ?]0;x"
+
+
 def test_console_reports_bad_input_on_one_line(tmp_path: Path) -> None:
     result = console("evaluate", str(tmp_path / "none"), str(tmp_path))
     assert result.returncode == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,10 @@ def test_dicom_objects_beside_a_series_and_their_plan_in_again(
     assert "it was changed" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
-def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Any], str]]:
+    """Words of the command and what is said of them."""
+    folder = tmp_path_factory.mktemp("bad")
     rejected = result_folder(folder / "rejected", "REJECT")
     changed = result_folder(folder / "changed")
     write_nifti(changed / "ct.nii.gz", np.zeros((4, 4, 4), np.int16), np.eye(4))
@@ -153,7 +157,19 @@ def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
     limits = result_folder(folder / "limits", intervals={"abstained": None, "isocenter_dose": doses})
     write_nifti(folder / "zeros.nii.gz", np.zeros((8, 8, 8), np.int16), np.eye(4))
     (folder / "empty").mkdir()
+    lost, series = result_folder(folder / "lost", samples=2), result_folder(folder / "series", dicom=True)
+    (lost / "samples" / "sample_001.nii.gz").unlink()
+    shutil.rmtree(series / "ct")
+    verdict = result_folder(folder / "list", ["PASS"])  # type: ignore[arg-type]
+    slab = np.where(np.arange(8)[:, None, None] < 4, -1000, 50) + np.zeros((8, 8, 8))
+    write_nifti(folder / "metres.nii.gz", slab.astype(np.int16), np.diag([0.01, 0.01, 0.01, 1]))
+    write_nifti(folder / "far.nii.gz", np.where(slab > 0, 1e30, slab).astype(np.float32), np.diag([30, 30, 30, 1.0]))
     return {
+        "lost": ([lost], "sample_001.nii.gz: missing, but result.json lists it"),
+        "series": ([series], "ct: missing, but result.json lists it"),
+        "list": ([verdict], "verdict ['PASS'] is none of"),
+        "metres": ([folder / "metres.nii.gz"], "a volume of 0.08 x 0.08 x 0.08 mm holds no chest"),
+        "far": ([folder / "far.nii.gz"], "not a CT in HU"),
         "verdict": ([rejected], "verdict of this reconstruction is REJECT"),
         "changed": ([changed], "it was changed"),
         "format": ([other], "expected 'fewview-ct reconstruction 1'"),
@@ -172,13 +188,13 @@ def _bad(folder: Path) -> dict[str, tuple[list[Any], str]]:
     "case",
     [
         "verdict", "changed", "format", "limits", "no_object", "missing", "no_hu", "no_ct", "template", "reference",
-        "device",
+        "device", "lost", "series", "list", "metres", "far",
     ],
 )  # fmt: skip
 def test_bad_input_is_said_in_a_line_and_nothing_is_written(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    case: str, bad: dict[str, tuple[list[Any], str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, message = _bad(tmp_path)[case]
+    words, message = bad[case]
     assert run(*words, "--output", tmp_path / "plan") == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and message in error

@@ -131,3 +131,11 @@ def test_killed_between_the_two_renames_the_old_folder_comes_back(tmp_path: Path
     with pytest.raises(FileExistsError):
         fill(tmp_path / "out")
     assert (tmp_path / "out" / MARK).read_text() == "old"
+
+
+def test_a_folder_below_a_file_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for parent in ("file", "file/deeper"):
+        with pytest.raises((FileExistsError, NotADirectoryError), match="the folder could not be made") as caught:
+            check_free(tmp_path / parent / "out", MARK)
+        assert str(tmp_path / parent / "out") in str(caught.value)

@@ -85,14 +85,40 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "missing.pt")
     torch.save({"model": {}}, tmp_path / "other.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     (tmp_path / "text.pt").write_text("hello")
-    for name in ("other.pt", "text.pt"):
+    for name in ("other.pt", "text.pt", "tensor.pt"):
         with pytest.raises(ValueError, match=f"{name}.*not a checkpoint"):
             load_checkpoint(tmp_path / name)
     whole = save_checkpoint(tmp_path / "model.pt", make()).read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="damaged"):
         load_checkpoint(tmp_path / "cut.pt")
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"pixel_at_isocenter_mm": -1}, "pixel_at_isocenter_mm"),
+        ({"pixel_at_isocenter_mm": float("nan")}, "pixel_at_isocenter_mm"),
+        ({"pixel_at_isocenter_mm": "wide"}, "pixel_at_isocenter_mm"),
+        ({"detector_shape": [8]}, "detector_shape"),
+        ({"detector_shape": [10**9, 10**9]}, "detector_shape"),
+        ({"training_views": {"two": 1}}, "training_views"),
+        ({"parents": [1]}, "parents"),
+        ({"cone_prob": float("inf")}, "cone_prob"),
+        ({"source_to_isocenter_mm": "far"}, "source_to_isocenter_mm"),
+        ({"network_def": {}}, "makes a dict, which is no network"),
+        (
+            {"network_def": {"_target_": "custom.geometry.VolumeGrid", "shape": [8, 8, 8], "spacing_mm": [1, 1, 1]}},
+            "makes a VolumeGrid, which is no network",
+        ),
+    ],
+)
+def test_a_meta_that_cannot_be_is_refused(meta: dict, message: str, tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path / "model.pt", make(), meta)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(path).network()
 
 
 def test_a_setting_is_the_trainings_unless_another_is_asked_for(

@@ -270,3 +270,24 @@ def test_tensors_before_an_archive_are_refused(tmp_path: Path) -> None:
     for name in ("both.pt", "twice.pt", "old.pt"):
         with pytest.raises(ValueError, match=name):
             load_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "within itself"])
+def test_a_few_lists_that_name_each_other_are_not_a_billion_values(kind: str, tmp_path: Path) -> None:
+    content: Any = [torch.zeros(1)]
+    for _ in range(60):
+        content = {"a": content, "b": content} if kind == "dict" else [content, content]
+    if kind == "within itself":
+        content = [1]
+        content.append(content)
+    torch.save({"model": content}, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x.pt: .* values are more than the 1048576"):
+        load_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("operation", [b"]", b"}", b"(", b"K\x07"])
+def test_a_pickle_of_many_small_things_is_not_unpacked(operation: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02(" + operation * 2_200_000 + b"l.")
+    with pytest.raises(ValueError, match=r"x.pt: .* operations of its pickle are more than the 2097152"):
+        load_tensors(tmp_path / "x.pt")

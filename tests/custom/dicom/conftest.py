@@ -14,7 +14,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from custom.dicom.strict import encode
-from tests.custom.dicom.network_peers import Web
+from tests.custom.dicom.network_peers import Web, multipart
 from tests.custom.dicom.stored_radiographs import dx, header, save
 
 
@@ -34,7 +34,7 @@ def dx_headers(tmp_path: Path) -> list[Dataset]:
 def web() -> Iterator[Any]:
     server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web)
     server.got, server.answers, server.objects, server.sends_to = [], [], [], "http://192.0.2.1/"
-    server.gives = encode
+    server.gives, server.wraps = encode, multipart
     server.url = f"http://127.0.0.1:{server.server_address[1]}/dicom-web"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import io
 import json
+import socket
 import ssl
+import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +52,33 @@ def confirmation(body: bytes) -> dict[str, Any]:
     return {"00081199": {"vr": "SQ", "Value": [uid]}}
 
 
+def multipart(data: bytes) -> tuple[str, bytes]:
+    """Content type and body of a WADO-RS answer."""
+    body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + data + b"\r\n--x--\r\n"
+    return 'multipart/related; type="application/dicom"; boundary=x', body
+
+
+@contextmanager
+def talking(*pieces: bytes, again: bytes = b"", pause_s: float = 0.0) -> Iterator[str]:
+    """A server that says the pieces to whoever comes, then the last one without end. Yields its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def talk() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    peer, _ = server.accept()
+                    with contextlib.suppress(OSError), peer:
+                        peer.recv(2**16)
+                        for piece in pieces:
+                            peer.sendall(piece)
+                        while again:
+                            peer.sendall(again)
+                            time.sleep(pause_s)
+
+        threading.Thread(target=talk, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/dicom-web"
+
+
 class Web(http.server.BaseHTTPRequestHandler):
     """A DICOMweb server that keeps what it is sent and answers each request as told: (HTTP status, JSON)."""
 
@@ -68,7 +99,8 @@ class Web(http.server.BaseHTTPRequestHandler):
         self.answer(status, "application/dicom+json", data)
 
     def do_GET(self) -> None:
-        """QIDO-RS and WADO-RS over `server.objects`, datasets; `server.gives` makes other bytes of one."""
+        """QIDO-RS and WADO-RS over `server.objects`, datasets; `server.gives` makes other bytes of one, and
+        `server.wraps` the answer of them."""
         self.server.got.append((self.path, dict(self.headers), b""))
         if self.server.answers:
             status, content = self.server.answers.pop(0)
@@ -84,8 +116,7 @@ class Web(http.server.BaseHTTPRequestHandler):
         found = [one for one in self.server.objects if all(str(one.get(k, "")) == v for k, v in wanted.items())]
         if len(words) == 6:
             data = self.server.gives(found[0])
-            body = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + data + b"\r\n--x--\r\n"
-            self.answer(200, 'multipart/related; type="application/dicom"; boundary=x', body)
+            self.answer(200, *self.server.wraps(data))
             return
         level = keys[words[-1]]
         unique = {str(one[level].value): one for one in found}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,12 @@ import pydicom
 import pytest
 
 from custom.core.files import sha256_file
+from custom.dicom import web_session
 from custom.dicom.fetch import fetch
 from custom.dicom.network import NetworkError
 from custom.dicom.strict import encode
 from tests.bombs import deflated
-from tests.custom.dicom.network_peers import TIMEOUT_S
+from tests.custom.dicom.network_peers import TIMEOUT_S, multipart, talking
 from tests.free_ports import free_ports
 
 
@@ -88,6 +93,9 @@ def test_a_uid_that_is_none_becomes_no_path(uid: Any, pacs: Any, tmp_path: Path)
     [
         ("http://pacs.example/dicom-web", {"study": "1.2"}, "is not encrypted"),
         ("https://me:x@pacs.example/", {"study": "1.2"}, "the URL holds a user or password"),
+        ("https://pacs.example:99999/", {"study": "1.2"}, "is no URL of a DICOMweb server"),
+        ("https://[::1/", {"study": "1.2"}, "is no URL of a DICOMweb server"),
+        ("http://127.0.0.1.example/", {"study": "1.2"}, "is not encrypted"),
         ("ftp://pacs.example/", {"study": "1.2"}, "is no URL of a DICOMweb server"),
         ("https://pacs.example/", {"study": "1.2;3"}, "is no UID"),
         ("https://pacs.example/", {"patient": "*"}, "no wildcard"),
@@ -108,3 +116,128 @@ def test_nothing_there_and_nobody_there(pacs: Any, tmp_path: Path) -> None:
     pacs.answers = [(307, [])]
     with pytest.raises(NetworkError, match=r"sends us on to 192\.0\.2\.1"):
         fetch(pacs.url, str(tmp_path / "out"), patient="P", timeout_s=TIMEOUT_S)
+
+
+def _boundary(name: str) -> Any:
+    return lambda data: (multipart(data)[0].replace("boundary=x", f"boundary={name}"), multipart(data)[1])
+
+
+@pytest.mark.parametrize(
+    ("wraps", "message"),
+    [
+        (_boundary("y"), "0 objects came"),
+        (_boundary('""'), "is 'multipart/related"),
+        (lambda data: (multipart(data)[0], multipart(data)[1][:-5]), "what came is not read|one was asked for"),
+        (lambda data: (multipart(data)[0], multipart(data)[1][:-4] + multipart(data)[1]), "came, or"),
+        (lambda data: ("text/html", b"<html>please log in"), "the answer is 'text/html', not DICOM"),
+        (lambda data: ("", data), "the answer is '', not DICOM"),
+        (lambda data: (multipart(b"")[0], b"--x\r\n--x--"), "what came is not read"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_not_one_object_gets_no_name(wraps: Any, message: str, pacs: Any, tmp_path: Path) -> None:
+    pacs.wraps = wraps
+    with pytest.raises(NetworkError, match=message):
+        fetch(pacs.url, str(tmp_path / "out"), patient=str(pacs.first.PatientID), timeout_s=TIMEOUT_S)
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+    "wraps",
+    [lambda data: ("application/dicom", data), lambda data: (multipart(b"")[0], b"preamble" + multipart(data)[1])],
+)
+def test_other_answers_that_conform(wraps: Any, pacs: Any, tmp_path: Path) -> None:
+    def wrapped(data: bytes) -> tuple[str, bytes]:
+        kind, body = wraps(data)
+        return kind, body.replace(b"preamble", b"preamble\r\n")
+
+    pacs.wraps = wrapped
+    folder = fetch(pacs.url, str(tmp_path / "out"), patient=str(pacs.first.PatientID), timeout_s=TIMEOUT_S)
+    assert {pydicom.dcmread(p).PixelData for p in folder.rglob("*.dcm")} == {one.PixelData for one in pacs.objects}
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/dicom+json\r\n"
+GZIP = gzip.compress(b" " * 2**22)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "again", "pause_s", "message"),
+    [
+        ([HEAD], b"X", 0.05, "no answer within 0.3 s"),
+        ([HEAD + b"Content-Length: 99999\r\n\r\n"], b" ", 0.05, "no answer within 0.3 s"),
+        ([HEAD + b"\r\n"], b" " * 2**16, 0.0, "bytes of one answer are more than the 1048576"),
+        ([HEAD + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(GZIP) + GZIP], b"", 0.0, "more than"),
+        ([HEAD + b"Content-Length: 1\r\n\r\n5"], b"", 0.0, "no list of DICOM objects"),
+        ([HEAD + b"Content-Length: 4\r\n\r\nnull"], b"", 0.0, "no list of DICOM objects|no study"),
+        ([HEAD + b"Content-Length: 6\r\n\r\n[null]"], b"", 0.0, "for the UID"),
+        ([HEAD + b"Content-Length: 6\r\n\r\n<html>"], b"", 0.0, "no list of DICOM objects"),
+        ([b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"], b"", 0.0, "refuses to give it: HTTP 500 Oh"),
+        ([b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n"], b"", 0.0, "HTTP 403 No; give --user"),
+        ([b"SSH-2.0-x\r\n"], b"", 0.0, "cannot be reached"),
+        ([], b"", 0.0, "cannot be reached"),
+    ],
+)  # fmt: skip
+def test_answers_end_in_time_and_within_memory(
+    pieces: list[bytes], again: bytes, pause_s: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_session, "LARGEST_TABLE", 2**20)
+    monkeypatch.setattr(web_session, "SLOWEST_BYTES_PER_S", 10**6)
+    start = time.monotonic()
+    refused = pytest.raises((NetworkError, ValueError), match=message)
+    with talking(*pieces, again=again, pause_s=pause_s) as url, refused:
+        fetch(url, str(tmp_path / "out"), patient="P", timeout_s=0.3)
+    assert time.monotonic() - start < 10 and not list(tmp_path.iterdir())
+
+
+def test_an_object_without_end_takes_no_memory(pacs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_session, "LARGEST_OBJECT", 2**20)
+    pacs.gives = lambda one: b" " * 2**21
+    with pytest.raises(NetworkError, match="bytes of one answer are more than the 1048576 that are read"):
+        fetch(pacs.url, str(tmp_path / "out"), patient=str(pacs.first.PatientID), timeout_s=TIMEOUT_S)
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe\0s", "cannot be in a password"), (b"sec\0ret", "cannot be in a password"), (b"", "no first line"),
+     (b"\nsecret", "no first line"), (b"sec\x1bret\n", "cannot be in a password")],
+)  # fmt: skip
+def test_what_is_no_secret_is_refused_without_being_shown(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    for options in ({"token_file": tmp_path / "secret"}, {"user": "me", "password_file": tmp_path / "secret"}):
+        with pytest.raises(ValueError, match=message) as caught:
+            fetch("https://pacs.test/", str(tmp_path / "out"), patient="P", **options)  # type: ignore[arg-type]
+        assert "secret " in str(caught.value) and "ret\n" not in str(caught.value)
+    monkeypatch.setenv("FEWVIEW_PACS_TOKEN", "abc\nX: y")
+    with pytest.raises(ValueError, match="FEWVIEW_PACS_TOKEN holds characters") as caught:
+        fetch("https://pacs.test/", str(tmp_path / "out"), patient="P")
+    assert "abc" not in str(caught.value)
+
+
+def test_passwords_of_any_letters_and_editors(pacs: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"\xef\xbb\xbf" + "pä ss中 \r\n".encode())
+    secret.chmod(0o644)
+    patient = str(pacs.first.PatientID)
+    with caplog.at_level(logging.WARNING):
+        fetch(pacs.url, str(tmp_path / "out"), patient=patient, user="me", password_file=secret, timeout_s=TIMEOUT_S)
+    sent = {headers["Authorization"] for _, headers, _ in pacs.got}
+    assert sent == {"Basic " + base64.b64encode("me:pä ss中 ".encode()).decode()}
+    assert "secret can be read by all users of this machine" in caplog.text
+    with pytest.raises(ValueError, match="cannot hold a colon"):
+        fetch(pacs.url, str(tmp_path / "b"), patient=patient, user="a:b", password_file=secret)
+
+
+def test_what_is_asked_of_this_machine_takes_no_proxy(
+    pacs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_ports(1)[0]}")
+    fetch(pacs.url, str(tmp_path / "out"), patient=str(pacs.first.PatientID), timeout_s=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf"), 1e9])
+def test_a_timeout_that_is_none(timeout_s: float, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="timeout_s must be positive and at most"):
+        fetch("https://pacs.test/", str(tmp_path / "out"), patient="P", timeout_s=timeout_s)

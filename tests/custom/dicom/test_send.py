@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from custom.cli.arguments import parsed
 from custom.cli.command_line import command_app
 from custom.dicom.network import NetworkError, send
 from custom.dicom.store import Address, parse_address, store_scu
-from tests.custom.dicom.network_peers import CT, TIMEOUT_S, scp, store
+from tests.custom.dicom.network_peers import CT, TIMEOUT_S, scp, store, talking
 from tests.custom.dicom.stored_radiographs import DX_PROCESSING, ROOT, dx, save
 from tests.free_ports import free_ports
 
@@ -213,6 +214,18 @@ def test_any_text_is_an_address_or_a_clear_error(text: str) -> None:
         assert "\n" not in str(error)
     else:
         assert 0 < address.port < 65536 and 0 < len(address.aet) <= 16
+
+
+@pytest.mark.parametrize(
+    ("length", "again", "pause_s"), [(0xFFFFFFF0, b"\0" * 2**16, 0.0), (1000, b"\0", 0.05), (1000, b"\0" * 9, 100.0)]
+)
+def test_an_answer_without_end_is_not_waited_for(length: int, again: bytes, pause_s: float, pair: Path) -> None:
+    start = time.monotonic()
+    with talking(struct.pack(">BBI", 2, 0, length), again=again, pause_s=pause_s) as url:
+        where = url.removeprefix("http://").removesuffix("/dicom-web")
+        with pytest.raises(NetworkError, match="cannot be reached"):
+            send(pair, to=f"PACS@{where}", timeout_s=0.5)
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize(

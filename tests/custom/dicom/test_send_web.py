@@ -13,7 +13,7 @@ import pydicom
 import pytest
 
 from custom.dicom.network import NetworkError, send
-from tests.custom.dicom.network_peers import TIMEOUT_S
+from tests.custom.dicom.network_peers import TIMEOUT_S, talking
 from tests.free_ports import free_ports
 
 
@@ -106,3 +106,27 @@ def test_a_server_that_drips_is_left(pair: Path) -> None:
         with pytest.raises(NetworkError, match=r"no answer within 0.5 s"):
             send(pair, to=f"http://127.0.0.1:{server.getsockname()[1]}/dicom-web", timeout_s=0.5)
         assert time.monotonic() - start < 10
+
+
+BOMB = b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "aaaaaaaaaa">' + b"".join(
+    b'<!ENTITY %c "%s">' % (98 + k, b"&%c;" % (97 + k) * 10) for k in range(9)
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "message"),
+    [
+        (b"dicom+json", b"<html>", "the server's answer cannot be read"),
+        (b"dicom+json", b"[]", "answer not be read"),
+        (b"dicom+json", b'{"00081199":{"vr":"SQ","Value":["a",null]}}', "answer not be read"),
+        (b"dicom+json", b"[" * 10**5, "answer not be read"),
+        (b"dicom+xml", BOMB + b"]><NativeDicomModel>&j;</NativeDicomModel>", "answer not be read"),
+        (b"dicom+json", b"", "does not confirm it"),
+        (b"html", b"<html>", "does not confirm it"),
+    ],
+)
+def test_an_answer_that_cannot_be_read_confirms_nothing(kind: bytes, body: bytes, message: str, pair: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: application/%s\r\nContent-Length: %d\r\n\r\n"
+    with talking(head % (kind, len(body)) + body) as url, pytest.raises(NetworkError) as caught:
+        send(pair / "view1.dcm", to=url, timeout_s=TIMEOUT_S)
+    assert "sent 0 of 1 files" in str(caught.value) and message in str(caught.value)

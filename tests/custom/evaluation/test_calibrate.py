@@ -206,6 +206,15 @@ def test_doses_are_calibrated_and_finished_views_are_kept(tmp_path: Path, monkey
         ({"parts": ("validation",)}, "at least 10"),
         ({"size": 5}, "cannot become 5"),
         ({"templates": ("prostate",)}, "'prostate' is not known"),
+        ({"size": 0}, "size must be at least 1"),
+        ({"false_alarms": float("nan")}, "false_alarms must lie"),
+        ({"reject_factor": float("inf")}, "reject_factor be 1 or more"),
+        ({"photons_per_mm2": (5,)}, "a range has a least and a most"),
+        ({"photons_per_mm2": (0, 1)}, "photons_per_mm2 must be"),
+        ({"field_mm": (9.0, 1.0)}, "field_mm must be"),
+        ({"blur_fwhm_mm": (0.0, float("inf"))}, "blur_fwhm_mm must be"),
+        ({"intensity_error": float("nan")}, "intensity_error must be"),
+        ({"pose_error_distance": 2.0}, "pose_error_distance must be"),
     ],
 )
 def test_what_cannot_be_calibrated_is_said_before_the_work(
@@ -218,6 +227,15 @@ def test_what_cannot_be_calibrated_is_said_before_the_work(
     with pytest.raises(FileNotFoundError, match=r"none\.json"):
         calibrate("none.json", str(tmp_path / "t.json"), model="no model either", device="cpu")
     assert not list(tmp_path.glob("*_cases"))
+
+
+def test_places_that_cannot_be_written_are_said_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "t.json").mkdir()
+    for options in ({"output": "file/t.json"}, {"output": "t.json"}, {"output": "u.json", "work": tmp_path / "file/w"}):
+        arguments = {**options, "output": str(tmp_path / str(options["output"]))}
+        with pytest.raises((NotADirectoryError, IsADirectoryError), match="choose another output"):
+            calibrate("none.json", **arguments)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cone", ["cone_prob", "cone_share"])  # the second in checkpoints of version 0.1.0

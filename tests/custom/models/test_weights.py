@@ -131,3 +131,31 @@ def test_names_in_a_description_are_no_paths(published: Path) -> None:
         (published / "model.json").write_text(json.dumps({**description, **change}))
         with pytest.raises(ValueError, match="cannot name a file"):
             fetch_weights(str(published), sha256_file(published / "model.json"))
+
+
+def test_nothing_is_left_where_the_model_cannot_be_used(published: Path, tmp_path: Path) -> None:
+    description = json.loads((published / "model.json").read_text())
+    out = tmp_path / "out"
+
+    def fetched() -> None:
+        fetch_weights(str(published), sha256_file(published / "model.json"), str(out / "model"))
+
+    out.mkdir()
+    (out / "model").write_text("a file")
+    with pytest.raises(FileExistsError, match="is no folder"):
+        fetched()
+    (out / "model").unlink()
+    for files, error in (({}, "lists no model.pt"), ({**description["files"], "more.pt": "0" * 64}, "missing, but")):
+        (published / "model.json").write_text(json.dumps({**description, "files": files}))
+        with pytest.raises((ValueError, FileNotFoundError), match=error):
+            fetched()
+    assert not list(out.iterdir())
+
+
+def test_a_link_that_others_laid_is_not_filled(published: Path, tmp_path: Path) -> None:
+    known, theirs = sha256_file(published / "model.json"), tmp_path / "theirs"
+    theirs.mkdir()
+    (tmp_path / f".weights-{known[:16]}.part").symlink_to(theirs)
+    with pytest.raises(PermissionError, match="is a link or belongs to another user"):
+        fetch_weights(str(published), known, str(tmp_path / "model"))
+    assert not list(theirs.iterdir())
