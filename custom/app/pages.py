@@ -324,14 +324,8 @@ class _Pages:
         if case.has("reading.json"):
             reading = _reading(case)
             asked = {one["file"]: asked_about(reading, one["file"]) for one in reading["radiographs"]}
-            words: dict[str, Any] = {
-                "fields": FIELDS,
-                "sketched": SKETCHED,
-                "assumptions": ASSUMPTIONS,
-                "called": called,
-                "chosen": chosen,
-                "written": written,
-            }
+            words: dict[str, Any] = {"fields": FIELDS, "sketched": SKETCHED, "assumptions": ASSUMPTIONS,
+                     "called": called, "chosen": chosen, "written": written}  # fmt: skip
             return self._page("radiographs.html", **content, reading=reading, asked=asked, **words)
         return self._page("files.html", **content)
 
