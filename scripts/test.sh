@@ -20,6 +20,9 @@ check() {
 check "ruff check" "$bin/ruff" check .
 check "ruff format" "$bin/ruff" format --check .
 check "mypy" "$bin/mypy"
+for app in deploy_app monailabel_app; do
+    check "mypy $app" env MYPYPATH="scripts/$app" "$bin/mypy" --explicit-package-bases "scripts/$app"
+done
 check "import-linter" "$bin/lint-imports"
 check "documentation" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --strict --quiet
 # One thread each: small volumes do not gain from more, and results stay the same on any machine.

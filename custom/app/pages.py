@@ -24,7 +24,17 @@ from starlette.staticfiles import StaticFiles
 from custom import __version__
 from custom.app.case_folder import Case, Cases, Refused
 from custom.app.guard import Guard, form_of
-from custom.app.question_fields import ASSUMPTIONS, FIELDS, SKETCHED, called, chosen, parse_answer, written
+from custom.app.question_fields import (
+    ASSUMPTIONS,
+    FIELDS,
+    SKETCHED,
+    asked_about,
+    called,
+    chosen,
+    parse_answer,
+    sentence,
+    written,
+)
 from custom.app.work_queue import Installation, WorkQueue, progress
 from custom.core.files import read_json_object
 from custom.report.document import visible
@@ -79,6 +89,7 @@ def create_app(cases: Cases, installation: Installation, hosts: Collection[str],
                 "reconstruct": pages.reconstruct, "plan": pages.plan, "send": pages.send, "edit": pages.edit,
             }.items()
         ),
+        Route(f"{case}/stop", pages.stop, methods=["POST"]),
         Route(f"{case}/delete", pages.delete, methods=["POST"]),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
     ]  # fmt: skip
@@ -105,7 +116,7 @@ class _Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters["sentence"] = lambda text: text[:1].upper() + text[1:].rstrip(".") + "."
+        self._templates.filters["sentence"] = sentence
 
     def _page(self, template: str, status: int = 200, **content: Any) -> HTMLResponse:
         text = self._templates.get_template(template).render(
@@ -276,6 +287,12 @@ class _Pages:
         await run_in_threadpool(shutil.rmtree, folder, ignore_errors=True)
         return RedirectResponse("/", 303)
 
+    async def stop(self, request: Request) -> Response:
+        """End what a case waits for or does; files, answers and an earlier result stay."""
+        case = self._case(request)
+        await self.queue.give_up(case)
+        return RedirectResponse(f"/cases/{case.id}", 303)
+
     async def state(self, request: Request) -> Response:
         """What the page's script asks for each second."""
         return JSONResponse(self._state(self._case(request)))
@@ -300,18 +317,15 @@ class _Pages:
         if case.has("result/result.json"):
             result = read_json_object(case.folder / "result" / "result.json")
             plan = read_json_object(case.folder / "plan" / "plan.json") if case.has("plan/plan.json") else None
-            return self._page("result.html", **content, result=result, plan=plan, files=_downloads(case))
+            patient = _reading(case)["patient"] if case.has("reading.json") else {}
+            return self._page(
+                "result.html", **content, result=result, plan=plan, patient=patient, files=_downloads(case)
+            )
         if case.has("reading.json"):
             reading = _reading(case)
-            asked = {one["file"]: _asked(reading, one["file"]) for one in reading["radiographs"]}
-            words: dict[str, Any] = {
-                "fields": FIELDS,
-                "sketched": SKETCHED,
-                "assumptions": ASSUMPTIONS,
-                "called": called,
-                "chosen": chosen,
-                "written": written,
-            }
+            asked = {one["file"]: asked_about(reading, one["file"]) for one in reading["radiographs"]}
+            words: dict[str, Any] = {"fields": FIELDS, "sketched": SKETCHED, "assumptions": ASSUMPTIONS,
+                     "called": called, "chosen": chosen, "written": written}  # fmt: skip
             return self._page("radiographs.html", **content, reading=reading, asked=asked, **words)
         return self._page("files.html", **content)
 
@@ -356,15 +370,6 @@ def _reading(case: Case) -> dict[str, Any]:
     if not case.has("reading.json"):
         raise Refused(409, "The radiographs have not been read yet.")
     return read_json_object(case.folder / "reading.json")
-
-
-def _asked(reading: dict[str, Any], file: str) -> list[dict[str, Any]]:
-    """What is asked about a radiograph; an assumption that answers several questions stands below the last of them."""
-    questions = [one for one in reading["questions"] if one["file"] == file]
-    for number, one in enumerate(questions):
-        later = {name for other in questions[number + 1 :] for name in other["accept"]}
-        one["accept"] = [name for name in one["accept"] if name not in later]
-    return questions
 
 
 def _dicom(case: Case) -> list[Path]:

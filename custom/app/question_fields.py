@@ -11,7 +11,18 @@ from custom.radiographs import ACCEPT
 from custom.radiographs.accepted_assumptions import DEFAULT_ISOCENTER_TO_DETECTOR_MM, DEFAULT_SOURCE_TO_DETECTOR_MM
 from custom.radiographs.sidecar import KEYS
 
-__all__ = ["ASSUMPTIONS", "FIELDS", "SKETCHED", "Field", "called", "chosen", "parse_answer", "written"]
+__all__ = [
+    "ASSUMPTIONS",
+    "FIELDS",
+    "SKETCHED",
+    "Field",
+    "asked_about",
+    "called",
+    "chosen",
+    "parse_answer",
+    "sentence",
+    "written",
+]
 
 
 class Field(NamedTuple):
@@ -161,3 +172,24 @@ def written(key: str, answers: Mapping[str, Any]) -> str:
     if FIELDS[key].choices:
         return json.dumps(value)
     return " ".join(f"{number:g}" for number in (value if isinstance(value, list) else [value]))
+
+
+def asked_about(reading: dict[str, Any], file: str) -> list[dict[str, Any]]:
+    """What is asked about a radiograph; an assumption that answers several questions stands below the last of them.
+
+    Each question's `instead_of` says then which of them it answers.
+    """
+    questions = [one for one in reading["questions"] if one["file"] == file]
+    everything = [{*one["accept"]} for one in questions]
+    for number, one in enumerate(questions):
+        later = {name for other in questions[number + 1 :] for name in other["accept"]}
+        one["accept"] = [name for name in one["accept"] if name not in later]
+        first = min((k for k, other in enumerate(everything) if other & {*one["accept"]}), default=number)
+        and_or_to = "and" if number == first + 1 else "to"
+        one["instead_of"] = f" of answers {first + 1} {and_or_to} {number + 1}" if first < number else ""
+    return questions
+
+
+def sentence(text: str) -> str:
+    """A message as a sentence: a capital first, a full stop or question mark last."""
+    return text[:1].upper() + (text[1:] if text.endswith("?") else text[1:].rstrip(".") + ".")

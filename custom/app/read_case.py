@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from custom.dicom.pixels import read_pixels
 from custom.geometry import ViewRow
 from custom.projection.radiograph_stack import read_stack
 from custom.radiographs import AcquisitionMetadata, MissingMetadata, Origin, read_radiographs
-from custom.radiographs.discovery import kind_of
+from custom.radiographs.discovery import find_radiographs, kind_of
 from custom.radiographs.picture_files import read_picture
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
 from custom.report.radiograph_section import patient_facts, value_words
@@ -43,6 +43,8 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
         (folder / "files" / own for own in Case(folder).record["files"] if not own.endswith(".json")),
         key=lambda path: (len(path.name), path.name),
     )
+    if wrong := list(_unusable(files)):
+        raise ValueError("; ".join(wrong))
     answers = folder / ANSWERS
     shown: list[dict[str, Any]] = []
     questions: list[dict[str, Any]] = []
@@ -62,7 +64,7 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
         for name, metadata in missing.known.items():
             linear = metadata.intensity_relationship is not None and metadata.intensity_relationship.value == "LIN"
             pixels = _stored(folder / "files" / name, linear)
-            shown.append(_described(name, metadata))
+            shown.append({**_described(name, metadata), "patient": _whose(folder / "files" / name)})
             everywhere = torch.ones_like(pixels, dtype=torch.bool)
             limits = grey_limits(pixels, everywhere)
             grey_picture(pixels, everywhere, limits, (1.0, 1.0)).save(folder / f"picture_{len(shown)}.png")
@@ -79,6 +81,21 @@ def _described(name: str, metadata: AcquisitionMetadata) -> dict[str, Any]:
         *words, by = value_words(value)
         values.append((key, *words, _BY.get(value.origin, by)))
     return {"file": name, "values": values, "warnings": list(metadata.warnings()), "sides": None}
+
+
+def _unusable(files: Sequence[Path]) -> Iterator[str]:
+    """What is wrong with each file that is no radiograph at all, so that all of them are named at once."""
+    for path in files:
+        try:
+            if find_radiographs([path])[0][1] == "DICOM":
+                read_header(path)
+        except (ValueError, OSError) as error:
+            yield str(error)
+
+
+def _whose(path: Path) -> dict[str, str]:
+    """The patient that a DICOM file names."""
+    return patient_facts([read_header(path).dataset]) if path.is_file() and kind_of(path) == "DICOM" else {}
 
 
 def _stored(path: Path, linear: bool) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import custom
 from custom.app.case_folder import ANSWERS, Case, Cases
 from custom.core.files import read_json_object
 
@@ -65,6 +64,7 @@ class WorkQueue:
         self.cases, self.installation = cases, installation
         self._news = asyncio.Event()
         self._running: tuple[str, asyncio.subprocess.Process] | None = None
+        self._unwanted: set[str] = set()  # cases whose running step somebody stopped
 
     def wake(self) -> None:
         """Say that a case waits."""
@@ -82,6 +82,15 @@ class WorkQueue:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+    async def give_up(self, case: Case) -> None:
+        """Take the step of a case out of the queue, or end it; what there was before stays."""
+        state = case.record["state"]
+        if state == "waiting":
+            case.save(state="idle")
+        elif state == "running":
+            self._unwanted.add(case.id)
+            await self.stop(case)
 
     async def work(self) -> None:
         """Work, one step after the other."""
@@ -102,6 +111,7 @@ class WorkQueue:
 
     async def _step(self, case: Case) -> None:
         task, options = case.record["task"], case.record["options"]
+        self._unwanted.discard(case.id)
         case.save(state="running", began=time.time())
         command = self._command(case, task, options)
         with open(os.open(case.folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as log:
@@ -110,7 +120,7 @@ class WorkQueue:
             )
             self._running = case.id, process
             try:
-                if not case.folder.is_dir():  # it was removed while the process started
+                if not case.folder.is_dir() or case.id in self._unwanted:  # while the process started
                     process.kill()
                 code = await process.wait()
             except asyncio.CancelledError:  # the server ends; the step runs again when it starts
@@ -118,7 +128,12 @@ class WorkQueue:
                 raise
             finally:
                 self._running = None
+        unwanted = case.id in self._unwanted
+        self._unwanted.discard(case.id)
         if not case.folder.is_dir():
+            return
+        if unwanted:
+            case.save(state="idle")
             return
         if code and not (task == "plan" and code == _NOT_POSSIBLE):
             case.save(state="idle", error=case.shown(_failure(case, code)))
@@ -161,9 +176,12 @@ class WorkQueue:
 
 
 def _environment() -> dict[str, str]:
-    """That of the server, with this package first: a step runs in another folder, where `.` means something else."""
-    package = str(Path(custom.__file__).resolve().parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    """That of the server, and modules from where it has them, in its order.
+
+    A step runs in another folder, where `.` means something else. The order keeps Python's own modules before packages:
+    pydosert brings an old copy of dataclasses, which a site-packages in front would put in its place.
+    """
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
 
 
 def progress(case: Case) -> str:
@@ -185,7 +203,11 @@ def _failure(case: Case, code: int) -> str:
     said = re.findall(r"^error: (.+)$", _log(case), re.MULTILINE)
     if said:
         return said[-1]
-    return f"It ended without a word (exit code {code}), most often because memory ran out. Try again."
+    if code < 0:
+        return "It was ended from outside, most often because memory ran out. Try again."
+    last = next((line for line in reversed(_log(case).splitlines()) if line.strip()), f"exit code {code}")
+    failed = f"The program itself failed ({last.strip()[:300]})."
+    return f"{failed} It is not for your answers: tell whoever started this page."
 
 
 def _take_fetched(case: Case, most: int) -> None:

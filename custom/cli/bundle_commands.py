@@ -86,6 +86,8 @@ def _run(words: Sequence[str], kind: str, bases: Sequence[str], after: Sequence[
     if logging.getLogger("custom").getEffectiveLevel() > logging.INFO:  # --quiet
         own.setdefault("logging_file", False)
         logging.getLogger("monai").setLevel(logging.WARNING)
+    # What it says of itself at INFO tells a user nothing, and stands before the help.
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.WARNING)
     with _readable_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*GHSA.*")  # these configs came with the package, or were named
         workflow = ConfigWorkflow([str(file) for file in files], workflow_type=None, **own)

@@ -57,8 +57,10 @@ def load_cases(
     content = read_datalist(path)
     if not content.get(part):
         parts = [name for name, value in content.items() if isinstance(value, list) and value]
+        other = "; 'fewview-ct evaluate' takes another part by --data_list_key" if part == "test" else ""
         raise ValueError(
-            f"{path}: no cases under {part!r}; it has {parts} (fewview-ct prepare draws them: --counts or --fractions)"
+            f"{path}: no cases under {part!r}; it has {parts} (fewview-ct prepare draws them: --counts or --fractions"
+            f"{other})"
         )
     if not isinstance(content[part], list) or not all(isinstance(case, dict) for case in content[part]):
         raise ValueError(f"{path}: {part!r} must be a list of objects, each a case")

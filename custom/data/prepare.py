@@ -158,7 +158,11 @@ def prepare(
     sizes = ", ".join(f"{list(part_of.values()).count(part)} {part}" for part in PARTS)
     logger.info("%s: %d cases (%s), %d left out", target, len(part_of), sizes, len(rejected))
     if "training" in part_of.values() and "validation" not in part_of.values():
-        logger.warning("a training needs validation cases too, and there are none: set --counts or --fractions")
+        such = f", such as --counts {len(part_of) - 1},1,0" if len(part_of) > 1 else ""
+        logger.warning(
+            "a training needs validation cases too, and there are none: give the numbers of scans%s, or --fractions",
+            such,
+        )
     return str(target)
 
 

@@ -11,12 +11,14 @@ import re
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from custom.core.bundle_folders import PACKAGE, find_bundle
+from custom.core.checkpoints import load_checkpoint
 from custom.core.files import atomic_file, read_json_object
-from custom.models.model_files import ATLAS, AUTOENCODER, CARD, MEAN, WEIGHTS, find_model
+from custom.models.model_files import ATLAS, AUTOENCODER, CARD, MEAN, THRESHOLDS, WEIGHTS, ModelFiles, find_model
 
 __all__ = ["write_bundle_archive"]
 
@@ -37,28 +39,42 @@ python -m monai.bundle run --config_file configs/inference.json --image RADIOGRA
 """
 
 
-def write_bundle_archive(bundle: str, output: str | os.PathLike[str], overwrite: bool = False) -> Path:
+UNKNOWN_DATA = "These weights came without a card: what they were trained on, and what its licences ask, is not said.\n"
+OWN_WEIGHTS = "\nIts weights are of an own training: what this page measured is of others.\n"
+
+
+def write_bundle_archive(
+    bundle: str,
+    output: str | os.PathLike[str],
+    overwrite: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+    thresholds: str | os.PathLike[str] | None = None,
+) -> Path:
     """Write a bundle as one zip file that needs MONAI and the packages its metadata lists, and nothing of this project.
 
     Args:
         bundle: name or folder.
         output: the zip file.
         overwrite: replace a file that is there.
+        weights: model.pt of an own training, in place of the bundle's weights, card and thresholds; a card (README.md)
+            beside it goes along.
+        thresholds: made by `fewview-ct calibrate` with these weights.
 
     Returns:
         The file.
 
     Raises:
-        FileNotFoundError: no such bundle, or a parent's weights are not there.
+        FileNotFoundError: no such bundle, weights or thresholds, or a parent's weights are not there.
         FileExistsError: the output exists.
-        ValueError: the output is no .zip file, or weights are not those that their card describes.
+        ValueError: the output is no .zip file, weights are not those that their card describes, or own weights are of
+            no checkpoint or need parents.
     """
     folder, target = find_bundle(bundle).resolve(), Path(output)
     if target.suffix != ".zip":
         raise ValueError(f"{target}: the archive of a bundle is a .zip file")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target}: exists: choose another output, or pass --overwrite")
-    content = dict(_content(folder))
+    content = dict(_content(folder, weights, thresholds))
     hashes = {name: hashlib.sha256(content[name]).hexdigest() for name in sorted(content)}
     content[HASHES] = "".join(f"{digest}  {name}\n" for name, digest in hashes.items()).encode()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +85,27 @@ def write_bundle_archive(bundle: str, output: str | os.PathLike[str], overwrite:
     return target
 
 
-def _content(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _model(
+    folder: Path, weights: str | os.PathLike[str] | None, thresholds: str | os.PathLike[str] | None
+) -> ModelFiles:
+    """The bundle's own model, or that of an own training."""
+    if weights is None:
+        return find_model(folder)
+    for path in (weights, thresholds):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+    if any(load_checkpoint(weights).meta.get("parents", {}).values()):
+        raise ValueError(
+            f"{weights}: needs weights of parents, which may not be those of {folder.name}: pack it without --bundle"
+        )
+    own, card = find_model(weights), Path(weights).parent / CARD
+    limits = None if thresholds is None else Path(thresholds)
+    return replace(own, model=Path(weights), thresholds=limits, card=card if card.is_file() else None)
+
+
+def _content(
+    folder: Path, given: str | os.PathLike[str] | None, thresholds: str | os.PathLike[str] | None
+) -> Iterator[tuple[str, bytes]]:
     """Names in the archive, below the folder of the bundle, and what the files hold."""
     configs = {path.relative_to(folder).as_posix(): path for path in sorted((folder / "configs").rglob("*.json"))}
     modules = _needed_modules(re.findall(r"\bcustom(?:\.\w+)+", "".join(path.read_text() for path in configs.values())))
@@ -81,17 +117,18 @@ def _content(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield name, (json.dumps(config, indent=4, ensure_ascii=False) + "\n").encode()
     yield "configs/logging.conf", (folder / "configs" / "logging.conf").read_bytes()
     yield "LICENSE", (folder / "LICENSE").read_bytes()
-    yield "docs/README.md", ((folder / "docs" / "README.md").read_text(encoding="utf-8") + HOW).encode()
-    if (folder / "models" / WEIGHTS).is_file():
-        found = find_model(folder)
+    page = (folder / "docs" / "README.md").read_text(encoding="utf-8") + HOW
+    yield "docs/README.md", (page if given is None else page + OWN_WEIGHTS).encode()
+    if given is not None or (folder / "models" / WEIGHTS).is_file():
+        found = _model(folder, given, thresholds)
         weights = {WEIGHTS: found.model, AUTOENCODER: found.autoencoder, MEAN: found.mean, ATLAS: found.atlas}
-        weights |= {path.name: path for path in (found.thresholds, found.card) if path is not None}
+        weights |= {THRESHOLDS: found.thresholds, CARD: found.card}
         for name, file in weights.items():
             if file is not None:
                 yield f"models/{name}", file.read_bytes()
         cards = dict.fromkeys(path.parent / CARD for path in (found.model, found.autoencoder) if path is not None)
         licences = [card.read_text(encoding="utf-8") for card in cards if card.is_file()]
-        yield "docs/data_license.txt", "\n".join(licences).encode()
+        yield "docs/data_license.txt", ("\n".join(licences) or UNKNOWN_DATA).encode()
     for name, source in modules.items():
         is_package = source.name == "__init__.py"
         yield name.replace(".", "/") + ("/__init__.py" if is_package else ".py"), source.read_bytes()

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -45,6 +46,8 @@ from custom.networks.denoiser import LatentDenoiser
 from custom.sampling import PosteriorSampler, load_sampler
 
 __all__ = ["Model", "export", "load_model"]
+
+logger = logging.getLogger(__name__)
 
 
 class Model:
@@ -235,6 +238,7 @@ def export(
     atlas: str | None = None,
     overwrite: bool = False,
     bundle: bool = False,
+    weights: str | None = None,
 ) -> Path:
     """Pack a model with all that it needs into one folder, or a bundle into one archive.
 
@@ -252,6 +256,8 @@ def export(
         overwrite: replace an exported folder, or the archive, that is there.
         bundle: write the MONAI bundle instead, with weights of its parents, thresholds, licences and hashes, and the
             code that it needs, as one .zip file that runs where MONAI is and this package is not.
+        weights: with bundle, the model.pt of an own training instead of the bundle's weights, card and thresholds; a
+            README.md beside it is its card.
 
     Returns:
         The folder, or the archive.
@@ -262,9 +268,16 @@ def export(
         ValueError: the model cannot be loaded, such as one whose parents are others.
     """
     if bundle:
-        if autoencoder_checkpoint or mean_checkpoint or atlas or thresholds:
-            raise ValueError("an archive of a bundle holds the bundle's own files: give no others with --bundle")
-        return write_bundle_archive(model, output, overwrite)
+        if autoencoder_checkpoint or mean_checkpoint or atlas or (thresholds and not weights):
+            raise ValueError(
+                "an archive of a bundle holds the bundle's own files; of others only --weights, an own model.pt, with "
+                "--thresholds that were made with it"
+            )
+        if Path(model).suffix == ".pt":
+            raise ValueError(f"--bundle packs a bundle: give its name and this file as --weights {model}")
+        return _said(write_bundle_archive(model, output, overwrite, weights, thresholds))
+    if weights:
+        raise ValueError("--weights goes with --bundle; without it MODEL is the model.pt itself")
     found = find_model(model)
     replaced = {
         "autoencoder": autoencoder_checkpoint, "mean": mean_checkpoint, "atlas": atlas, "thresholds": thresholds
@@ -297,4 +310,11 @@ def export(
         content |= {"kind": "sampler", "sampler": dict(found.sampler)} if is_denoiser else {"kind": "mean"}
         write_json(folder / DESCRIPTION, content)
         load_model(folder, "cpu")  # what cannot be loaded is not handed on
-    return Path(output)
+    return _said(Path(output))
+
+
+def _said(written: Path) -> Path:
+    files = [written] if written.is_file() else [path for path in written.iterdir() if path.is_file()]
+    names = "" if written.is_file() else f" with {', '.join(sorted(path.name for path in files))}"
+    logger.info("%s: %.1f MB%s", written, sum(path.stat().st_size for path in files) / 1e6, names)
+    return written

@@ -96,10 +96,12 @@ class PopulationPrior(nn.Module):
             ValueError: for another grid, or fewer members than components.
         """
         count = len(self.components)
-        if tuple(population.shape[1:]) != self.grid.shape or len(population) <= count:
+        if tuple(population.shape[1:]) != self.grid.shape:
+            raise ValueError(f"a prior on {self.grid.shape} cannot be fitted to {tuple(population.shape)}")
+        if len(population) <= count:
             raise ValueError(
-                f"a prior of {count} components on {self.grid.shape} needs more members than that, got "
-                f"{tuple(population.shape)}"
+                f"a prior of {count} components needs at least {count + 1} members, got {len(population)}: raise "
+                f"prior_members to {count + 1} or more"
             )
         mean = population.mean(0)
         population -= mean

@@ -50,7 +50,7 @@ class Origin(Enum):
 SAID = (Origin.ANSWER, Origin.GEOMETRY_FILE, Origin.SIDECAR)
 
 _PROVENANCE = {
-    Origin.ANSWER: "the user's answer on the page", Origin.GEOMETRY_FILE: "--geometry {}",
+    Origin.ANSWER: "your answer in the form", Origin.GEOMETRY_FILE: "--geometry {}",
     Origin.SIDECAR: "sidecar {}", Origin.FILE: "{}", Origin.DERIVED: "{}", Origin.ESTIMATE: "estimated from {}",
     Origin.OPTION: "option --accept {}", Origin.USUAL_VALUE: "default: {}",
 }  # fmt: skip

@@ -13,6 +13,8 @@ __all__ = ["find_radiographs", "kind_of"]
 
 _PICTURES = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF"}
 _IGNORED = (".json", ".txt", ".md", ".csv", ".xml", ".html", ".htm", ".log", ".pdf", ".jpg", ".jpeg")
+#: What is often given by mistake, by how it begins, whatever its name.
+_FOREIGN = {b"%PDF-": "a PDF", b"\xff\xd8\xff": "a JPEG picture", b"PK\x03\x04": "a zip archive or office document"}
 #: Radiographs of one run; more is a mistake, such as a folder of CT slices.
 MOST_FILES = 512
 
@@ -22,11 +24,11 @@ _RESULT, _RESULT_FORMAT = "result.json", "fewview-ct reconstruction"
 
 def kind_of(path: Path) -> str:
     """ "DICOM", "PNG", "TIFF", "NIfTI", or "" for what is none of them, by content before name."""
-    with open(path, "rb") as stream:
-        start = stream.read(132)
-    name = path.name.lower()
+    start, name = _start(path), path.name.lower()
     if start[128:] == b"DICM":
         return "DICOM"
+    if _foreign(start):
+        return ""
     if start[:8] == b"\x89PNG\r\n\x1a\n":
         return "PNG"
     if name.endswith((".nii", ".nii.gz")):
@@ -34,6 +36,15 @@ def kind_of(path: Path) -> str:
     if path.suffix.lower() in _PICTURES:
         return _PICTURES[path.suffix.lower()]
     return "DICOM" if looks_like_dicom(path) else ""
+
+
+def _start(path: Path) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read(132)
+
+
+def _foreign(start: bytes) -> str:
+    return next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), "")
 
 
 def find_radiographs(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[Path, str, bool]]:
@@ -67,7 +78,8 @@ def find_radiographs(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[Path
         elif given.is_file():
             kind = kind_of(given)
             if not kind:
-                raise ValueError(f"{given}: neither DICOM nor PNG, TIFF or NIfTI")
+                what = _foreign(_start(given))
+                raise ValueError(f"{given}: {f'{what}, ' if what else ''}neither DICOM nor PNG, TIFF or NIfTI")
             _add(found, given, kind, True)
         else:
             raise FileNotFoundError(f"{given}: no such file or folder")

@@ -40,11 +40,12 @@ _LETTERS = {"R": (1, 0, 0), "L": (-1, 0, 0), "A": (0, 1, 0), "P": (0, -1, 0), "H
 _ALONG = 0.5
 _DISTANCES = {
     "source_to_detector_mm": (
-        "the distance from source to detector: Distance Source to Detector (0018,1110), or RT Image SID (3002,0026)"
+        "the distance from source to detector: the file has no usable Distance Source to Detector (0018,1110), nor RT "
+        "Image SID (3002,0026)"
     ),
     "source_to_isocenter_mm": (
-        "the distance from source to the middle of the patient: Distance Source to Patient (0018,1111), Estimated "
-        "Radiographic Magnification Factor (0018,1114), or Radiation Machine SAD (3002,0022)"
+        "the distance from source to the middle of the patient: the file has no usable Distance Source to Patient "
+        "(0018,1111), Estimated Radiographic Magnification Factor (0018,1114), nor Radiation Machine SAD (3002,0022)"
     ),
 }
 

@@ -105,7 +105,13 @@ def fragment(template: str, sections: list[str] | None = None, **content: Any) -
 
 
 def render_page(
-    template: str, title: str, lead: str = "", style: str = "", scripts: Sequence[str] = (), **content: Any
+    template: str,
+    title: str,
+    lead: str = "",
+    subject: str = "",
+    style: str = "",
+    scripts: Sequence[str] = (),
+    **content: Any,
 ) -> str:
     """A whole page.
 
@@ -113,6 +119,7 @@ def render_page(
         template: of what stands below the list of sections.
         title: its heading.
         lead: paragraph below it.
+        subject: whom the page is about, beside the heading.
         style: rules that follow those of the house.
         scripts: JavaScript, run in this order when the page is complete. Must not hold "</script".
         content: what the template is given.
@@ -126,7 +133,7 @@ def render_page(
     if scripts:
         policy += "; script-src " + " ".join(map(_source, scripts))
     parts = {"policy": Markup(policy), "style": Markup(style), "scripts": [Markup(script) for script in scripts]}
-    return fragment("page.html", sections, title=title, lead=lead, body=body, **parts)
+    return fragment("page.html", sections, title=title, lead=lead, subject=subject, body=body, **parts)
 
 
 def write_page(path: str | os.PathLike[str], template: str, title: str, **content: Any) -> Path:

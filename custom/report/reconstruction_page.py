@@ -136,6 +136,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
     page = {
         "template": "reconstruction.html",
         "title": f"Synthetic CT from {count} radiograph{'s'[: count > 1]}",
+        "subject": _subject(content),
         "style": (folder / "reconstruction.css").read_text(encoding="utf-8") + _running_head(content),
         "scripts": viewer_scripts(),
         **head(content),
@@ -160,13 +161,17 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
     return write_page(path, **page, **_viewer(volumes))
 
 
-def _running_head(content: ReportContent) -> str:
-    """Rule that prints on every page whose it is: a page that lies alone must still say it."""
+def _subject(content: ReportContent) -> str:
+    """Whose it is, in a line."""
     facts = patient_facts([one.header for one in content.radiographs])
     name, identity, date = ("" if text == NOT_GIVEN else text[:40] for text in facts.values())
     who = [name, identity] if name or identity else ["patient not named in the radiographs"]
-    words = [*who, f"study {date}" if date else "", f"reconstructed {_made_at(content)}"]
-    text = " · ".join(dict.fromkeys(filter(None, words)))
+    return " · ".join(dict.fromkeys(filter(None, [*who, f"study {date}" if date else ""])))
+
+
+def _running_head(content: ReportContent) -> str:
+    """Rule that prints on every page whose it is: a page that lies alone must still say it."""
+    text = f"{_subject(content)} · reconstructed {_made_at(content)}"
     # Letters and digits of ASCII stand for themselves, everything else by its number: no text ends the string.
     safe = "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):06x}" for c in visible(text))
     return f'@page {{ @top-right {{ content: "{safe}"; font: 8pt system-ui, sans-serif; }} }}\n'

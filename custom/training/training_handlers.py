@@ -163,7 +163,10 @@ class BestModelSaver:
     def _save(self, engine: Engine) -> None:
         name = engine.state.key_metric_name  # type: ignore[attr-defined]
         value = float(engine.state.metrics[name])
-        if idist.get_rank() != 0 or not (self.always or value > self.best):
+        if idist.get_rank() != 0:
+            return
+        if not (self.always or value > self.best):  # MONAI forgets the best one of before a resumption
+            logger.info("%s stays as it is: %s %.3f, best so far %.3f", self.path, name, value, self.best)
             return
         best = max(self.best, value)
         meta = {**self.meta, "validation": {name: value}, "epoch": getattr(engine.state, "epoch", None)}

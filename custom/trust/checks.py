@@ -197,7 +197,7 @@ def _assumptions(radiographs: Sequence[AcquisitionMetadata]) -> CheckResult:
     usual = f" Usual values stand for: {'; '.join(defaults)}." if defaults else ""
     if not allowed:
         asked = any(one.origin is Origin.ANSWER for metadata in radiographs for one in metadata.known().values())
-        places = "the files, a sidecar or an answer on the page" if asked else "the files or a sidecar"
+        places = "the files, a sidecar or your answer in the form" if asked else "the files or a sidecar"
         message = f"Every value that matters comes from {places}.{usual}"
         return CheckResult("assumptions", Verdict.PASS, 0, 0, None, message)
     message = f"In no file, but allowed: {'; '.join(allowed)}.{usual}"

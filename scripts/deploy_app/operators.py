@@ -213,6 +213,6 @@ class ResultWriterOperator(Operator):
         """
         for uid, found in op_input.receive("reconstructions"):
             with atomic_directory(self.output_folder / uid, RESULT, self.overwrite, OUTPUTS) as folder:
-                write_outputs(folder, found, report=self.report)
+                write_outputs(folder, found, dicom=True, no_maps=None, report=self.report, uid_seed=None)
             self.verdicts.append(found.verdict)
             logger.info("%s: %s, %.1f s", uid, found.verdict.value, sum(found.seconds.values()))

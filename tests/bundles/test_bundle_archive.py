@@ -16,10 +16,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from custom.core.checkpoints import load_checkpoint, save_checkpoint
 from custom.data.sample import sample_ct
 from custom.data.simulate import Acquisition, simulate_case
 from custom.evaluation.evaluate import load_hu
 from custom.models.bundle_archive import write_bundle_archive
+from custom.models.model_files import find_model
 from custom.models.model_folder import export
 from tests.bundles.test_every_bundle import every_bundle
 from tests.bundles.workflow import Bundle
@@ -60,6 +62,38 @@ def test_the_same_bundle_gives_the_same_archive(tmp_path: Path) -> None:
         write_bundle_archive("vqgan", tmp_path / "folder")
     with pytest.raises(ValueError, match="the bundle's own files"):
         export("vqgan", str(tmp_path / "c.zip"), thresholds="x.json", bundle=True)
+
+
+def test_an_own_training_goes_into_the_archive_without_what_is_said_of_other_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights, published = tmp_path / "own" / "model.pt", find_model("inr_recon")
+    weights.parent.mkdir()
+    save_checkpoint(weights, load_checkpoint(published.model).network())
+    with caplog.at_level("INFO"):
+        target = export("inr_recon", str(tmp_path / "own.zip"), bundle=True, weights=str(weights))
+    assert "own.zip: " in caplog.messages[-1] and " MB" in caplog.messages[-1]
+    with zipfile.ZipFile(target) as archive:
+        content = {name.removeprefix("inr_recon/"): archive.read(name) for name in archive.namelist()}
+    assert content["models/model.pt"] == weights.read_bytes()
+    assert not {"models/README.md", "models/thresholds.json"} & set(content), "they are of the published weights"
+    assert b"came without a card" in content["docs/data_license.txt"] and b"own training" in content["docs/README.md"]
+    (weights.parent / "README.md").write_text("Trained on CTs of our own.")
+    (tmp_path / "limits.json").write_text("{}")
+    given = {"weights": str(weights), "thresholds": str(tmp_path / "limits.json"), "overwrite": True}
+    with zipfile.ZipFile(export("inr_recon", str(target), bundle=True, **given)) as archive:
+        assert archive.read("inr_recon/docs/data_license.txt") == b"Trained on CTs of our own."
+        assert archive.read("inr_recon/models/thresholds.json") == b"{}"
+    other = str(tmp_path / "other.zip")
+    with pytest.raises(ValueError, match="as --weights"):
+        export(str(weights), other, bundle=True)
+    with pytest.raises(ValueError, match="goes with --bundle"):
+        export("inr_recon", other, weights=str(weights))
+    with pytest.raises(FileNotFoundError, match=r"none\.pt: no such file"):
+        export("inr_recon", other, bundle=True, weights=str(tmp_path / "none.pt"))
+    with pytest.raises(ValueError, match="needs weights of parents"):
+        export("ldm_recon", other, bundle=True, weights=str(find_model("ldm_recon").model))
+    assert not Path(other).exists()
 
 
 def needed_distributions(names: list[str]) -> set[str]:

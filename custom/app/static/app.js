@@ -87,6 +87,14 @@ for (const sketch of document.querySelectorAll(".sketch")) {
   turn();
 }
 
+// An assumption counts for all radiographs: ticked at one, it is ticked at each.
+const assumptions = [...document.querySelectorAll('#answers [name="accept"]')];
+for (const box of assumptions) {
+  box.addEventListener("change", () => {
+    for (const other of assumptions) if (other.value === box.value) other.checked = box.checked;
+  });
+}
+
 const model = document.getElementById("model");
 if (model) {
   const samples = document.getElementById("samples");

@@ -86,7 +86,7 @@ def test_a_missing_fact_is_asked_for_and_the_answer_is_used(client: TestClient, 
     client.post(f"{case}/answers", data={"0:source_to_detector_mm": ""})
     assert "Nothing new was answered" in settled(client, case)
     client.post(f"{case}/answers", data={"0:source_to_detector_mm": "1600"})
-    assert "1600 mm by the user&#39;s answer on the page" in settled(client, case)  # nearer than the patient
+    assert "1600 mm by your answer in the form" in settled(client, case)  # nearer than the patient
     client.post(f"{case}/answers", data={"0:source_to_detector_mm": "far"})
     assert "“far” must be a number" in settled(client, case)
     # What was allowed before is taken back by a form that offers it and does not have it ticked.

@@ -259,7 +259,9 @@ def test_first_line_says_what_was_found_in_the_input(tmp_path: Path, caplog: pyt
     with caplog.at_level("INFO"):
         first = json.loads(Path(prepare(str(root), str(tmp_path / "one"), **SMALL)).read_text())
     line = caplog.messages[0]
-    assert caplog.messages[-1].startswith("a training needs validation cases too")
+    assert caplog.messages[-1].startswith(
+        "a training needs validation cases too, and there are none: give the numbers of scans, such as --counts 1,1,0"
+    )
     assert f"{root / 'split.json'} (--split none leaves" in line and f"{root / 'labels'} (--labels none leaves" in line
     assert "segmentation" in first["training"][0] and len(first["test"]) == 1
     caplog.clear()

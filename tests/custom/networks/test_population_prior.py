@@ -111,8 +111,11 @@ def test_a_prior_describes_itself_and_lives_on_other_grids() -> None:
     [
         (lambda: PopulationPrior(GRID, components=0), "must be positive"),
         (lambda: PopulationPrior(GRID, noise_mm=0.0), "must be positive"),
-        (lambda: PopulationPrior(GRID, 4).fit(torch.zeros(4, *GRID.shape)), "needs more members"),
-        (lambda: PopulationPrior(GRID, 4).fit(torch.zeros(9, 2, 2, 2)), "needs more members"),
+        (
+            lambda: PopulationPrior(GRID, 4).fit(torch.zeros(4, *GRID.shape)),
+            "at least 5 members, got 4: raise prior_members to 5",
+        ),
+        (lambda: PopulationPrior(GRID, 4).fit(torch.zeros(9, 2, 2, 2)), "cannot be fitted"),
     ],
 )
 def test_what_is_refused(build: object, message: str) -> None:

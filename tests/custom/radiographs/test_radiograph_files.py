@@ -251,6 +251,9 @@ def test_folders_are_sorted_and_sieved(tmp_path: Path) -> None:
         read_radiographs([tmp_path / "sr.dcm"])
     with pytest.raises(ValueError, match="neither DICOM nor PNG"):
         read_radiographs([tmp_path / "notes.txt"])
+    (tmp_path / "letter.dcm").write_bytes(b"%PDF-1.7")
+    with pytest.raises(ValueError, match=r"letter\.dcm: a PDF, neither DICOM nor PNG"):
+        read_radiographs([tmp_path / "letter.dcm"])
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         read_radiographs([tmp_path / "none"])
     (tmp_path / "empty").mkdir()

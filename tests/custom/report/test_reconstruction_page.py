@@ -82,6 +82,7 @@ def test_every_printed_page_says_whose_it_is(page: Page, tmp_path: Path) -> None
         return re.sub(r"\\([0-9a-f]{6})", lambda found: chr(int(found[1], 16)), stored)
 
     assert running_head(page.html) == "Müller Jürgen · PAT-7 · study 2026-01-31 · reconstructed 2026-02-01 12:00 UTC"
+    assert "<small><bdi>Müller Jürgen · PAT-7 · study 2026-01-31</bdi></small></h1>" in page.html
     views = [radiograph("frontal.dcm", 90.0), radiograph("lateral.dcm", 0.0)]
     for view in views:
         view.header.PatientName = '"} body {display: none} </style>\u202e'  # type: ignore[union-attr]

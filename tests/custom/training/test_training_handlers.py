@@ -270,7 +270,7 @@ def test_gradients_are_clipped() -> None:
     assert float((network.weight - before).detach().norm()) <= 4 * 0.0101
 
 
-def test_best_model_is_written_only_when_better(tmp_path: Path) -> None:
+def test_best_model_is_written_only_when_better(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     saver = BestModelSaver(tmp_path / "model.pt", FourierFeatures(), meta={"preset": "test"})
     engine = Engine(lambda e, b: None)
     saver.attach(engine)
@@ -278,9 +278,11 @@ def test_best_model_is_written_only_when_better(tmp_path: Path) -> None:
     written = []
     for value in (20.0, 19.0, 21.0):
         engine.state.metrics["psnr_range"] = value
-        engine.run([0], max_epochs=1)
+        with caplog.at_level("INFO"):
+            engine.run([0], max_epochs=1)
         written.append((tmp_path / "model.pt").stat().st_mtime_ns)
     assert written[0] == written[1] < written[2]
+    assert "stays as it is: psnr_range 19.000, best so far 20.000" in caplog.text
     fresh = BestModelSaver(tmp_path / "model.pt", FourierFeatures())
     fresh.load_state_dict(saver.state_dict())
     assert fresh.best == 21.0

@@ -187,7 +187,7 @@ def test_assumptions_are_listed() -> None:
     assert "comes from the files or a sidecar." in result.message
     answered = MetadataValue("source_to_detector_mm", 1500.0, Origin.ANSWER, "answers.json")
     said = judged(replace(known, source_to_detector_mm=answered))
-    assert said.verdict is Verdict.PASS and "a sidecar or an answer on the page." in said.message
+    assert said.verdict is Verdict.PASS and "a sidecar or your answer in the form." in said.message
     both = judged(replace(known, detector_roll_deg=usual), replace(known, detector_roll_deg=usual)).message
     assert "detector roll deg of radiograph 1, 2 (the detector stands upright)." in both
 

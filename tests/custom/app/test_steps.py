@@ -1,0 +1,109 @@
+"""Steps of the app: they are stopped, they fail in words, and they run with the server's own modules."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hand_written_dicom import dx, save
+from starlette.testclient import TestClient
+
+from custom.app.case_folder import Cases
+from custom.app.question_fields import asked_about, sentence
+from custom.app.work_queue import _environment, _failure
+from tests.custom.app.test_app_pages import LIMITS, client_of, new_case, radiograph, record, settled
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with client_of(tmp_path / "cases") as client:
+        yield client
+
+
+def test_a_package_that_is_called_as_a_module_of_python_does_not_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As dataclasses 0.6 of 2018, which a package of the extra radiotherapy brings: it breaks Python 3.11."""
+    (tmp_path / "dataclasses.py").write_text("raise SystemExit('the old copy')")
+    monkeypatch.setattr("custom.__file__", str(tmp_path / "custom" / "__init__.py"))  # both in one site-packages
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    command = [sys.executable, "-c", "import dataclasses, sys; print(sys.path[-1])"]
+    done = subprocess.run(command, env=_environment(), cwd=tmp_path.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) in _environment()["PYTHONPATH"].split(":")
+
+
+def test_a_step_is_stopped_and_nothing_is_lost(client: TestClient, tmp_path: Path) -> None:
+    content, sidecar = radiograph(tmp_path, source_to_detector_mm=1800)
+    cases = [new_case(client), new_case(client)]
+    for case in cases:
+        client.post(f"{case}/files?name=a.png", content=content)
+        client.post(f"{case}/files?name=a.json", content=sidecar)
+        client.post(f"{case}/read")
+    running, waiting = cases
+    end = time.monotonic() + 60
+    while client.get(f"{running}/state").json()["state"] != "running":
+        assert time.monotonic() < end
+    assert client.get(f"{waiting}/state").json()["state"] == "waiting"
+    assert f'action="{running}/stop"' in client.get(running).text
+    for case in cases:
+        assert client.post(f"{case}/stop").status_code == 303
+        page = settled(client, case)
+        assert "Read them again" in page and "That did not work" not in page
+        assert len(record(tmp_path, case)["files"]) == 2
+    for case in cases:  # nothing of the stop is left
+        assert client.post(f"{case}/read").status_code == 303
+        assert "What was read" in settled(client, case)
+        assert client.post(f"{case}/stop").status_code == 303, "where nothing runs it changes nothing"
+        assert "What was read" in client.get(case).text
+
+
+def test_a_failure_of_the_program_is_not_said_to_be_one_of_memory(tmp_path: Path) -> None:
+    case = Cases(tmp_path / "cases", LIMITS).create()
+    (case.folder / "log.txt").write_text("Traceback\n  File\nAttributeError: no attribute 'x'\n")
+    assert _failure(case, 1).startswith("The program itself failed (AttributeError: no attribute 'x').")
+    assert "memory" in _failure(case, -9)
+    (case.folder / "log.txt").write_text("error: a.dcm: damaged\n")
+    assert _failure(case, 2) == "a.dcm: damaged"
+
+
+def test_every_file_that_is_no_radiograph_is_named_at_once(client: TestClient, tmp_path: Path) -> None:
+    content, _ = radiograph(tmp_path)
+    case = new_case(client)
+    files = {"letter.pdf": b"%PDF-1.7 " + bytes(200), "photo.jpg": b"\xff\xd8\xff\xe0" + bytes(200), "a.png": content}
+    for name, data in files.items():
+        client.post(f"{case}/files?name={name}", content=data)
+    client.post(f"{case}/read")
+    page = settled(client, case)
+    assert "letter.pdf: a PDF, neither DICOM nor PNG" in page and "photo.jpg: a JPEG picture, neither" in page
+    assert "a.png:" not in page
+
+
+def test_the_patients_of_two_radiographs_are_named_where_they_differ(client: TestClient, tmp_path: Path) -> None:
+    save(tmp_path / "1.dcm", dx("L\\F", "PA", PatientName="Meyer^Anna", PatientID="1"))
+    save(tmp_path / "2.dcm", dx("A\\F", "LL", PatientName="Schmidt^Karl", PatientID="2"))
+    case = new_case(client)
+    for name in ("1.dcm", "2.dcm"):
+        client.post(f"{case}/files?name={name}", content=(tmp_path / name).read_bytes())
+    client.post(f"{case}/read")
+    page = settled(client, case)
+    assert "PatientName (0010,0010) differs from 1.dcm" in page
+    assert "<bdi>Meyer Anna</bdi>" in page and "<bdi>Schmidt Karl</bdi>" in page
+
+
+def test_an_assumption_says_which_answers_it_stands_for() -> None:
+    accept = (["distances"], ["viewing"], ["viewing"], ["viewing", "other"])
+    questions = [{"file": "a.dcm", "accept": list(one)} for one in accept] + [{"file": "b.dcm", "accept": []}]
+    asked = asked_about({"questions": questions}, "a.dcm")
+    assert [one["accept"] for one in asked] == [["distances"], [], [], ["viewing", "other"]]
+    assert [one["instead_of"] for one in asked] == ["", "", "", " of answers 2 to 4"]
+    assert asked_about({"questions": questions}, "b.dcm")[0]["instead_of"] == ""
+
+
+@pytest.mark.parametrize(("text", "said"), [("is it?", "Is it?"), ("it is", "It is."), ("it is.", "It is."), ("", ".")])
+def test_messages_are_sentences(text: str, said: str) -> None:
+    assert sentence(text) == said
