@@ -5,7 +5,7 @@
 | case.json | state, names, options, answers; written by the server alone |
 | files/ | radiographs and sidecars, under names of our own |
 | reading.json, picture_N.png | what was read (`custom.app.read_case`) |
-| answered-on-the-page.json | the answers, as `--geometry` reads them |
+| answered-on-the-page.json | the answers and the names of the files, as `--geometry` reads them |
 | log.txt | what the last step said |
 | result/, plan/ | of `fewview-ct reconstruct` and `fewview-ct plan` |
 """
@@ -180,12 +180,11 @@ class Case:
         )
 
     def write_answers(self) -> None:
-        """The answers as a file for `--geometry`; no file where there are none."""
+        """The answers as a file for `--geometry`, with the client's names of the radiographs."""
         given = self.record["answers"].items()
         views = [{"file": name, **values} for name, values in given if values]
-        (self.folder / ANSWERS).unlink(missing_ok=True)
-        if views:
-            write_json(self.folder / ANSWERS, {"format": ANSWERS_FORMAT, "views": views})
+        called = {own: name for own, name in self.record["files"].items() if not own.endswith(".json")}
+        write_json(self.folder / ANSWERS, {"format": ANSWERS_FORMAT, "views": views, "called": called})
 
     def clear(self, *names: str) -> None:
         """Remove what earlier steps left."""

@@ -23,8 +23,9 @@ from custom.projection.radiograph_stack import read_stack
 from custom.radiographs import AcquisitionMetadata, MissingMetadata, Origin, read_radiographs
 from custom.radiographs.discovery import find_radiographs, kind_of
 from custom.radiographs.picture_files import read_picture
+from custom.report.patient_head import patient_facts
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
-from custom.report.radiograph_section import patient_facts, value_words
+from custom.report.radiograph_section import value_words
 
 __all__ = ["main", "read_case"]
 

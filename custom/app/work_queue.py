@@ -164,12 +164,19 @@ class WorkQueue:
             words = ["plan", "result", "--output=plan", f"--template={options['template']}", "--overwrite", *device]
         else:
             case.clear("plan")
+            case.write_answers()
             files = [f"files/{name}" for name in case.record["files"] if not name.endswith(".json")]
             weights = here.models[str(options["model"])][0]
-            words = ["reconstruct", *files, "--output=result", "--overwrite", f"--model={weights}"]
+            words = [
+                "reconstruct",
+                *files,
+                "--output=result",
+                "--overwrite",
+                f"--model={weights}",
+                f"--geometry={ANSWERS}",
+            ]
             words += [f"--samples={options['samples']}"]
             words += [f"--accept={','.join(accept)}"] if accept else []
-            words += [f"--geometry={ANSWERS}"] if case.has(ANSWERS) else []
             words += ["--nodicom"] if "several-patients" in accept else []
             words += device
         return [sys.executable, "-c", _COMMAND_LINE, *words, "--verbose"]

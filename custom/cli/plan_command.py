@@ -36,6 +36,7 @@ from custom.radiotherapy import (
     dose_numbers,
     dose_rules,
     find_template,
+    first_header,
     has_ct_series,
     plan_patient,
     read_calibrated_doses,
@@ -289,7 +290,8 @@ def _write(
     if samples is not None and samples.refused:
         warnings.append(f"{len(samples.refused)} samples could not be contoured: {samples.refused[0]}")
     content = PlanContent(
-        patient, template, {**source.facts, "Software": f"fewview-ct {__version__}"}, engine, numbers, warnings,
+        patient, template, {**source.facts, "Software": f"fewview-ct {__version__}"},
+        None if source.series is None else first_header(source.series), engine, numbers, warnings,
         source.verdict, samples, modes, None if truth is None else truth.contours, files,
         interval,
     )  # fmt: skip

@@ -105,7 +105,7 @@ class Workers:
 
     def __init__(self, count: int, scheduler: str | None = None) -> None:
         if count < 1:
-            raise ValueError(f"workers is {count}; give 1 or more, or 0 for one a core")
+            raise ValueError(f"workers is {count}; give 1 or more")
         self._client: Any = None
         self._executor: Executor | None = None
         if scheduler is not None:

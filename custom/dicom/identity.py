@@ -6,12 +6,12 @@ The one check of it: what refuses a CT series of two patients asks about their r
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-__all__ = ["PATIENT_ATTRIBUTES", "Difference", "differences", "patient_of"]
+__all__ = ["PATIENT_ATTRIBUTES", "Difference", "count_patients", "differences", "patient_of"]
 
 #: Attributes that have to be equal where two objects have them.
 PATIENT_ATTRIBUTES = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "IssuerOfPatientID")
@@ -87,6 +87,19 @@ def differences(patients: Sequence[Mapping[str, str]]) -> list[Difference]:
         linked.append(following[0])
         waiting.remove(following[0])
     return []
+
+
+def count_patients(patients: Iterable[Mapping[str, str]]) -> int:
+    """How many patients these are, of those that have a name or an ID.
+
+    Args:
+        patients: of every object the attributes of `patient_of`.
+    """
+    found: list[Mapping[str, str]] = []
+    for patient in {tuple(sorted(one.items())): one for one in patients}.values():
+        if any(patient.get(key) for key in _NAMES) and all(differences([one, patient]) for one in found):
+            found.append(patient)
+    return len(found)
 
 
 def _has(patients: Sequence[Mapping[str, str]], indices: Sequence[int], key: str) -> bool:

@@ -8,6 +8,8 @@ import ssl
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from custom.dicom.identity import PATIENT_ATTRIBUTES, count_patients, patient_of
+from custom.dicom.opener import open_dicom
 from custom.dicom.store import NetworkError, SendReport, kinds_of, parse_address, store_scu
 from custom.dicom.store_web import store_web
 from custom.dicom.strict import dicom_files
@@ -16,6 +18,8 @@ from custom.dicom.web_session import access_from, check_timeout, check_url, is_l
 __all__ = ["NetworkError", "SendReport", "send"]
 
 logger = logging.getLogger(__name__)
+
+_PATIENT = ("SpecificCharacterSet", *PATIENT_ATTRIBUTES)
 
 
 def send(
@@ -61,9 +65,13 @@ def send(
         raise ValueError("nothing to send: name DICOM files or folders")
     files = list(dict.fromkeys(path for source in sources for path in dicom_files(Path(source))))
     unread = SendReport()
-    if not kinds_of(files, unread):
+    kinds = kinds_of(files, unread)
+    if not kinds:
         path, why = next(iter(unread.failed.items()))
         raise ValueError(f"{path}: {why}; nothing was sent")
+    patients = count_patients(patient_of(open_dicom(path, pixels=False, tags=_PATIENT)) for path in kinds)
+    if patients > 1:
+        logger.warning("the %d files are of %d patients; all are sent to %s", len(kinds), patients, to)
     if web:
         if to.startswith("http://") and not is_loopback(urlsplit(to).hostname or ""):
             logger.warning("%s is not encrypted: patient data and passwords can be read on the way", to)

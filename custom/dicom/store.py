@@ -177,10 +177,14 @@ def _association_problem(
     return f"{address} cannot be reached: {why_unreachable(address, timeout_s, context)}"
 
 
-def _handlers(rejections: list[Any], timeout_s: float) -> list[tuple[Any, ...]]:
-    """Handlers that bound what a PDU takes, and keep an A-ASSOCIATE-RJ (PS3.8 9.3.4) as it arrives.
+def _handlers(rejections: list[Any], answered: list[str], timeout_s: float) -> list[tuple[Any, ...]]:
+    """Handlers that bound what a PDU takes, and keep what pynetdicom does not hand on.
 
-    Where the peer closes the connection right after it, pynetdicom may only see that there is none.
+    Args:
+        rejections: gets an A-ASSOCIATE-RJ (PS3.8 9.3.4) as it arrives. Where the peer closes the connection right after
+            it, pynetdicom may only see that there is none.
+        answered: gets of each answer the Affected SOP Instance UID (0000,1000), "" where it has none.
+        timeout_s: for each PDU.
     """
     pynetdicom = require("pynetdicom")
 
@@ -192,7 +196,14 @@ def _handlers(rejections: list[Any], timeout_s: float) -> list[tuple[Any, ...]]:
         if type(event.pdu).__name__ == "A_ASSOCIATE_RJ":
             rejections.append(event.pdu.to_primitive())
 
-    return [(pynetdicom.evt.EVT_CONN_OPEN, opened), (pynetdicom.evt.EVT_PDU_RECV, received)]
+    def told(event: Any) -> None:
+        answered.append(str(event.message.command_set.get("AffectedSOPInstanceUID") or ""))
+
+    return [
+        (pynetdicom.evt.EVT_CONN_OPEN, opened),
+        (pynetdicom.evt.EVT_PDU_RECV, received),
+        (pynetdicom.evt.EVT_DIMSE_RECV, told),
+    ]
 
 
 def _received(ours: Any, timeout_s: float, count: int) -> bytearray:
@@ -251,12 +262,13 @@ def store_scu(
                 entity.add_requested_context(sop_class, syntax)
             tls = None if context is None else (context, address.host)
             rejections: list[Any] = []
+            answered: list[str] = []
             assoc = entity.associate(
                 address.host,
                 address.port,
                 ae_title=address.aet,
                 tls_args=tls,
-                evt_handlers=_handlers(rejections, timeout_s),
+                evt_handlers=_handlers(rejections, answered, timeout_s),
             )
             if not assoc.is_established:
                 answer = rejections[0] if rejections else None
@@ -267,20 +279,24 @@ def store_scu(
                 continue
             try:
                 for path in (p for p, kind in kinds.items() if kind in batch):
-                    _store_one(assoc, path, kinds[path], report, timeout_s)
+                    _store_one(assoc, path, kinds[path], answered, report, timeout_s)
             finally:
                 if assoc.is_established:
                     assoc.release()
     return report
 
 
-def _store_one(assoc: Any, path: Path, kind: tuple[UID, UID], report: SendReport, timeout_s: float) -> None:
+def _store_one(
+    assoc: Any, path: Path, kind: tuple[UID, UID], answered: list[str], report: SendReport, timeout_s: float
+) -> None:
     status_module = require("pynetdicom.status")
     if not assoc.is_established:
         report.failed[path] = "not tried, the connection was lost before"
         return
     try:
-        status = assoc.send_c_store(open_dicom(path))
+        dataset = open_dicom(path)
+        answered.clear()
+        status = assoc.send_c_store(dataset)
     except ValueError as error:
         if "presentation context" not in str(error).lower():
             report.failed[path] = " ".join(str(error).split())[:200]
@@ -294,6 +310,10 @@ def _store_one(assoc: Any, path: Path, kind: tuple[UID, UID], report: SendReport
         report.failed[path] = f"no answer within {timeout_s:g} s, or the connection was lost"
         if assoc.is_established:
             assoc.abort()
+        return
+    # An answer need not name the object (PS3.7 9.1.1.1); where it does, it must be this one.
+    if any(uid and uid != str(dataset.SOPInstanceUID) for uid in answered):
+        report.failed[path] = f"the answer is about another object ({answered[-1][:64]})"
         return
     value = int(status.Status)
     meaning = status_module.STORAGE_SERVICE_CLASS_STATUS.get(value, ("", "unknown"))[1].lower()

@@ -114,6 +114,8 @@ def read_radiographs(
     questions = (*asked, *others, *copies)
     if questions:
         raise MissingMetadata(questions, {one.name: one.metadata for one in outcomes})
+    called = {} if described is None else described.called
+    radiographs = [replace(one, called=called.get(one.path.name, "")) for one in radiographs]
     return [radiographs[0].with_warnings(*skipped), *radiographs[1:]]
 
 

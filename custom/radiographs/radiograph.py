@@ -31,6 +31,7 @@ class Radiograph:
         warnings: plain language, one sentence each.
         header: the DICOM header without pixel data; None for PNG, TIFF and NIfTI.
         modality: "DX", "CR", "XA", "RF", "RTIMAGE", "PNG", "TIFF" or "NIfTI".
+        called: its user's own name of the file, where the file has another one; "" otherwise.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Radiograph:
     warnings: tuple[str, ...] = ()
     header: pydicom.Dataset | None = None
     modality: str = ""
+    called: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, and beside it what its user calls the file."""
+        return f"{self.name} ({self.called})" if self.called else self.name
 
     def with_warnings(self, *sentences: str) -> Radiograph:
         """The same radiograph with more warnings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ __all__ = [
 SIDECAR_FORMAT = "fewview-ct radiographs 1"
 #: The same, written by the page of `fewview-ct app` of what its user answered there.
 ANSWERS_FORMAT = "fewview-ct answers 1"
+#: Letters of a user's own name of a file.
+_LONGEST_NAME = 60
 
 
 def _number(low: float, high: float) -> Callable[[Any], float]:
@@ -147,6 +150,7 @@ class DescriptionFile:
         values: that hold for all that it stands beside.
         entries: values by a radiograph's name.
         geometry: whole views, in the radiographs' order.
+        called: the user's own names of files, by the files' names; text alone, no paths.
     """
 
     path: Path
@@ -154,6 +158,7 @@ class DescriptionFile:
     values: Reading = field(default_factory=Reading)
     entries: Mapping[str, Reading] = field(default_factory=dict)
     geometry: Geometry | None = None
+    called: Mapping[str, str] = field(default_factory=dict)
 
     def reading(self, *names: str) -> Reading:
         """What it says of a radiograph, by any of these names; the first goes before the others."""
@@ -236,4 +241,13 @@ def load_geometry_file(path: Path) -> DescriptionFile:
         if view["file"] in entries:
             raise ValueError(f"{path}: {view['file']!r} is described twice")
         entries[view["file"]] = _reading(path, view, origin)
-    return DescriptionFile(path, origin, entries=entries)
+    return DescriptionFile(path, origin, entries=entries, called=_called(path, content.get("called", {})))
+
+
+def _called(path: Path, names: Any) -> dict[str, str]:
+    """Names of files that a user gave, without folders, and with "\ufffd" in place of what cannot be seen."""
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{path}: 'called' must be an object of names by file")
+    last = {file: " ".join(re.split(r"[\\/]", name)[-1].split()) for file, name in names.items()}
+    seen = {file: "".join(c if c.isprintable() else "\ufffd" for c in name) for file, name in last.items()}
+    return {file: name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…" for file, name in seen.items()}

@@ -10,7 +10,7 @@ from custom.radiotherapy.comparison_modes import (
     plan_patient,
 )
 from custom.radiotherapy.contours import Contours, NotPossible, Structure
-from custom.radiotherapy.ct_reference import CTReference, has_ct_series, read_ct_reference
+from custom.radiotherapy.ct_reference import CTReference, first_header, has_ct_series, read_ct_reference
 from custom.radiotherapy.dose_engine import DoseEngine, PencilBeamEngine
 from custom.radiotherapy.dose_interval import CalibratedDoses, DoseInterval, dose_interval, read_calibrated_doses
 from custom.radiotherapy.plan_reader import read_rt_plan
@@ -52,6 +52,7 @@ __all__ = [
     "dose_rules",
     "external_alone",
     "find_template",
+    "first_header",
     "has_ct_series",
     "plan_case",
     "plan_patient",

@@ -13,7 +13,7 @@ from custom.core.limits import check_count
 from custom.dicom.opener import open_dicom
 from custom.dicom.strict import dicom_files, is_uid
 
-__all__ = ["CTReference", "has_ct_series", "read_ct_reference"]
+__all__ = ["CTReference", "first_header", "has_ct_series", "read_ct_reference"]
 
 CT_CLASS = "1.2.840.10008.5.1.4.1.1.2"
 MOST_SLICES = 4000
@@ -46,12 +46,18 @@ class CTReference:
 
 def has_ct_series(folder: Path) -> bool:
     """Whether any DICOM file of a folder is a CT slice."""
+    return first_header(folder) is not None
+
+
+def first_header(folder: Path) -> Dataset | None:
+    """Of the first CT slice among a folder's files, without pixels; None where there is none."""
     if not folder.is_dir():
-        return False
+        return None
     try:
-        return any(_is_ct(open_dicom(path, False, ("SOPClassUID",))) for path in dicom_files(folder))
+        headers = (open_dicom(path, False, _TAGS) for path in dicom_files(folder))
+        return next((one for one in headers if _is_ct(one)), None)
     except ValueError:
-        return False
+        return None
 
 
 def _is_ct(header: Dataset) -> bool:

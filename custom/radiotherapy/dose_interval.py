@@ -17,10 +17,7 @@ __all__ = ["CalibratedDoses", "DoseInterval", "dose_interval", "read_calibrated_
 #: Keys of `dose_rules`, in words.
 _RULES = {"engine": "dose engine", "segmenter_sha256": "seg_guidance", "planning_sha256": "planning.json"}
 
-_NONE = (
-    "the model's thresholds hold no limits of this dose for so many views: "
-    "'fewview-ct calibrate --templates ap_pa,pa --views ...' makes them; reconstruct again with those"
-)
+_NONE = "such plans on a CT from so many radiographs are not calibrated for this model; ask whoever maintains the model"
 
 #: Dose delivered / dose planned. Beyond it a file is damaged.
 _Ratio = Annotated[float, Field(gt=0, le=1e6)]
@@ -89,7 +86,7 @@ def read_calibrated_doses(intervals: Any, where: str) -> CalibratedDoses | str:
         ValueError: naming the file, for what is nothing of the kind.
     """
     if intervals is None:
-        return "the CT was reconstructed without thresholds"
+        return "the model that made the CT is not calibrated; ask whoever maintains the model"
     found = intervals.get("isocenter_dose", {}) if isinstance(intervals, Mapping) else None
     if not isinstance(intervals, Mapping) or not isinstance(found, Mapping | None):
         raise ValueError(f"{where}: 'intervals' is no object, or its 'isocenter_dose' is none")

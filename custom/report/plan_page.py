@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from custom.radiotherapy import (
     INTERVAL_PERCENT,
@@ -25,11 +26,13 @@ from custom.radiotherapy import (
 from custom.radiotherapy.dose_metrics import dvh
 from custom.radiotherapy.sample_intervals import dvh_doses
 from custom.report.document import Markup, hashes, image, write_page
+from custom.report.patient_head import patient_facts, patient_line, running_head
 from custom.report.plan_pictures import ISODOSES, dvh_picture, fields_picture, isodose_picture
 from custom.report.volume_pictures import planes_picture
 
 __all__ = ["LIMITS", "PlanContent", "write_plan_page"]
 
+_NOT_NAMED = "not named"
 STAMP = "SYNTHETIC CT, RESEARCH PLAN, NOT FOR TREATMENT"
 LIMITS = (
     "Research, not clinical. Before anything is done with it, a clinic draws its own contours and computes the dose "
@@ -80,6 +83,7 @@ class PlanContent:
         patient: the CT, its contours and its plan, or why there is none.
         template: name of the template.
         source: what the CT is, in words: name and value.
+        header: of a slice of the CT, which says whose it is; None: there is none.
         engine: name of the dose engine.
         numbers: of `dose_numbers`; empty without a plan.
         warnings: one sentence each.
@@ -94,6 +98,7 @@ class PlanContent:
     patient: Patient
     template: str
     source: Mapping[str, str]
+    header: Dataset | None
     engine: str
     numbers: Mapping[str, float]
     warnings: Sequence[str] = ()
@@ -109,12 +114,16 @@ def write_plan_page(path: str | os.PathLike[str], content: PlanContent) -> Path:
     """Write the page, whole or not at all."""
     folder = resources.files("custom.report") / "assets"
     patient, case = content.patient, content.patient.case
+    whose = patient_facts([content.header], _NOT_NAMED)
+    subject = patient_line(whose, _NOT_NAMED)
     page: dict[str, Any] = {
         "template": "plan.html",
         "title": f"Plan {content.template}",
-        "style": (folder / "reconstruction.css").read_text(encoding="utf-8"),
+        "subject": subject,
+        "style": (folder / "reconstruction.css").read_text(encoding="utf-8")
+        + running_head(f"{subject} · plan {content.template}"),
         "stamp": STAMP,
-        "facts": dict(content.source),
+        "facts": {**whose, **content.source},
         "verdict": content.verdict,
         "warnings": list(content.warnings),
         "reason": patient.reason,

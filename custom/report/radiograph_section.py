@@ -1,13 +1,11 @@
-"""The part of a report that shows the radiographs: pictures, reprojections, geometry, and whose they are."""
+"""The part of a report that shows the radiographs: pictures, reprojections and geometry."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pydicom
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +18,7 @@ from custom.report.radiograph_pictures import difference_picture, grey_limits, g
 if TYPE_CHECKING:
     from custom.radiographs import Radiograph
 
-__all__ = ["NOT_GIVEN", "geometry_section", "patient_facts", "radiographs_section", "value_words"]
+__all__ = ["geometry_section", "radiographs_section", "value_words"]
 
 #: mm of water at the ends of the residual's colours: fixed, so that pages can be compared by eye.
 RESIDUAL_LIMIT_MM = 30.0
@@ -30,38 +28,6 @@ _WORDS = {"kvp": "Tube voltage", "intent": "Intended use of the picture"}
 _UNITS = {"deg": "°"}
 #: What marks a value that does not come from a file.
 _MARKS = {Origin.OPTION: "assumed: ", Origin.USUAL_VALUE: "usual value: "}
-#: Stands for what no header says.
-NOT_GIVEN = "not in the radiographs' headers"
-
-
-def patient_facts(headers: Sequence[pydicom.Dataset | None]) -> dict[str, str]:
-    """Patient's name, ID and study date as they stand in the radiographs' headers, every different one.
-
-    Args:
-        headers: of the radiographs; None where a file has none.
-
-    Returns:
-        Texts by label: Patient Name (0010,0010), Patient ID (0010,0020), Study Date (0008,0020).
-    """
-    found = {}
-    for label, keyword in (("Patient", "PatientName"), ("Patient ID", "PatientID"), ("Study date", "StudyDate")):
-        texts = dict.fromkeys(_read(header, keyword) for header in headers if header is not None)
-        found[label] = "; ".join(text for text in texts if text) or NOT_GIVEN
-    return found
-
-
-def _read(header: pydicom.Dataset, keyword: str) -> str:
-    try:
-        value = header.get(keyword)
-        text = "" if value is None else str(value).strip(" \0")
-    except (ValueError, TypeError, LookupError, OverflowError, AttributeError):
-        return "(cannot be read)"
-    if keyword == "StudyDate" and re.fullmatch(r"\d{8}", text):
-        return f"{text[:4]}-{text[4:6]}-{text[6:]}"
-    if keyword == "PatientName":
-        groups = [" ".join(filter(None, group.split("^"))) for group in text.split("=")]
-        return " = ".join(filter(None, groups))
-    return text
 
 
 def radiographs_section(
@@ -137,7 +103,7 @@ def geometry_section(radiographs: Sequence[Radiograph]) -> list[tuple[list[Any],
     tables = []
     for first in range(0, len(radiographs), _A_TABLE):
         some = radiographs[first : first + _A_TABLE]
-        head = [(n, one.name, one.modality or "kind not known") for n, one in enumerate(some, first + 1)]
+        head = [(n, one.label, one.modality or "kind not known") for n, one in enumerate(some, first + 1)]
         names = {key: value for radiograph in some for key, value in radiograph.metadata.known().items()}
         rows = []
         for key, value in names.items():

@@ -19,11 +19,12 @@ from torch import Tensor
 from custom import __version__
 from custom.geometry import ViewRow, VolumeGrid
 from custom.metrics import BODY_THRESHOLD_HU, body_mask
-from custom.report.document import Markup, fragment, hashes, image, render_page, visible, write_page
+from custom.report.document import Markup, fragment, hashes, image, render_page, write_page
 from custom.report.interval_section import interval_section
+from custom.report.patient_head import patient_facts, patient_line, running_head
 from custom.report.pose_section import pose_section
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
-from custom.report.radiograph_section import NOT_GIVEN, geometry_section, patient_facts, radiographs_section
+from custom.report.radiograph_section import geometry_section, radiographs_section
 from custom.report.viewer import PackedVolume, pack_volumes, viewer_content, viewer_scripts
 from custom.report.volume_pictures import (
     SPREAD_LIMIT_HU,
@@ -133,17 +134,20 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
         ValueError: if it does not fit, however coarse the volumes are.
     """
     folder, count = resources.files("custom.report") / "assets", len(content.radiographs)
+    facts = patient_facts([one.header for one in content.radiographs])
+    subject = patient_line(facts, nameless="patient not named in the radiographs")
     page = {
         "template": "reconstruction.html",
         "title": f"Synthetic CT from {count} radiograph{'s'[: count > 1]}",
-        "subject": _subject(content),
-        "style": (folder / "reconstruction.css").read_text(encoding="utf-8") + _running_head(content),
+        "subject": subject,
+        "style": (folder / "reconstruction.css").read_text(encoding="utf-8")
+        + running_head(f"{subject} · reconstructed {_made_at(content)}"),
         "scripts": viewer_scripts(),
         **head(content),
         "checks": _checks(content.checks),
         "radiographs": _radiographs(content),
         "geometry": fragment("geometry.html", geometry=geometry_section(content.radiographs)),
-        **pose_section(content.poses, [radiograph.name for radiograph in content.radiographs]),
+        **pose_section(content.poses, [radiograph.label for radiograph in content.radiographs]),
         "size": _times(content.grid.shape),
         "spacing": _times(content.grid.spacing_mm),
         "has_spread": content.std is not None,
@@ -159,22 +163,6 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
     used = len(render_page(**page, **_viewer([])).encode())
     volumes = pack_volumes(content.hu, content.grid, content.std, content.samples, largest - used - _CONTROLS)
     return write_page(path, **page, **_viewer(volumes))
-
-
-def _subject(content: ReportContent) -> str:
-    """Whose it is, in a line."""
-    facts = patient_facts([one.header for one in content.radiographs])
-    name, identity, date = ("" if text == NOT_GIVEN else text[:40] for text in facts.values())
-    who = [name, identity] if name or identity else ["patient not named in the radiographs"]
-    return " · ".join(dict.fromkeys(filter(None, [*who, f"study {date}" if date else ""])))
-
-
-def _running_head(content: ReportContent) -> str:
-    """Rule that prints on every page whose it is: a page that lies alone must still say it."""
-    text = f"{_subject(content)} · reconstructed {_made_at(content)}"
-    # Letters and digits of ASCII stand for themselves, everything else by its number: no text ends the string.
-    safe = "".join(c if c.isascii() and c.isalnum() else f"\\{ord(c):06x}" for c in visible(text))
-    return f'@page {{ @top-right {{ content: "{safe}"; font: 8pt system-ui, sans-serif; }} }}\n'
 
 
 def _made_at(content: ReportContent) -> str:
@@ -235,7 +223,7 @@ def _warnings(content: ReportContent) -> list[str]:
     found += content.warnings
     for radiograph in content.radiographs:
         found += [
-            f"{radiograph.name}: {warning.removeprefix(f'{radiograph.name}: ')}" for warning in radiograph.warnings
+            f"{radiograph.label}: {warning.removeprefix(f'{radiograph.name}: ')}" for warning in radiograph.warnings
         ]
     return list(dict.fromkeys(found))
 
@@ -269,7 +257,7 @@ def _number(value: float | None) -> str:
 
 
 def _radiographs(content: ReportContent) -> Markup:
-    names = [radiograph.name for radiograph in content.radiographs]
+    names = [radiograph.label for radiograph in content.radiographs]
     pictures = content.image, content.views, content.field_mask, content.reprojections
     return fragment("radiographs.html", **radiographs_section(names, *pictures, content.energy_kev))
 
@@ -342,7 +330,7 @@ def _model(model: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _files(content: ReportContent) -> list[list[str]]:
-    rows = [(radiograph.name, "radiograph", radiograph.sha256) for radiograph in content.radiographs]
+    rows = [(radiograph.label, "radiograph", radiograph.sha256) for radiograph in content.radiographs]
     rows += [("model", content.model.get("name", ""), content.model["sha256"])] if "sha256" in content.model else []
     rows += [(name, _FOLDER if name.endswith("/") else _WRITTEN, digest) for name, digest in content.files.items()]
     return [[name, what, hashes(digest)] for name, what, digest in rows]

@@ -132,7 +132,7 @@ class Meter:
         worst = max(range(len(values)), key=values.__getitem__)
         return Statistic(
             values[worst],
-            f"seen along {evidence.name(worst)}, the CT holds {values[worst]:.1%} more tissue than the radiograph "
+            f"seen as in {evidence.name(worst)}, the CT holds {values[worst]:.1%} more tissue than is in that picture "
             "(root mean square; tissue that the CT lacks, as beside its box, does not count)",
         )
 
@@ -165,8 +165,8 @@ class Meter:
         middle = float(pictures[worst, len(LEVELS) // 2])
         return Statistic(
             distances[worst],
-            f"the distribution of line integrals of {evidence.name(worst)} (median {middle:.2f}) is "
-            f"{distances[worst]:.1f} usual deviations from that of the reference",
+            f"the attenuation of X-rays in {evidence.name(worst)}, {middle:.2f} in the median, is distributed "
+            f"{distances[worst]:.1f} usual deviations away from the reference",
         )
 
 
@@ -266,23 +266,25 @@ def _nearest(
 
 def _agreement(evidence: Evidence) -> Statistic:
     if len(evidence.image) < 2:
-        return Statistic(None, "there is a single view")
+        return Statistic(None, "there is a single radiograph")
     pairs = disagreement(evidence.image, evidence.views, evidence.field_mask)
     if not pairs:
         return Statistic(
-            None, "no two views share planes whose integrals can be compared (cut-off body, opposite views)"
+            None, "no two radiographs show the same planes of the body whole (cut off, or from opposite sides)"
         )
     (i, j), worst = max(pairs.items(), key=lambda item: item[1])
-    what = "derivatives of integrals over shared planes" if evidence.beam == "cone" else "integrals over shared planes"
-    return Statistic(worst, f"{evidence.name(i)} and {evidence.name(j)}: {what} differ by {worst:.1%}")
+    what = "how the tissue in them changes from plane to plane" if evidence.beam == "cone" else "the tissue in them"
+    return Statistic(
+        worst, f"{evidence.name(i)} and {evidence.name(j)} show the same planes: {what} differs by {worst:.1%}"
+    )
 
 
 def _heights(evidence: Evidence) -> Statistic:
     if len(evidence.image) < 2:
-        return Statistic(None, "there is a single view")
+        return Statistic(None, "there is a single radiograph")
     pairs = detail_disagreement(evidence.image, evidence.views, evidence.field_mask)
     if not pairs:
-        return Statistic(None, "no two views share planes through the body (opposite views)")
+        return Statistic(None, "no two radiographs show the same planes of the body (opposite sides)")
     (i, j), worst = max(pairs.items(), key=lambda item: item[1])
     shared = 1 - worst**2 / 2
     return Statistic(
@@ -295,13 +297,13 @@ def _heights(evidence: Evidence) -> Statistic:
 def _angles(evidence: Evidence) -> Statistic:
     rotation = best_rotation(evidence.image, evidence.views, evidence.field_mask)
     if rotation is None:
-        return Statistic(None, "angles cannot be seen from these views alone (parallel beam: from three views on)")
+        return Statistic(None, "angles cannot be seen from these radiographs alone (parallel beam: from three on)")
     if rotation.gain <= 0:
-        return Statistic(rotation.gain, "the views agree best at the angles that are stated")
+        return Statistic(rotation.gain, "the radiographs agree best at the angles that are stated")
     return Statistic(
         rotation.gain,
-        f"the views would agree {math.exp(rotation.gain):.1f} times as well if {evidence.name(rotation.view)} stood "
-        f"{rotation.degrees:+.1f} degrees further",
+        f"the radiographs would agree {math.exp(rotation.gain):.1f} times as well if {evidence.name(rotation.view)} "
+        f"had been taken {rotation.degrees:+.1f} degrees further round",
     )
 
 

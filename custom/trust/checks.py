@@ -44,7 +44,7 @@ ADVICE = {
     "another patient, another breath or a shifted picture look like this.",
     "orientation": "Compare the side markers with the heart, which most people have on the left, and turn the picture "
     "round if it was stored so.",
-    "angles": "Make sure of the angles that were stated; '--refine_poses' looks where the views may have stood.",
+    "angles": "Make sure of the angles that were stated; '--refine_poses' looks from where they may have been taken.",
     "population": "Look at the radiographs: is this a chest, whole, upright and not inverted? Where the patient is "
     "unlike those of the training, the CT is a guess.",
     "intensities": "Make sure that these are values for processing, not inverted and not windowed for display.",
@@ -79,11 +79,11 @@ def run_checks(evidence: Evidence, thresholds: Thresholds) -> list[CheckResult]:
 
 
 def _judge(name: str, statistic: Statistic, threshold: Threshold | None, group_name: str, views: int) -> CheckResult:
+    beam, count = group_name.split()[0], int(group_name.split()[1])
     if statistic.value is None or threshold is None:
-        return _without_threshold(name, statistic, f"no threshold for it among those of {group_name} views")
+        return _without_threshold(name, statistic, f"no threshold for it among those of {_views(count)} of {beam} beam")
     value = statistic.value
     verdict = threshold.verdict(value)
-    count = int(group_name.split()[1])
     by = f" (compared with cases of {_views(count)})" if count != views else ""
     if verdict is Verdict.PASS:
         message = f"As usual: {statistic.detail}{by}."
@@ -115,7 +115,7 @@ def _without_threshold(name: str, statistic: Statistic, why: str) -> CheckResult
 
 
 def _views(count: int) -> str:
-    return "1 view" if count == 1 else f"{count} views"
+    return "1 radiograph" if count == 1 else f"{count} radiographs"
 
 
 def _geometry(evidence: Evidence, trained: TrainedRange) -> CheckResult:
@@ -143,7 +143,9 @@ def _geometry(evidence: Evidence, trained: TrainedRange) -> CheckResult:
     worst, text = max(excess)
     limit = trained.reject_beyond
     if worst <= 0:
-        return CheckResult("geometry", Verdict.PASS, worst, 0.0, limit, "All views stand as in the training.")
+        return CheckResult(
+            "geometry", Verdict.PASS, worst, 0.0, limit, "All radiographs were taken as in the training."
+        )
     verdict = Verdict.REVIEW if worst <= limit else Verdict.REJECT
     return CheckResult("geometry", verdict, worst, 0.0, limit, f"Outside the trained range: {text}.")
 
@@ -183,7 +185,7 @@ def _number_of_views(evidence: Evidence, trained: TrainedRange) -> CheckResult:
 def _assumptions(radiographs: Sequence[AcquisitionMetadata]) -> CheckResult:
     """What no file says: what an option allowed asks for a review, usual values (an upright detector) are listed."""
     if not radiographs:
-        message = "Not checked: no metadata came with the views."
+        message = "Not checked: no metadata came with the radiographs."
         return CheckResult("assumptions", Verdict.NOT_CHECKED, None, None, None, message)
     said: dict[Origin, dict[tuple[str, str], list[str]]] = {Origin.OPTION: {}, Origin.USUAL_VALUE: {}}
     for number, metadata in enumerate(radiographs, 1):

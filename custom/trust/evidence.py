@@ -14,6 +14,9 @@ from custom.radiographs import AcquisitionMetadata
 
 __all__ = ["Evidence", "find_prior", "modules_of"]
 
+#: Nobody stands exactly frontal or lateral.
+_NEARLY_DEG = 15
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -78,9 +81,11 @@ class Evidence:
         return "cone" if bool(is_cone(self.views).any()) else "parallel"
 
     def name(self, index: int) -> str:
-        """What a message calls a view: its number and its angle."""
-        angle = float(ViewRow.from_tensor(self.views[index].double()).angle_deg)
-        return f"view {index + 1} (at {angle:.0f} degrees)"
+        """What a message calls a radiograph: its number, from where it was taken, and its angle."""
+        angle = round(float(ViewRow.from_tensor(self.views[index].double()).angle_deg)) % 360
+        off = abs((angle + 90) % 180 - 90)  # of the line through both sides of the patient
+        side = "lateral" if off <= _NEARLY_DEG else "frontal" if off >= 90 - _NEARLY_DEG else "oblique"
+        return f"radiograph {index + 1} ({side}, at {angle} degrees)"
 
 
 def modules_of(network: Any) -> list[nn.Module]:

@@ -193,7 +193,7 @@ def _why_not(
     samples: int,
 ) -> str | None:
     if not thresholds.intervals:
-        return "the model's thresholds hold no intervals: make them anew with 'fewview-ct calibrate'"
+        return "no intervals are calibrated for this model; ask whoever maintains the model"
     here = group_name(evidence.beam, len(evidence.views))
     if found is None:
         known = ", ".join(thresholds.intervals)

@@ -14,8 +14,9 @@ from starlette.testclient import TestClient
 
 from custom.app.case_folder import Cases
 from custom.app.question_fields import asked_about, sentence
-from custom.app.work_queue import _environment, _failure
-from tests.custom.app.test_app_pages import LIMITS, client_of, new_case, radiograph, record, settled
+from custom.app.work_queue import WorkQueue, _environment, _failure
+from custom.radiographs import read_radiographs
+from tests.custom.app.test_app_pages import HERE, LIMITS, client_of, new_case, radiograph, record, settled
 
 
 @pytest.fixture
@@ -69,6 +70,20 @@ def test_a_failure_of_the_program_is_not_said_to_be_one_of_memory(tmp_path: Path
     assert "memory" in _failure(case, -9)
     (case.folder / "log.txt").write_text("error: a.dcm: damaged\n")
     assert _failure(case, 2) == "a.dcm: damaged"
+
+
+def test_the_users_own_name_of_a_file_stands_beside_ours(tmp_path: Path) -> None:
+    content, sidecar = radiograph(tmp_path, source_to_detector_mm=1800)
+    cases = Cases(tmp_path / "cases", LIMITS)
+    case, long = cases.create(), "x" * 100
+    with case.new_file(f"../ward\\Frau\u202e  Müller {long}.png", 3) as stream:
+        stream.write(content)
+    (case.folder / "files" / "radiograph_1.json").write_bytes(sidecar)
+    words = WorkQueue(cases, HERE)._command(case, "reconstruct", {"model": "inr_recon", "samples": 0})
+    (given,) = [word.removeprefix("--geometry=") for word in words if word.startswith("--geometry=")]
+    (one,) = read_radiographs([case.folder / "files" / "radiograph_1.png"], case.folder / given)
+    assert one.called == f"Frau\ufffd Müller {long}"[:60] + "…"
+    assert one.name == "radiograph_1.png" and one.label == f"radiograph_1.png ({one.called})"
 
 
 def test_every_file_that_is_no_radiograph_is_named_at_once(client: TestClient, tmp_path: Path) -> None:

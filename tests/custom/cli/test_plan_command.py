@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def result_folder(
     hashes = {name: sha256_file(folder / name) for name in files}
     if dicom:
         model = {"name": "inr_recon", "sha256": "0" * 64, "version": "1"}
-        write_ct_series(SyntheticCT(hu, image.affine, [], model, "The sample patient."), folder / "ct")
+        who = {"PatientName": "Müller^Jürgen", "PatientID": "PAT-7"}
+        write_ct_series(SyntheticCT(hu, image.affine, [], model, "The sample patient.", who), folder / "ct")
         hashes["ct/"] = series_sha256(folder / "ct")
     content = {"format": FORMAT, "verdict": verdict, "files": hashes, "model": {"name": "inr_recon"}, "created": "now"}
     content["intervals"] = intervals
@@ -85,6 +87,7 @@ def test_plan_on_a_reconstruction_with_samples_and_the_true_ct(tmp_path: Path) -
     assert found["samples"]["true_numbers_inside"] > 0.3
     page = (tmp_path / "plan" / "plan.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in page and "<script" not in page and "http://" not in page
+    assert "<small><bdi>patient not named</bdi></small></h1>" in page and page.count("<bdi>not named</bdi>") == 3
     for words in ("NOT FOR TREATMENT", "Dose-volume histogram", "Fields seen from the beam", "delivered", "Research"):
         assert words in page
     assert page.count("data:image/") == 3
@@ -119,11 +122,18 @@ def test_dicom_objects_beside_a_series_and_their_plan_in_again(
     )
     assert found["files"]["rtplan.dcm"] == sha256_file(first / "rtplan.dcm")
     assert found["isocenter_dose"]["lower_gy"] is None
-    assert found["isocenter_dose"]["why_not"] in (first / "plan.html").read_text(encoding="utf-8")
+    page = (first / "plan.html").read_text(encoding="utf-8")
+    assert found["isocenter_dose"]["why_not"] in page
+    day = pydicom.dcmread(first / "rtplan.dcm").StudyDate
+    whose = f"Müller Jürgen · PAT-7 · study {day[:4]}-{day[4:6]}-{day[6:]}"
+    assert f"<small><bdi>{whose}</bdi></small></h1>" in page and "<dd><bdi>PAT-7</bdi></dd>" in page
+    printed = re.search(r'@top-right \{ content: "([^"]*)"', page)
+    assert printed and re.sub(r"\\([0-9a-f]{6})", lambda c: chr(int(c[1], 16)), printed[1]) == f"{whose} · plan ap_pa"
     # The same plan, now as a clinic's: the same monitor units and dose; on the series itself, without objects.
     words = ["--plan", first / "rtplan.dcm", "--output", second, "--dicom", "False"]
     assert run(source / "ct", *words) == 0
     again = read_json_object(second / "plan.json")
+    assert f"<bdi>{whose}</bdi>" in (second / "plan.html").read_text(encoding="utf-8"), "of a series as well"
     assert {path.name for path in second.iterdir()} == {"dose.nii.gz", "plan.html", "plan.json"}
     assert again["numbers"]["isocenter_gy"] == pytest.approx(2.0, rel=1e-3)
     assert again["isocenter_dose"] is None

@@ -129,8 +129,9 @@ def test_no_scheduler_there(address: str, monkeypatch: pytest.MonkeyPatch) -> No
         Workers(1, address)
 
 
-def test_bad_count() -> None:
-    with pytest.raises(ValueError, match="workers is -1"):
+@pytest.mark.parametrize("count", [-1, 0])
+def test_bad_count(count: int) -> None:
+    with pytest.raises(ValueError, match=f"^workers is {count}; give 1 or more$"):
         Workers(-1)
 
 

@@ -27,12 +27,18 @@ TIMEOUT_S = 5.0
 
 
 @contextmanager
-def scp(answer: Callable[[Any], int], contexts: list[tuple[str, list[str]]] | None = None) -> Iterator[str]:
-    """A storage provider that answers each C-STORE as told. Yields where it listens."""
+def scp(
+    answer: Callable[[Any], int],
+    contexts: list[tuple[str, list[str]]] | None = None,
+    sent: Callable[[Any], None] = lambda event: None,
+) -> Iterator[str]:
+    """A storage provider that answers each C-STORE as told; `sent` sees answers as they go. Yields where it listens."""
     entity = AE(ae_title="SCP")
     for sop_class, syntaxes in contexts or [(DX_PROCESSING, [ImplicitVRLittleEndian])]:
         entity.add_supported_context(sop_class, syntaxes)
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
+    server = entity.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, answer), (evt.EVT_DIMSE_SENT, sent)]
+    )
     try:
         yield f"SCP@127.0.0.1:{server.server_address[1]}"
     finally:

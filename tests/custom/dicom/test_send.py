@@ -106,6 +106,31 @@ def test_remarks_are_passed_on(pair: Path, caplog: pytest.LogCaptureFixture) -> 
     assert len(report.sent) == 2 and "view1.dcm was stored with a remark: status 0xB000" in caplog.text
 
 
+@pytest.mark.parametrize(("uid", "stored"), [(f"{ROOT}.1.1", 1), (f"{ROOT}.9", 0), ("", 1)])
+def test_an_answer_about_another_object_confirms_nothing(uid: str, stored: int, pair: Path) -> None:
+    def change(event: Any) -> None:
+        event.message.command_set.AffectedSOPInstanceUID = uid
+
+    (pair / "view2.dcm").unlink()
+    with scp(lambda event: 0x0000, sent=change) as to:
+        if stored:
+            assert len(send(pair, to=to, timeout_s=TIMEOUT_S).sent) == 1
+        else:
+            with pytest.raises(NetworkError, match=rf"sent 0 of 1 .*view1.dcm: the answer is about another .*{uid}"):
+                send(pair, to=to, timeout_s=TIMEOUT_S)
+
+
+def test_files_of_several_patients_are_warned_of_before_sending(pair: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), store() as pacs:
+        send(pair, to=pacs.to, timeout_s=TIMEOUT_S)
+        assert "patients" not in caplog.text
+        save(dx(3, PatientName="Other^Patient", PatientID="2"), pair / "view3.dcm")
+        save(dx(4, PatientName="", PatientID=""), pair / "view4.dcm")
+        send(pair, to=pacs.to, timeout_s=TIMEOUT_S)
+        warning = caplog.text.index(f"the 4 files are of 2 patients; all are sent to {pacs.to}")
+        assert warning < caplog.text.index("sent 4 of 4 files")
+
+
 def test_unsupported_transfer_syntax(pair: Path) -> None:
     compressed = dx(3)
     compressed.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + b"\0" * 60])

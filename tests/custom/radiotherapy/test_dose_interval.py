@@ -40,10 +40,10 @@ def test_limits_scale_with_the_planned_dose() -> None:
 @pytest.mark.parametrize(
     ("intervals", "template", "rules", "why"),
     [
-        (None, "ap_pa", RULES, "without thresholds"),
+        (None, "ap_pa", RULES, "not calibrated; ask whoever maintains the model"),
         ({"abstained": "a trust check says REJECT", "isocenter_dose": None}, "ap_pa", RULES, "says REJECT"),
-        ({"abstained": None}, "ap_pa", RULES, "calibrate --templates"),
-        ({"abstained": None, "isocenter_dose": LIMITS}, "pa", RULES, "calibrate --templates"),
+        ({"abstained": None}, "ap_pa", RULES, "not calibrated for this model; ask whoever maintains"),
+        ({"abstained": None, "isocenter_dose": LIMITS}, "pa", RULES, "not calibrated for this model; ask whoever"),
         ({"abstained": None, "isocenter_dose": LIMITS}, "ap_pa", dose_rules("other", "5e9"), "another dose engine"),
         ({"abstained": None, "isocenter_dose": LIMITS}, "ap_pa", dose_rules("an engine", "5"), "another seg_guidance"),
     ],
@@ -51,6 +51,7 @@ def test_limits_scale_with_the_planned_dose() -> None:
 def test_nothing_is_stated_without_limits_that_fit(intervals: Any, template: str, rules: Any, why: str) -> None:
     stated = dose_interval(read_calibrated_doses(intervals, "r"), replace(PLAN, template=template), 2.0, rules)
     assert stated is not None and stated.lower_gy is None and why in str(stated)
+    assert "fewview-ct" not in str(stated)
 
 
 def test_of_a_plan_that_is_not_normalised_at_its_isocentre_nothing_is_said() -> None:

@@ -23,8 +23,8 @@ from report_content import content, radiograph
 from custom.geometry import views_from_angles
 from custom.radiographs import MetadataValue, Origin
 from custom.report.document import Markup, escape, fragment, render_page
+from custom.report.patient_head import patient_facts
 from custom.report.radiograph_pictures import side_letters
-from custom.report.radiograph_section import patient_facts
 from custom.report.reconstruction_page import STAMP, card_tables, head
 from custom.trust import NAMES, CheckResult, PoseRefinement, Verdict
 from custom.trust.pose_refinement import ViewMove, moved_view
@@ -90,6 +90,15 @@ def test_every_printed_page_says_whose_it_is(page: Page, tmp_path: Path) -> None
     assert running_head(hostile.html).startswith('"} body {display: none} </style>\ufffd · PAT-7')
     nameless = written(tmp_path, radiographs=[replace(view, header=None) for view in views])
     assert running_head(nameless.html) == "patient not named in the radiographs · reconstructed 2026-02-01 12:00 UTC"
+
+
+def test_the_users_own_name_of_a_file_stands_beside_the_files(tmp_path: Path) -> None:
+    views = [replace(radiograph("radiograph_1.dcm", 90.0), called="<b>Thorax</b> PA.dcm"), radiograph("b.dcm", 0.0)]
+    page = written(tmp_path, radiographs=views)
+    assert "radiograph_1.dcm (<b>Thorax</b> PA.dcm): a warning of this file" in page.text
+    shown = "<bdi>radiograph_1.dcm (&lt;b&gt;Thorax&lt;/b&gt; PA.dcm)</bdi>"
+    assert page.html.count(shown) == 2, "picture and geometry"
+    assert page.text.count("radiograph_1.dcm (<b>Thorax</b> PA.dcm)") == 4, "and the list of files"
 
 
 def test_verdicts_are_words_and_not_colours_alone(page: Page) -> None:

@@ -274,7 +274,7 @@ def test_finer_voxels_get_the_limits_of_their_block(calibrated: CalibratedInterv
 @pytest.mark.parametrize(
     ("angles", "checks", "samples", "changes", "why"),
     [
-        ((0.0, 90.0), [check()], 0, {"intervals": {}}, "hold no intervals"),
+        ((0.0, 90.0), [check()], 0, {"intervals": {}}, "no intervals are calibrated for this model; ask whoever"),
         ((0.0, 20.0, 70.0), [check()], 0, {}, r"\(parallel 3\) were not calibrated, nor fewer"),
         ((45.0,), [check()], 0, {}, r"\(parallel 1\) were not calibrated"),
         ((0.0, 45.0, 90.0), [check(value=0.9)], 0, {}, "farther from the population"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -83,7 +84,7 @@ def test_limits_make_verdicts(limits: tuple[float, float], verdict: Verdict) -> 
 
 def test_what_cannot_be_measured_passes_and_says_so() -> None:
     results = {r.name: r for r in run_checks(evidence((90.0,)), thresholds())}
-    for name, why in (("agreement", "single view"), ("samples", "no samples"), ("population", "no population")):
+    for name, why in (("agreement", "single radiograph"), ("samples", "no samples"), ("population", "no population")):
         assert results[name].verdict is Verdict.NOT_CHECKED
         assert results[name].statistic is None
         assert results[name].message.startswith("Not checked: ")
@@ -94,7 +95,7 @@ def test_without_thresholds_nothing_that_was_measured_passes() -> None:
     empty = replace(thresholds(), groups={})
     results = {r.name: r for r in run_checks(evidence(), empty)}
     assert results["reprojection"].verdict is Verdict.REVIEW
-    assert "no thresholds for 2 views of parallel beam" in results["reprojection"].message
+    assert "no thresholds for 2 radiographs of parallel beam" in results["reprojection"].message
     partly = replace(thresholds(), groups={"parallel 2": {"agreement": one(1.0, 2.0)}})
     found = verdicts(run_checks(evidence(), partly))
     assert found["agreement"] is Verdict.PASS
@@ -136,8 +137,8 @@ def test_the_spread_of_samples_is_that_in_the_body() -> None:
     ("shown", "verdict", "part"),
     [
         ({"beam": "cone"}, Verdict.PASS, "as in the training"),
-        ({"beam": "cone", "source_to_isocenter_mm": 600.0}, Verdict.REVIEW, "source to isocenter of view"),
-        ({"beam": "cone", "source_to_detector_mm": 4000.0}, Verdict.REJECT, "source to detector of view"),
+        ({"beam": "cone", "source_to_isocenter_mm": 600.0}, Verdict.REVIEW, "source to isocenter of radiograph"),
+        ({"beam": "cone", "source_to_detector_mm": 4000.0}, Verdict.REJECT, "source to detector of radiograph"),
     ],
 )
 def test_distances_outside_the_training(shown: dict[str, Any], verdict: Verdict, part: str) -> None:
@@ -166,7 +167,7 @@ def test_a_number_of_views_that_was_not_trained() -> None:
     results = {r.name: r for r in run_checks(evidence((0.0, 60.0, 120.0)), thresholds())}
     assert results["views"].verdict is Verdict.REVIEW
     assert "trained with 1, 2" in results["views"].message
-    assert "(compared with cases of 2 views)" in results["agreement"].message
+    assert "(compared with cases of 2 radiographs)" in results["agreement"].message
 
 
 def test_assumptions_are_listed() -> None:
@@ -235,11 +236,27 @@ def test_intensities_far_from_the_usual(factor: float) -> None:
     assert value == pytest.approx(abs(factor - 1) / 0.09, rel=0.15, abs=0.2)
 
 
-def test_turned_views_are_named_by_their_angle() -> None:
+def test_radiographs_are_named_by_their_side_and_angle() -> None:
     shown = evidence((90.0, 0.0), beam="cone")
-    assert shown.name(0) == "view 1 (at 90 degrees)"
-    assert replace(shown, views=rotated(shown.views, 10.0)).name(1) == "view 2 (at 10 degrees)"
-    assert evidence((270.0,)).name(0) == "view 1 (at 270 degrees)"
+    assert shown.name(0) == "radiograph 1 (frontal, at 90 degrees)"
+    assert replace(shown, views=rotated(shown.views, 10.0)).name(1) == "radiograph 2 (lateral, at 10 degrees)"
+    for angle, words in (
+        (270.0, "frontal, at 270"), (180.0, "lateral, at 180"), (345.0, "lateral, at 345"), (359.8, "lateral, at 0"),
+        (105.0, "frontal, at 105"), (106.0, "oblique, at 106"), (45.0, "oblique, at 45"), (225.0, "oblique, at 225"),
+    ):  # fmt: skip
+        assert evidence((angle,)).name(0) == f"radiograph 1 ({words} degrees)"
+
+
+@pytest.mark.parametrize("beam", ["parallel", "cone"])
+@pytest.mark.parametrize("angles", [(90.0,), (90.0, 0.0), (90.0, 45.0, 0.0), (90.0, 270.0)])
+def test_messages_are_in_a_clinicians_words(beam: str, angles: tuple[float, ...]) -> None:
+    shown = evidence(angles, beam=beam)
+    usual = body_quantiles(shown.image, shown.field_mask)
+    reference = Quantiles.of(torch.cat([usual * s for s in torch.linspace(0.9, 1.1, 21)]))
+    said = [one.detail for one in Meter(reference).measure(shown).values()]
+    found = [run_checks(shown, limits) for limits in (thresholds(), replace(thresholds(), groups={}))]
+    for words in (*said, *(check.message for checks in found for check in checks)):
+        assert not re.search(r"integral|derivative|\bviews?\b", words), words
 
 
 def test_the_worst_verdict_counts() -> None:

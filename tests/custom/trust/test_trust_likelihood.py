@@ -92,7 +92,7 @@ def test_a_picture_that_is_turned_round_is_found(
     bad = population_statistics(evidence(image, views, prior), likelihood)["orientation"]
     assert bad.value is not None
     assert bad.value > 0.1
-    assert f"view {wrong + 1} " in bad.detail
+    assert f"radiograph {wrong + 1} (" in bad.detail
     assert name in bad.detail
 
 
