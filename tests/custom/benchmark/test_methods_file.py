@@ -149,7 +149,8 @@ def test_samples_of_ldm_recon_come_through_its_own_inference_config(tmp_path: Pa
     entry["overrides"] = {**settings, "autoencoder_checkpoint": str(parent)}
     (method,), _ = read_methods(write_methods(tmp_path, entry))
     setting = Setting("none.json", GRID, GRID, torch.device("cpu"))
-    assert str(parent) in method.identity(setting)["files"]
+    files = method.identity(setting)["files"]
+    assert str(parent) in files and files[str(BUNDLES / "ldm_recon/models/atlas.nii.gz")]
     built = method.build(setting)
     image, views = radiographs()
     assert built.grid == GRID and built.draw is not None
