@@ -150,16 +150,16 @@ class Atlas:
 
 def _read(path: Path) -> tuple[npt.NDArray[np.uint8], VolumeGrid]:
     """The CTs of an atlas (N, X, Y, Z), as they are stored, and their grid around the isocentre."""
-    image = open_nifti(path)
+    image: Any = open_nifti(path)
     expected = "but an atlas as 'fewview-ct atlas' writes it is"
     if len(image.shape) != 4 or image.get_data_dtype() != np.uint8:
         raise ValueError(f"{path}: shape {image.shape}, {image.get_data_dtype()}, {expected} (X, Y, Z, N), uint8")
-    proxy: Any = image.dataobj
-    if (proxy.slope, proxy.inter) != (1, 0):
-        raise ValueError(f"{path}: values are scaled by {proxy.slope:g} and {proxy.inter:g}, {expected} not scaled")
+    scale = image.dataobj.slope, image.dataobj.inter
+    if scale != (1, 0):
+        raise ValueError(f"{path}: values are scaled by {scale[0]:g} and {scale[1]:g}, {expected} not scaled")
     try:
         grid = _grid_of(image)
-        stored = np.asarray(proxy)
+        stored = np.asarray(image.dataobj)
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(f"{path}: is truncated or damaged ({error})") from error
     if not np.allclose(image.affine, grid.affine(), atol=1e-3) or image.header.get_xyzt_units()[0] != "mm":
