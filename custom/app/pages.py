@@ -38,6 +38,7 @@ from custom.app.question_fields import (
 from custom.app.work_queue import Installation, WorkQueue, progress
 from custom.core.files import read_json_object
 from custom.report.document import visible
+from custom.sampling.atlas import WHOSE_DETAIL
 
 __all__ = ["create_app"]
 
@@ -117,6 +118,7 @@ class _Pages:
             lstrip_blocks=True,
         )
         self._templates.filters["sentence"] = sentence
+        self._templates.globals["whose_detail"] = WHOSE_DETAIL
 
     def _page(self, template: str, status: int = 200, **content: Any) -> HTMLResponse:
         text = self._templates.get_template(template).render(

@@ -24,8 +24,8 @@ from custom.geometry import Geometry, VolumeGrid
 
 __all__ = ["bundle_parser", "bundle_row"]
 
-#: Where an inference config says which weights it loads.
-MODEL_KEY = "model_file"
+#: Where an inference config says which weights it loads, and which atlas, whose hash no weights hold.
+MODEL_KEY, ATLAS_KEY = "model_file", "atlas_file"
 
 
 def bundle_parser(

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import Tensor
 
-from custom.benchmark.bundle_method import MODEL_KEY, bundle_parser, bundle_row
+from custom.benchmark.bundle_method import ATLAS_KEY, MODEL_KEY, bundle_parser, bundle_row
 from custom.benchmark.classical_methods import fdk_row, tv_row
 from custom.benchmark.cohort import common_grid
 from custom.benchmark.methods import VIEW_SETS, Method, mean_training_ct, network_row, sirt_row
@@ -246,8 +246,9 @@ class BundleEntry(Entry):
         code = sorted(Path(self.bundle).rglob("*.py"))
         found["files"] |= {str(path): sha256_file(path) for path in (*self._configs(), *code) if path.is_file()}
         weights = self._parser(None)
-        if MODEL_KEY in weights and (path := weights.get_parsed_content(MODEL_KEY)):
-            found["files"][str(path)] = sha256_file(path)
+        for key in (MODEL_KEY, ATLAS_KEY):
+            if key in weights and (path := weights.get_parsed_content(key)):
+                found["files"][str(path)] = sha256_file(path)
         return found
 
     def build(self, setting: Setting) -> Method:

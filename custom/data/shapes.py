@@ -62,10 +62,11 @@ def register(
         fixed: (X, Y, Z) in HU.
         moving: (X, Y, Z) in HU, on the same grid.
         spacing_mm: of the grid.
-        levels: coarse to fine: shrink factor, iterations.
+        levels: coarse to fine: shrink factor, iterations. A side must have as many voxels as the largest factor.
 
     Returns:
-        Displacement (3, X, Y, Z), mm: position p of `fixed` corresponds to p + displacement of `moving`.
+        Displacement, mm: position p of `fixed` corresponds to p + displacement of `moving`. (3, X, Y, Z) divided by the
+        last shrink factor, of voxels that many times as long.
 
     Raises:
         ValueError: if the shapes differ.
@@ -299,16 +300,12 @@ def ct_on_grid(case: Mapping[str, Any], grid: VolumeGrid) -> Tensor:
         ]
     )
     volume: Tensor = load({key: case[key] for key in ("source", "label")})["source"][0]  # type: ignore[index,call-overload]
-    return _continued(volume)
-
-
-def _continued(volume: Tensor) -> Tensor:
-    """The volume with its first and last scanned slice going on: demons would pull the body to where air begins."""
     scanned = (volume > AIR_HU / 2).flatten(0, 1).any(0).nonzero().flatten()
     if len(scanned) == 0:
-        raise ValueError("no body within the box around the isocentre that is registered: see --size_mm")
-    first, last = int(scanned[0]), int(scanned[-1])
-    inside = torch.arange(volume.shape[2]).clamp(first, last)
+        box = " x ".join(f"{2 * half:g}" for half in grid.half_extent_mm)
+        raise ValueError(f"{case['source']}: no body within {box} mm around the isocentre")
+    # Demons would pull the body to where air begins.
+    inside = torch.arange(volume.shape[2]).clamp(int(scanned[0]), int(scanned[-1]))
     return volume[:, :, inside]
 
 

@@ -59,7 +59,7 @@ class SyntheticCT:
             anterior and superior.
         sources: headers of the radiographs, all of one patient and one study; empty for pictures that are not DICOM.
         model: "name", "sha256" (64 hexadecimal digits of the weights file) and "version" of the model.
-        derivation: one sentence of what was done, at most 1024 characters; Derivation Description (0008,2111).
+        derivation: what was done, in a sentence or two, at most 1024 characters; Derivation Description (0008,2111).
         patient: PatientName, PatientID, PatientBirthDate (YYYYMMDD), PatientSex (M, F, O), only where ``sources`` is
             empty; what is not given stays empty.
         body_part: Body Part Examined (0018,0015), one of `BODY_PARTS`, where the radiographs do not agree on one of

@@ -125,6 +125,7 @@ class PosteriorEvaluator(SupervisedEvaluator):
             guidance_scale=sampler.guidance_scale,
             residual_scale=sampler.residual_scale,
             recentring=sampler.recentring,
+            atlas=None if sampler.atlas is None else sampler.atlas.settings,
             consistency_weight=sampler.consistency_weight,
             consistency_iterations=getattr(sampler.consistency, "iterations", None),
             consistency_final=getattr(sampler.final_consistency, "iterations", 0),

@@ -56,7 +56,7 @@ class Model:
     Attributes:
         name: as in `MODEL_NAMES`, or what its folder or file is called.
         sha256: of model.pt, which names the hashes of its parents.
-        parents: SHA-256 of "autoencoder" and "mean", where it has them.
+        parents: SHA-256 of "autoencoder", "mean" and "atlas", where it has them.
         meta: of its checkpoint (`custom.core.checkpoints`).
         grid: voxels of its volumes, in the isocentre frame.
         hu_window: lowest and highest HU that it gives.
@@ -244,7 +244,8 @@ def export(
 
     The folder holds model.pt, autoencoder.pt, mean.pt and atlas.nii.gz (where the model has them), thresholds.json of
     the trust checks, the card (README.md), LICENSE, and model.json with the SHA-256 of each. `fewview-ct reconstruct`,
-    the Deploy application and the Label task load it. It appears whole or not at all.
+    the Deploy application and the Label task load it. It appears whole or not at all. An atlas holds CTs of patients:
+    pass the folder on only where they may be passed on.
 
     Args:
         model: folder of a bundle, such as bundles/ldm_recon, a published name, or a model.pt.

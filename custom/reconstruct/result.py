@@ -19,6 +19,7 @@ from custom import __version__
 from custom.geometry import VolumeGrid
 from custom.models import Model
 from custom.radiographs import MetadataValue, Radiograph
+from custom.sampling.atlas import WHOSE_DETAIL
 from custom.trust import CheckResult, PoseRefinement, StatedIntervals, Verdict
 from custom.trust.pose_words import angles_deg, pose_sentences
 
@@ -104,13 +105,15 @@ class Reconstruction:
 
     @property
     def derivation(self) -> str:
-        """One sentence of what was done."""
+        """What was done, in a sentence or two."""
         count = len(self.views)
         views = f"{count} radiograph{'s'[: count > 1]}"
         what = f"Mean of {len(self.samples)} samples" if self.samples else "Volume"
+        detail = f" {WHOSE_DETAIL}" if self.samples and "atlas" in self.model.parents else ""
         return (
             f"{what} estimated from {views} by fewview-ct {__version__}, model {self.model.name} (SHA-256 "
             f"{self.model.sha256}); what the radiographs leave open is filled in from the model's training patients."
+            f"{detail}"
         )
 
     def all_warnings(self) -> list[str]:
@@ -141,6 +144,7 @@ class Reconstruction:
                 "name": self.model.name,
                 "sha256": self.model.sha256,
                 "parents": self.model.parents,
+                "sampling": self.model.sampling if self.samples else None,
                 "energy_kev": self.model.energy_kev,
                 "pixel_at_isocenter_mm": self.model.pixel_at_isocenter_mm,
             },

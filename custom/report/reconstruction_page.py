@@ -34,6 +34,7 @@ from custom.report.volume_pictures import (
     samples_picture,
     tissue_shares,
 )
+from custom.sampling.atlas import WHOSE_DETAIL
 from custom.trust import NAMES, CheckResult, PoseRefinement, StatedIntervals, Verdict
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def write_report(path: str | os.PathLike[str], content: ReportContent, largest: 
         "spacing": _times(content.grid.spacing_mm),
         "has_spread": content.std is not None,
         "spread_limit_hu": SPREAD_LIMIT_HU,
-        "has_atlas": content.std is not None and "atlas_sha256" in content.model,
+        "whose_detail": WHOSE_DETAIL if content.std is not None and "atlas_sha256" in content.model else "",
         "planes": _planes(content),
         "samples": _samples(content),
         **interval_section(content.intervals, content.hu, content.grid, content.grey_wider_than_hu),

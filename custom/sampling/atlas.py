@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from monai.networks.layers import GaussianFilter
@@ -25,7 +27,13 @@ from custom.networks.population_prior import sample_on
 from custom.projection import ProjectorCache
 from custom.sampling.encoded_mean import EncodedMean
 
-__all__ = ["Atlas", "write_atlas"]
+__all__ = ["WHOSE_DETAIL", "Atlas", "write_atlas"]
+
+#: What whoever looks at a sample, or at the mean of some, has to know.
+WHOSE_DETAIL = (
+    "Ribs, vessels and other fine structure are those of training patients, deformed to fit the radiographs: a nodule "
+    "or a calcification may be another person's, and what only this patient has may be missing."
+)
 
 #: Voxels of the registration; finer ones move nothing that few radiographs show.
 REGISTRATION_MM = 5.0
@@ -52,11 +60,12 @@ class Atlas:
             is kept; the atlas has better to offer than a diffusion model of few patients for what is finer.
 
     Attributes:
-        count: of the CTs.
+        count: how many CTs it has.
         settings: all that the result depends on beside sample, radiographs and m.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, one that `write_atlas` did not make, or coarse_mm of 0 or less.
+        FileNotFoundError, ValueError: no such file, one that `write_atlas` did not make, coarse_mm of 0 or less or
+            above the grid's side, or a grid too small to register anything on.
     """
 
     def __init__(
@@ -65,18 +74,21 @@ class Atlas:
         mean: EncodedMean,
         coarse_mm: float = 10.0,
     ) -> None:
-        if not coarse_mm > 0:
-            raise ValueError(f"coarse_mm must be above 0, got {coarse_mm}")
-        image = open_nifti(Path(path))
-        if len(image.shape) != 4 or image.get_data_dtype() != np.uint8:
-            found = f"shape {image.shape}, {image.get_data_dtype()}"
-            raise ValueError(f"{path}: {found}, but an atlas as 'fewview-ct atlas' writes it is (X, Y, Z, N), uint8")
-        self._stored = torch.from_numpy(np.asarray(image.dataobj).transpose(3, 0, 1, 2).copy())
-        self._stored_grid = _grid_of(image)
-        self.count, self.mean = len(self._stored), mean
         self.grid: VolumeGrid = mean.network.grid
+        longest = 2 * max(self.grid.half_extent_mm)
+        if not (isinstance(coarse_mm, int | float) and 0 < coarse_mm <= longest):
+            raise ValueError(f"coarse_mm must be above 0 and at most {longest:g}, the model's side; got {coarse_mm}")
+        stored, self._stored_grid = _read(Path(path))
+        self._stored = torch.from_numpy(stored)
+        self.count, self.mean = len(self._stored), mean
         finest = [round(2 * half / REGISTRATION_MM) for half in self.grid.half_extent_mm]
-        self._registration_grid = self.grid.resized([min(n, m) for n, m in zip(self.grid.shape, finest, strict=True)])
+        voxels = [min(n, m) for n, m in zip(self.grid.shape, finest, strict=True)]
+        if min(voxels) < LEVELS[0][0]:
+            raise ValueError(
+                f"a model of {self.grid.shape} voxels is too small for an atlas: registration takes {LEVELS[0][0]} of "
+                f"{REGISTRATION_MM:g} mm or more along each side"
+            )
+        self._registration_grid = self.grid.resized(voxels)
         self._smooth = GaussianFilter(3, [coarse_mm / s for s in self.grid.spacing_mm])
         beside = round(MARGIN_MM[0] / self.grid.spacing_mm[0])
         self._wide = self.grid.padded([beside, 0, 0])
@@ -136,6 +148,25 @@ class Atlas:
         return F.grid_sample((stored - LOWEST_HU)[None, None], where[None], align_corners=False) + LOWEST_HU
 
 
+def _read(path: Path) -> tuple[npt.NDArray[np.uint8], VolumeGrid]:
+    """The CTs of an atlas (N, X, Y, Z), as they are stored, and their grid around the isocentre."""
+    image: Any = open_nifti(path)
+    expected = "but an atlas as 'fewview-ct atlas' writes it is"
+    if len(image.shape) != 4 or image.get_data_dtype() != np.uint8:
+        raise ValueError(f"{path}: shape {image.shape}, {image.get_data_dtype()}, {expected} (X, Y, Z, N), uint8")
+    scale = image.dataobj.slope, image.dataobj.inter
+    if scale != (1, 0):
+        raise ValueError(f"{path}: values are scaled by {scale[0]:g} and {scale[1]:g}, {expected} not scaled")
+    try:
+        grid = _grid_of(image)
+        stored = np.asarray(image.dataobj)
+    except (EOFError, OSError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path}: is truncated or damaged ({error})") from error
+    if not np.allclose(image.affine, grid.affine(), atol=1e-3) or image.header.get_xyzt_units()[0] != "mm":
+        raise ValueError(f"{path}: affine {image.affine.tolist()}, {expected} RAS+ in mm around the isocentre")
+    return stored.transpose(3, 0, 1, 2).copy(), grid
+
+
 def _grid_of(image: Any) -> VolumeGrid:
     """The grid of a NIfTI image of `prepare`, around its own middle."""
     return VolumeGrid(image.shape[:3], tuple(np.linalg.norm(image.affine[:3, :3], axis=0)))  # type: ignore[arg-type]
@@ -166,7 +197,7 @@ def write_atlas(
 
     Raises:
         FileExistsError: the output exists.
-        FileNotFoundError, ValueError: as `load_cases`, for test patients, unknown names, or CTs that differ in shape.
+        FileNotFoundError, ValueError: as `load_cases`, for test patients, unknown names, or CTs on different grids.
     """
     if part == "test":
         raise ValueError("test patients must not enter what reconstructs them: choose another part")
@@ -178,12 +209,17 @@ def write_atlas(
     if unknown := sorted(set(leave_out) - {case["case"] for case in cases}):
         raise ValueError(f"{data_list_file}: has no case {unknown[0]!r} under {part!r}, which leave_out names")
     stored: list[np.ndarray] = []
+    first: VolumeGrid | None = None
     for case in tqdm([case for case in cases if case["case"] not in leave_out], desc="CTs", disable=None):
         label = _grid_of(open_nifti(Path(case["label"])))
+        first = first or label
+        if label != first:
+            raise ValueError(
+                f"{case['label']}: {label.shape} voxels of {label.spacing_mm} mm, others have {first.shape} of "
+                f"{first.spacing_mm}: prepare them together"
+            )
         grid = label.padded([round(margin / s) for margin, s in zip(MARGIN_MM, label.spacing_mm, strict=True)])
         hu = ct_on_grid(case, grid).numpy()
-        if stored and hu.shape != stored[0].shape:
-            raise ValueError(f"{case['label']}: shape {label.shape}, others' differs: prepare them together")
         stored.append(((hu - LOWEST_HU) / STEP_HU).round().clip(0, 255).astype(np.uint8))
     if not stored:
         raise ValueError(f"{data_list_file}: nothing is left of {part!r}")

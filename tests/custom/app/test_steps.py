@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from custom.app.case_folder import Cases
 from custom.app.question_fields import asked_about, sentence
 from custom.app.work_queue import WorkQueue, _environment, _failure
 from custom.radiographs import read_radiographs
+from custom.sampling.atlas import WHOSE_DETAIL
 from tests.custom.app.test_app_pages import HERE, LIMITS, client_of, new_case, radiograph, record, settled
 
 
@@ -122,3 +125,15 @@ def test_an_assumption_says_which_answers_it_stands_for() -> None:
 @pytest.mark.parametrize(("text", "said"), [("is it?", "Is it?"), ("it is", "It is."), ("it is.", "It is."), ("", ".")])
 def test_messages_are_sentences(text: str, said: str) -> None:
     assert sentence(text) == said
+
+
+@pytest.mark.parametrize("model", [{"sampling": {"atlas": {"sha256": "0"}}}, {"sampling": {"atlas": None}}, {}])
+def test_the_result_says_whose_the_detail_of_samples_is(client: TestClient, tmp_path: Path, model: dict) -> None:
+    case = new_case(client)
+    result = tmp_path / case[1:] / "result"
+    result.mkdir()
+    content = {"verdict": "PASS", "checks": [], "radiographs": [{}], "created": "2026-11-30T12:00:00"}
+    (result / "result.json").write_text(json.dumps({**content, "model": {"name": "ldm_recon", **model}}))
+    page = html.unescape(client.get(case).text)
+    assert "The CT is there" in page
+    assert (WHOSE_DETAIL in page) == bool((model.get("sampling") or {}).get("atlas"))

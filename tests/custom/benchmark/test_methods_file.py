@@ -16,6 +16,7 @@ from custom.benchmark.cohort import on_grid
 from custom.benchmark.jobs import DONE, FAILED, slug
 from custom.benchmark.methods_file import Setting, read_methods
 from custom.core.checkpoints import save_checkpoint
+from custom.core.files import sha256_file
 from custom.geometry import Geometry, VolumeGrid
 from custom.sampling import load_sampler
 from tests.custom.benchmark.tiny_benchmark import GRID, tiny_network, write_cohort, write_methods, write_toy_bundle
@@ -149,7 +150,8 @@ def test_samples_of_ldm_recon_come_through_its_own_inference_config(tmp_path: Pa
     entry["overrides"] = {**settings, "autoencoder_checkpoint": str(parent)}
     (method,), _ = read_methods(write_methods(tmp_path, entry))
     setting = Setting("none.json", GRID, GRID, torch.device("cpu"))
-    assert str(parent) in method.identity(setting)["files"]
+    files = method.identity(setting)["files"]
+    assert str(parent) in files and sha256_file(BUNDLES / "ldm_recon/models/atlas.nii.gz") in files.values()
     built = method.build(setting)
     image, views = radiographs()
     assert built.grid == GRID and built.draw is not None

@@ -132,7 +132,7 @@ def test_no_scheduler_there(address: str, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("count", [-1, 0])
 def test_bad_count(count: int) -> None:
     with pytest.raises(ValueError, match=f"^workers is {count}; give 1 or more$"):
-        Workers(-1)
+        Workers(count)
 
 
 def tls_settings(folder: Path) -> dict[str, Any]:

@@ -82,6 +82,7 @@ def test_a_case_is_written_and_the_engine_has_the_mean(tmp_path: Path) -> None:
     made.run()
     content = json.loads((tmp_path / "p1/uncertainty.json").read_text())
     assert content["model"] == "x" and content["views"] == 2 and content["summary"]["samples"] == 3
+    assert content["atlas"] is None
     names = {path.name for path in (tmp_path / "p1").iterdir()}
     assert {"mean.nii.gz", "std.nii.gz", "squared_bias.nii.gz", "samples.csv", "uncertainty.png"} <= names
     assert {f"sample_000{n}.nii.gz" for n in range(3)} <= names and "state.pt" not in names

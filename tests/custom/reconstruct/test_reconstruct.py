@@ -103,6 +103,7 @@ def test_samples_give_a_mean_and_its_uncertainty(
     record = json.loads((tmp_path / "out/result.json").read_text())
     assert {"uncertainty.nii.gz", "uncertainty.dcm", "samples/sample_002.nii.gz"} <= set(record["files"])
     model = load_model(folder / "ldm")
+    assert record["model"]["sampling"] == model.sampling and model.sampling["atlas"] is None  # type: ignore[index]
     expected = [sample.round() for sample in model.samples(found.image, found.views, 3, 4)]
     assert all(torch.equal(a.float(), b) for a, b in zip(found.samples, expected, strict=True))
     again = reconstruct([case["image"]], **options)

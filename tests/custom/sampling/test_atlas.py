@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,10 +144,21 @@ def test_what_is_left_out_must_be_there_and_not_be_all(tmp_path: Path, names: li
         write_atlas(cohort(tmp_path, chest()), tmp_path / "atlas.nii.gz", leave_out=names)
 
 
-def test_cts_of_different_shapes_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("first", "spacing_mm", "message"),
+    [(1, 10.0, r"ct1.nii.gz: \(31, 32, 32\) voxels"), (0, 8.0, r"voxels of \(8.0, 10.0, 10.0\) mm, others have")],
+)
+def test_cts_on_different_grids_are_refused(tmp_path: Path, first: int, spacing_mm: float, message: str) -> None:
     path = cohort(tmp_path, chest(), chest())
-    write_nifti(tmp_path / "ct1.nii.gz", chest().numpy()[1:].astype(np.int16), GRID.affine())
-    with pytest.raises(ValueError, match=r"ct1.nii.gz: shape \(31, 32, 32\), others' differs"):
+    affine = np.diag([spacing_mm, 10.0, 10.0, 1.0])
+    write_nifti(tmp_path / "ct1.nii.gz", chest().numpy()[first:].astype(np.int16), affine)
+    with pytest.raises(ValueError, match=message):
+        write_atlas(path, tmp_path / "atlas.nii.gz")
+
+
+def test_a_ct_without_a_body_is_named(tmp_path: Path) -> None:
+    path = cohort(tmp_path, torch.full(GRID.shape, -1000.0))
+    with pytest.raises(ValueError, match=r"ct0.nii.gz: no body within 440 x 320 x 380 mm around the isocentre"):
         write_atlas(path, tmp_path / "atlas.nii.gz")
 
 
@@ -155,6 +169,54 @@ def test_a_file_that_is_no_atlas_is_named(tmp_path: Path, array: np.ndarray) -> 
         Atlas(tmp_path / "ct.nii.gz", FewIterations())  # type: ignore[arg-type]
 
 
-def test_nothing_coarse_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="coarse_mm must be above 0"):
-        atlas(tmp_path, chest(), coarse_mm=0.0)
+def flipped(affine: np.ndarray) -> np.ndarray:
+    return np.diag([-1.0, 1, 1, 1]) @ affine
+
+
+def turned(affine: np.ndarray) -> np.ndarray:
+    return affine[[1, 0, 2, 3]]
+
+
+def moved(affine: np.ndarray) -> np.ndarray:
+    return affine + np.array([[0.0, 0, 0, 30]] + 3 * [[0.0] * 4])
+
+
+@pytest.mark.parametrize("change", [flipped, turned, moved])
+def test_an_atlas_that_lies_otherwise_is_refused(tmp_path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    path = write_atlas(cohort(tmp_path, chest()), tmp_path / "atlas.nii.gz")
+    image: Any = nib.load(path)
+    write_nifti(path, np.asarray(image.dataobj), change(image.affine))
+    with pytest.raises(ValueError, match=r"atlas.nii.gz: affine .* RAS\+ in mm around the isocentre"):
+        Atlas(path, FewIterations())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [(112, struct.pack("<f", 2.0), "values are scaled by 2 and 0"), (-3000, b"", "is truncated or damaged")],
+    ids=["scaled", "truncated"],
+)
+def test_a_scaled_or_truncated_atlas_is_refused(tmp_path: Path, place: int, value: bytes, message: str) -> None:
+    path = write_atlas(cohort(tmp_path, chest()), tmp_path / "atlas.nii.gz")
+    content = path.read_bytes()
+    if place > 0:
+        plain = bytearray(gzip.decompress(content))
+        plain[place : place + len(value)] = value
+        path.write_bytes(gzip.compress(bytes(plain)))
+    else:
+        path.write_bytes(content[:place])
+    with pytest.raises(ValueError, match=rf"atlas.nii.gz: {message}"):
+        Atlas(path, FewIterations())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("coarse_mm", [0.0, float("nan"), float("inf"), 321.0, "10"])
+def test_what_cannot_be_coarse_is_refused(tmp_path: Path, coarse_mm: Any) -> None:
+    with pytest.raises(ValueError, match="coarse_mm must be above 0 and at most 320"):
+        atlas(tmp_path, chest(), coarse_mm=coarse_mm)
+
+
+def test_a_grid_that_nothing_can_be_registered_on_is_refused(tmp_path: Path) -> None:
+    mean = FewIterations()
+    mean.network.grid = VolumeGrid((3, 32, 32), (100.0, 10.0, 10.0))
+    path = write_atlas(cohort(tmp_path, chest()), tmp_path / "atlas.nii.gz")
+    with pytest.raises(ValueError, match=r"\(3, 32, 32\) voxels is too small for an atlas"):
+        Atlas(path, mean)  # type: ignore[arg-type]
