@@ -35,10 +35,12 @@ ADDED = {
 SAMPLING = {
     "samples", "sample_seed", "sample_batch_size", "keep_samples", "steps", "guidance_scale", "solver", "quantise",
     "residual_scale", "recentring", "consistency_weight", "consistency_iterations", "consistency_final",
+    "atlas", "atlas_file", "atlas_coarse_mm",
 }  # fmt: skip
 ADDED_BY = {
     "seg_guidance": {"jitter", "weak_truth"}, "ldm_recon": SAMPLING,
-    "voxel_diffusion": SAMPLING - {"quantise", "residual_scale", "recentring"},
+    "voxel_diffusion": SAMPLING
+    - {"quantise", "residual_scale", "recentring", "atlas", "atlas_file", "atlas_coarse_mm"},
 }  # fmt: skip
 #: Keys that every train.json has; and where inr_recon has more, those that a bundle has, too.
 COMMON = {"epochs", "learning_rate", "grid", "save_dict", "ema"}

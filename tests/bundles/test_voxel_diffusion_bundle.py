@@ -175,5 +175,6 @@ def test_keys_that_bundles_share_mean_the_same() -> None:
     sibling = Bundle("ldm_recon").config("evaluate.json")
     shared = ["samples", "sample_seed", "keep_samples", "steps", "guidance_scale", "solver", "pixel_at_isocenter_mm"]
     for key in [*shared, "consistency_weight", "consistency_iterations", "consistency_final"]:
-        assert evaluate[key] == inferred[key] == sibling[key], key
+        assert evaluate[key] == inferred[key], key
+        assert key == "steps" or inferred[key] == sibling[key], key  # an atlas needs fewer
     assert config("train.json")["hu_window"] == inferred["hu_window"]
