@@ -131,9 +131,8 @@ class Atlas:
 
     def _displaced(self, field: Tensor, displacement: Tensor) -> Tensor:
         """Displacements (X, Y, Z, 3) on the wide grid, read where its points are displaced to."""
-        half = torch.tensor(self._wide.half_extent_mm, device=field.device)
-        where = ((self._wide.points(field.device) + displacement) / half).flip(-1)
-        read = F.grid_sample(field.movedim(-1, 0)[None], where[None], padding_mode="border", align_corners=False)
+        where = self._where(self._wide, displacement, field.device)
+        read = F.grid_sample(field.movedim(-1, 0)[None], where, padding_mode="border", align_corners=False)
         return read[0].movedim(0, -1)
 
     def _moved(self, stored: Tensor, displacement: Tensor | float) -> Tensor:
@@ -141,11 +140,15 @@ class Atlas:
 
         Above and below, its last slices go on; beside it there is air.
         """
-        half = torch.tensor(self._stored_grid.half_extent_mm, device=stored.device)
-        where = ((self._wide.points(stored.device) + displacement) / half).flip(-1)
+        where = self._where(self._stored_grid, displacement, stored.device)
         last = 1 - 1 / self._stored_grid.shape[2]
         where[..., 0].clamp_(-last, last)
-        return F.grid_sample((stored - LOWEST_HU)[None, None], where[None], align_corners=False) + LOWEST_HU
+        return F.grid_sample((stored - LOWEST_HU)[None, None], where, align_corners=False) + LOWEST_HU
+
+    def _where(self, grid: VolumeGrid, displacement: Tensor | float, device: torch.device) -> Tensor:
+        """The wide grid's points, displaced, where `grid_sample` finds them on another grid: (1, X, Y, Z, 3)."""
+        half = torch.tensor(grid.half_extent_mm, device=device)
+        return ((self._wide.points(device) + displacement) / half).flip(-1)[None]
 
 
 def _read(path: Path) -> tuple[npt.NDArray[np.uint8], VolumeGrid]:
