@@ -50,8 +50,8 @@ class Atlas:
     Wilson et al., JMLR 22:105, 2021): with x' from the prior and m the mean given radiographs, m(y) + x' - m(A x') is
     a sample of the posterior, exactly so for Gaussians. Here x' is a patient's CT, deformed so that ribs and
     vessels come to lie about where this patient has them. Two registrations, the second of what the first has left,
-    compare like with like: what m makes of either. A projects along the same views. What the two patients have in
-    common, m blurs in both, and it cancels out.
+    compare like with like: what m makes of either, the first one what m's first stage does, which is faster. A projects
+    along the same views. What the two patients have in common, m blurs in both, and it cancels out.
 
     Args:
         path: file that `write_atlas` made.
@@ -109,23 +109,33 @@ class Atlas:
         Returns:
             (1, 1, X, Y, Z), not clipped.
         """
-        coarse = reconstruction + self._smooth.to(sample.device)(sample - reconstruction)
+        deviation = self._smooth.to(sample.device)(sample - reconstruction)
+        moved_by = self._small(deviation, self.grid)
         stored = self._stored[index % self.count].to(sample.device).float() * STEP_HU + LOWEST_HU
-        first = self._field(coarse, self._reconstructed(self._moved(stored, 0.0), image, views), LEVELS[:2])
-        second = self._field(coarse, self._reconstructed(self._moved(stored, first), image, views), LEVELS[1:])
+        seen = self._radiographs(self._moved(stored, 0.0), image, views)
+        rough = [self._small(*self.mean.first_stage(each, views)) for each in (image, seen)]
+        first = self._field(rough[0] + moved_by, rough[1], LEVELS[:2])
+        seen = self._radiographs(self._moved(stored, first), image, views)
+        made = self._small(self.mean.volume(seen, views), self.grid)
+        second = self._field(self._small(reconstruction, self.grid) + moved_by, made, LEVELS[1:])
         patient = self._moved(stored, second + self._displaced(first, second))
         inside = hu_to_unit(patient[(..., *self.grid.middle_of(self._wide))], self.mean.network.hu_window)
-        return coarse + inside - self._reconstructed(patient, image, views)
+        known = self.mean.volume(self._radiographs(patient, image, views), views)
+        return reconstruction + deviation + inside - known
 
-    def _reconstructed(self, patient: Tensor, image: Tensor, views: Tensor) -> Tensor:
-        """m(A x'): what the mean network makes of a patient's radiographs along these views, `hu_window` as [-1, 1]."""
+    def _radiographs(self, patient: Tensor, image: Tensor, views: Tensor) -> Tensor:
+        """A x': a patient's line integrals along these views, (1, K, V, U) as the radiographs `image`."""
         attenuation = hu_to_attenuation(patient, self.mean.network.energy_kev)
-        return self.mean.volume(self._projector(self._wide, image.shape[2:])(attenuation, views[0]), views)
+        return self._projector(self._wide, image.shape[2:])(attenuation, views[0])
+
+    def _small(self, volume: Tensor, grid: VolumeGrid) -> Tensor:
+        """A volume on the grid of the registration."""
+        return sample_on(self._registration_grid, volume, grid)
 
     def _field(self, fixed: Tensor, moving: Tensor, levels: Sequence[tuple[int, int]]) -> Tensor:
-        """Displacements (X, Y, Z, 3) [mm] on the wide grid from one volume to the other."""
+        """Displacements (X, Y, Z, 3) [mm] on the wide grid from one small volume to the other."""
         coarse, window = self._registration_grid, self.mean.network.hu_window
-        one, other = (unit_to_hu(sample_on(coarse, v, self.grid), window)[0, 0].cpu() for v in (fixed, moving))
+        one, other = (unit_to_hu(volume, window)[0, 0].cpu() for volume in (fixed, moving))
         field = register(one, other, coarse.spacing_mm, levels).to(fixed.device)
         return sample_on(self._wide, field[None], coarse)[0].movedim(0, -1)
 

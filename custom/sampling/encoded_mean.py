@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from custom.core.checkpoints import definition, load_checkpoint
+from custom.geometry import VolumeGrid
 
 __all__ = ["EncodedMean"]
 
@@ -56,3 +57,13 @@ class EncodedMean:
     def volume(self, image: Tensor, views: Tensor, view_mask: Tensor | None = None) -> Tensor:
         """Radiographs (B, K, V, U) to the reconstruction (B, 1, X, Y, Z), `hu_window` as [-1, 1], clipped."""
         return self.network(image, views, view_mask).clamp(-1, 1)
+
+    @torch.no_grad()
+    def first_stage(self, image: Tensor, views: Tensor) -> tuple[Tensor, VolumeGrid]:
+        """The same before the network adds detail, on a grid of its own: in a third of the time or less.
+
+        Of a network that has a single stage, the reconstruction.
+        """
+        if self.network.volume_network is None:
+            return self.volume(image, views), self.network.grid
+        return self.network(image, views, coarse=True).clamp(-1, 1), self.network.coarse_grid

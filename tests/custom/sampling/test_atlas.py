@@ -58,6 +58,9 @@ class FewIterations:
     def volume(self, image: Tensor, views: Tensor, view_mask: Tensor | None = None) -> Tensor:
         return hu_to_unit(attenuation_to_hu(sirt(PROJECTOR, image, views[0], 8)), WINDOW)
 
+    def first_stage(self, image: Tensor, views: Tensor) -> tuple[Tensor, VolumeGrid]:
+        return hu_to_unit(attenuation_to_hu(sirt(PROJECTOR, image, views[0], 4)), WINDOW), GRID
+
 
 def cohort(folder: Path, *cts: Tensor) -> Path:
     entries = []

@@ -16,6 +16,7 @@ from custom.metrics import NOISE_GROUP, SampleStatistics
 from custom.networks import VQGAN
 from custom.projection.data_consistency import ReprojectionCorrection
 from custom.sampling import EncodedMean, PosteriorSampler, collect_samples, load_sampler
+from tests.custom.networks.test_coarse_to_fine import small as coarse_to_fine
 from tests.custom.networks.tiny_diffusion import GRID, autoencoder, denoiser, mean_network, radiographs
 
 
@@ -366,3 +367,12 @@ def test_a_mean_is_the_encoded_reconstruction_of_every_case(tmp_path: Path) -> N
     vqgan.hu_window = (-900.0, 900.0)
     with pytest.raises(ValueError, match=r"mean\.pt: HU window"):
         EncodedMean(path, vqgan)
+
+
+def test_the_first_stage_of_a_mean_network_is_what_it_has_before_its_detail(tmp_path: Path) -> None:
+    mean, (image, views) = EncodedMean(mean_network(tmp_path / "mean.pt", 1), autoencoder()), radiographs()
+    volume, grid = mean.first_stage(image, views)  # of one that has a single stage
+    assert grid == mean.network.grid and torch.equal(volume, mean.volume(image, views))
+    mean.network = staged = coarse_to_fine()
+    volume, grid = mean.first_stage(image, views)
+    assert grid == staged.coarse_grid and torch.equal(volume, staged(image, views, coarse=True).clamp(-1, 1))
