@@ -8,15 +8,17 @@ and the centres of mass of their rows (`pose_consistency`; Ludwig, Comm. Pure Ap
 stays: moving all alike changes nothing that radiographs could tell.
 
 Every move costs as much as its usual size says, so that what the radiographs leave open stays as it is stated
-(maximum a posteriori, with the noise as large as the disagreement that is left).
+(maximum a posteriori, with the noise as large as the disagreement that is left), and of a move only the numbers remain
+that it does not fit without.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -44,6 +46,8 @@ _BLUR_MM = (40.0, 15.0, 0.0)
 #: Of a move that is believed, from cone and from parallel beams: on validation CTs and phantoms, gains of correct poses
 #: reached 7 and 21, and those of 10 degrees began at 22 and 74.
 _LEAST_GAIN, _LEAST_GAIN_PARALLEL = 10.0, 22.0
+#: What it must cost to leave out a number of a move (a turn, a shift), as twice a log likelihood.
+_LEAST_PART = 6.0
 #: Of a tolerance: a fit that ends there has found no pose, but the way out of something else that is wrong.
 _AT_ITS_END = 0.95
 #: Of half a tolerance, for derivatives by differences.
@@ -54,6 +58,7 @@ _GAIN = (0.85, 1.15)
 _LEAST_SHARE = 0.5
 #: A centre of mass so far off counts as much as planes that contradict each other wholly.
 _CENTER_MM = 5.0
+_Function: TypeAlias = Callable[[np.ndarray], np.ndarray]
 _CUT_OFF = "too few rows show the body from side to side in all views"
 
 
@@ -188,7 +193,8 @@ def refine_poses(
             at = residuals(z)
             return np.stack([(residuals(z + _STEP * e) - at) / _STEP for e in np.eye(len(z))], 1)
 
-        z = least_squares(residuals, z, jacobian, bounds=(-2.0, 2.0), xtol=1e-3, ftol=1e-3, max_nfev=12).x
+        z = _fitted(residuals, jacobian, z)
+    z = _simplest(residuals, jacobian, z)
     each = z.reshape(others, -1)
     still = [np.where(np.arange(others)[:, None] == k, 0.0, each).ravel() for k in range(others)]
     cost, *without = (float(np.square(residuals(one)).sum()) for one in (z, *still))
@@ -202,6 +208,37 @@ def refine_poses(
         moved(z, views.double()).to(views.dtype), tuple(moves(z)), (0.0, *gains.tolist()), (False, *at_limit.tolist()),
         free, (before, after),
     )  # fmt: skip
+
+
+def _fitted(residuals: _Function, jacobian: _Function, z: np.ndarray) -> np.ndarray:
+    limits = -2.0, 2.0
+    return least_squares(residuals, z.clip(*limits), jacobian, bounds=limits, xtol=1e-3, ftol=1e-3, max_nfev=12).x
+
+
+def _simplest(residuals: _Function, jacobian: _Function, z: np.ndarray) -> np.ndarray:
+    """The best fit of as few numbers as do nearly as well.
+
+    Two pictures hardly tell a turn from a shift, and what is a bit of both spoils more than the turn alone did.
+    Backward elimination by Wald's statistic (Draper and Smith, Applied Regression Analysis); the rest is fitted again.
+    """
+    slope, kept, best = jacobian(z), np.arange(len(z)), z
+    while len(kept):
+        inverse = np.linalg.inv(slope[:, kept].T @ slope[:, kept])
+        cost = np.square(best) / np.diag(inverse)
+        least = int(cost.argmin())
+        if cost[least] >= _LEAST_PART:
+            break
+        best = np.delete(best - inverse[least] * best[least] / inverse[least, least], least)
+        kept = np.delete(kept, least)
+
+    def whole(part: np.ndarray) -> np.ndarray:
+        values = np.zeros_like(z)
+        values[kept] = part
+        return values
+
+    if not len(kept):
+        return whole(best)
+    return whole(_fitted(lambda part: residuals(whole(part)), lambda part: jacobian(whole(part))[:, kept], best))
 
 
 def _why_not(views: Tensor, pairs: Sequence[tuple[int, int]]) -> str | None:

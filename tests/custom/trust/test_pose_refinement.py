@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from custom.geometry import views_from_angles
 from custom.trust import PoseTolerance, refine_poses
-from custom.trust.pose_refinement import ViewMove, moved_view
+from custom.trust.pose_refinement import ViewMove, _simplest, moved_view
 from custom.trust.pose_words import pose_sentences, pose_warnings
 from tests import analytic
 
@@ -58,6 +60,7 @@ def test_a_view_that_stands_elsewhere_is_moved_back(views: tuple[list[float], st
     assert abs(left.angle_deg + wrong.angle_deg) < 2.0
     assert abs(left.along_rows_mm + wrong.along_rows_mm) < 2.0
     assert abs(left.along_columns_mm + wrong.along_columns_mm) < 0.5
+    assert {name for name, value in asdict(left).items() if value} == {k for k, v in asdict(wrong).items() if v}
     assert all(move == ViewMove() for k, move in enumerate(found.moves) if k != 1)
     assert torch.equal(found.views[0], stated[0]) and torch.equal(found.stated, stated)
     torch.testing.assert_close(found.views[1], moved_view(stated[1], left))
@@ -74,6 +77,19 @@ def test_parallel_shifts_along_rows_are_known_but_for_a_shift_of_the_body() -> N
     assert abs(oblique - lateral * math.sin(math.radians(45))) < 1.0
     assert found.disagreement is not None and found.disagreement[1] < 0.3 * found.disagreement[0]
     assert all(abs(move.angle_deg) < 3.0 for move in found.moves)
+
+
+def test_of_numbers_that_fit_as_well_the_fewest_remain() -> None:
+    """A line of measurements by a turn, with a shift that looks nearly the same and is not in them."""
+    rng = np.random.default_rng(0)
+    turn = rng.normal(size=200)
+    slopes = np.stack([turn, turn + 0.2 * rng.normal(size=200), rng.normal(size=200)], 1)
+    for truth in ([1.0, 0.0, 0.0], [0.0, -1.0, 0.5], [0.0, 0.0, 0.0]):
+        seen = slopes @ truth + 0.5 * rng.normal(size=200)
+        best = np.linalg.lstsq(slopes, seen, rcond=None)[0]
+        found = _simplest(lambda z, seen=seen: (slopes @ z - seen) / 0.5, lambda z: slopes / 0.5, best)
+        assert (found != 0).tolist() == [value != 0 for value in truth]
+        np.testing.assert_allclose(found, truth, atol=0.1)
 
 
 @pytest.mark.parametrize("views", [CONE, PARALLEL])
