@@ -182,20 +182,21 @@ def test_what_cannot_be_read_is_left_out_and_a_radiograph_added_without_losing_a
     wrong = [tmp_path / "letter.pdf", tmp_path / "photo.jpg"]
     for path, start in zip(wrong, (b"%PDF-1.7 ", b"\xff\xd8\xff\xe0"), strict=True):
         path.write_bytes(start + bytes(200))
-    browser.visit(f"{server.address}/", "document.getElementById('files') !== null")
+    loaded = "document.readyState === 'complete' && "  # the script that sends is there
+    browser.visit(f"{server.address}/", f"{loaded}document.getElementById('files') !== null")
     browser.give_files("#files", *wrong, frontal)
     browser.wait_for("document.querySelector('.files small') !== null", 240)
     assert "2 of 3 radiographs cannot be read" in text(browser)
     look(browser, "wrong")
     focus_on(browser, "button.main")
     enter(browser)
-    browser.wait_for("document.getElementById('answers') !== null", 240)
+    browser.wait_for(f"{loaded}document.getElementById('answers') !== null", 240)
     assert "letter.pdf" not in text(browser)
 
     focus_on(browser, '[name="0:source_to_detector_mm"]')
     browser.write("1800")
     browser.give_files("#files", lateral)
-    browser.wait_for("document.querySelectorAll('.radiograph').length === 2", 240)
+    browser.wait_for(f"{loaded}document.querySelectorAll('.radiograph').length === 2", 240)
     assert browser.evaluate("""document.querySelector('[name="0:source_to_detector_mm"]').value""") == "1800"
     assert "Which way round is the picture?" in text(browser)
     too_many = [tmp_path / f"{number}.dcm" for number in range(15)]
