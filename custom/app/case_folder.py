@@ -6,8 +6,10 @@
 | files/ | radiographs and sidecars, under names of our own |
 | reading.json, picture_N.png | what was read (`custom.app.read_case`) |
 | answered-on-the-page.json | the answers and the names of the files, as `--geometry` reads them |
+| unreadable.json | what is wrong with each file that cannot be read |
 | log.txt | what the last step said |
 | result/, plan/ | of `fewview-ct reconstruct` and `fewview-ct plan` |
+| earlier/ | the result before radiographs or answers changed |
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ from typing import Any, BinaryIO
 from custom.core.files import read_json_object, write_json
 from custom.radiographs import ANSWERS_FORMAT
 
-__all__ = ["ANSWERS", "ID", "Case", "Cases", "Limits", "Refused"]
+__all__ = ["ANSWERS", "EARLIER", "ID", "RESULT", "UNREADABLE", "Case", "Cases", "Limits", "Refused"]
 
 FORMAT, RECORD = "fewview-ct case 1", "case.json"
 #: The answers, for `--geometry`.
 ANSWERS = "answered-on-the-page.json"
+#: Why files cannot be read, by our names.
+UNREADABLE = "unreadable.json"
+RESULT, EARLIER = "result", "earlier"
 #: How the name of a folder begins that is being removed.
 _REMOVED = ".removed-"
 #: 192 random bits in base64, as a pattern.
@@ -191,6 +196,14 @@ class Case:
         for name in names:
             for path in self.folder.glob(name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def set_aside(self) -> None:
+        """Radiographs or answers change: nothing of what was read is valid any more, and a CT is the earlier one."""
+        if self.has(f"{RESULT}/result.json"):
+            self.clear(EARLIER)
+            (self.folder / RESULT).rename(self.folder / EARLIER)
+            self.save(sent="")
+        self.clear("reading.json", "picture_*.png", UNREADABLE, RESULT, "plan")
 
     def shown(self, text: str) -> str:
         """A message with the client's names in the place of ours."""

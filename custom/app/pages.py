@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import shutil
 import time
-import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from custom import __version__
-from custom.app.case_folder import Case, Cases, Refused
+from custom.app.case_folder import EARLIER, RESULT, UNREADABLE, Case, Cases, Refused
 from custom.app.guard import Guard, form_of
 from custom.app.question_fields import (
     ASSUMPTIONS,
@@ -35,6 +33,7 @@ from custom.app.question_fields import (
     sentence,
     written,
 )
+from custom.app.result_files import REPORTS, downloads, file_of, zipped
 from custom.app.work_queue import Installation, WorkQueue, progress
 from custom.core.files import read_json_object
 from custom.report.document import visible
@@ -44,9 +43,6 @@ __all__ = ["create_app"]
 
 _HERE = Path(__file__).parent
 _QUERIES = ("accession", "study", "patient")
-#: What a case gives away: files by the name in the link, with the name that a client gets.
-_FILES = {"ct.nii.gz": "result/ct.nii.gz", "report.html": "result/report.html", "result.json": "result/result.json",
-          "uncertainty.nii.gz": "result/uncertainty.nii.gz", "plan.html": "plan/plan.html"}  # fmt: skip
 #: A report brings scripts of its own, which its own policy names; here it may do nothing with this server.
 _OF_REPORTS = {"Content-Security-Policy": "sandbox allow-scripts allow-modals allow-downloads; frame-ancestors 'none'"}
 
@@ -86,7 +82,7 @@ def create_app(cases: Cases, installation: Installation, hosts: Collection[str],
         *(
             Route(f"{case}/{name}", pages.step(action), methods=["POST"])
             for name, action in {
-                "read": pages.read, "answers": pages.answer, "remove-file": pages.remove_file,
+                "read": pages.read, "answers": pages.answer, "remove-files": pages.remove_files,
                 "reconstruct": pages.reconstruct, "plan": pages.plan, "send": pages.send, "edit": pages.edit,
             }.items()
         ),
@@ -181,6 +177,7 @@ class _Pages:
                     stream.write(chunk)
         except ClientDisconnect as error:
             raise Refused(400, "The file did not come whole.") from error
+        case.set_aside()
         return JSONResponse({"bytes": size}, 201)
 
     def step(self, action: Callable[[Case, dict[str, list[str]]], None]) -> Callable[[Request], Awaitable[Response]]:
@@ -191,6 +188,8 @@ class _Pages:
             case = self._case(request)  # as it is once the form is there
             if case.is_busy:
                 raise Refused(409, "This case is being worked on: wait until that is done.")
+            if action != self.remove_files and (coming := case.unfinished()):
+                raise Refused(409, f"{case.record['files'][coming[0]]} is still on its way: wait until it is there.")
             action(case, fields)
             self.queue.wake()
             return RedirectResponse(f"/cases/{case.id}", 303)
@@ -201,8 +200,6 @@ class _Pages:
         """Read the files."""
         if not any(not own.endswith(".json") for own in case.record["files"]):
             raise Refused(400, "There is no radiograph yet.")
-        if coming := case.unfinished():
-            raise Refused(409, f"{case.record['files'][coming[0]]} is still on its way: wait until it is there.")
         lonely = [
             name for own, name in case.record["files"].items() if own.endswith(".json") and not _has_picture(case, own)
         ]
@@ -235,18 +232,20 @@ class _Pages:
         accept = sorted({*kept, *accept})
         if reading["questions"] and not changed and accept == case.record["accept"]:
             wrong = wrong or "Nothing new was answered: write or choose something where an answer is asked for."
-        case.save(answers=answers, accept=accept, error=wrong)
+        adding = "adding" in fields  # radiographs come next, and all are read after them
+        case.save(answers=answers, accept=accept, error="" if adding else wrong)
         case.write_answers()
-        if not wrong:
+        if not wrong and not adding:
             self.read(case, fields)
 
-    def remove_file(self, case: Case, fields: dict[str, list[str]]) -> None:
-        """Go on without a radiograph."""
-        case.remove_file(fields.get("file", [""])[0])
+    def remove_files(self, case: Case, fields: dict[str, list[str]]) -> None:
+        """Go on without a radiograph, or several."""
+        for name in fields.get("file", [""]):
+            case.remove_file(name)
         case.write_answers()
-        case.clear("reading.json", "picture_*.png")
+        case.set_aside()
         case.save(error="")
-        if any(not own.endswith(".json") for own in case.record["files"]):
+        if not case.unfinished() and any(not own.endswith(".json") for own in case.record["files"]):
             self.read(case, fields)
 
     def edit(self, case: Case, fields: dict[str, list[str]]) -> None:
@@ -316,12 +315,11 @@ class _Pages:
             content["until"] = time.strftime("%Y-%m-%d", time.localtime(until))
         if case.is_busy:
             return self._page("working.html", **content, **self._state(case))
-        if case.has("result/result.json"):
-            result = read_json_object(case.folder / "result" / "result.json")
-            plan = read_json_object(case.folder / "plan" / "plan.json") if case.has("plan/plan.json") else None
-            patient = _reading(case)["patient"] if case.has("reading.json") else {}
+        content["earlier"] = _json(case, f"{EARLIER}/result.json")
+        if result := _json(case, f"{RESULT}/result.json"):
+            plan, patient = _json(case, "plan/plan.json"), _json(case, "reading.json").get("patient", {})
             return self._page(
-                "result.html", **content, result=result, plan=plan, patient=patient, files=_downloads(case)
+                "result.html", **content, result=result, plan=plan, patient=patient, files=downloads(case)
             )
         if case.has("reading.json"):
             reading = _reading(case)
@@ -329,7 +327,7 @@ class _Pages:
             words: dict[str, Any] = {"fields": FIELDS, "sketched": SKETCHED, "assumptions": ASSUMPTIONS,
                      "called": called, "chosen": chosen, "written": written}  # fmt: skip
             return self._page("radiographs.html", **content, reading=reading, asked=asked, **words)
-        return self._page("files.html", **content)
+        return self._page("files.html", **content, unreadable=_json(case, UNREADABLE))
 
     async def picture(self, request: Request) -> Response:
         """A radiograph."""
@@ -342,18 +340,16 @@ class _Pages:
     async def view(self, request: Request) -> Response:
         """A report, to be read in the browser."""
         case, name = self._case(request), request.path_params["name"]
-        if name not in ("report.html", "plan.html"):
-            raise Refused(404, "There is nothing at this address.")
-        return _file(case.folder / _FILES[name], headers=_OF_REPORTS)
+        return _file(file_of(case, name) if name in REPORTS else None, headers=_OF_REPORTS)
 
     async def download(self, request: Request) -> Response:
         """A file of the result, or a zip of its DICOM objects."""
         case, name = self._case(request), request.path_params["name"]
-        if name not in _downloads(case):
+        if name not in downloads(case):
             raise Refused(404, "There is nothing at this address.")
-        if name in _FILES:
-            return _file(case.folder / _FILES[name], filename=f"fewview-{name}")
-        content = await run_in_threadpool(_zipped, case)
+        if path := file_of(case, name):
+            return _file(path, filename=f"fewview-{name}")
+        content = await run_in_threadpool(zipped, case)
         return Response(content, media_type="application/zip",
                         headers={"Content-Disposition": f'attachment; filename="fewview-{name}"'})  # fmt: skip
 
@@ -368,30 +364,18 @@ def _has_picture(case: Case, sidecar: str) -> bool:
     return any(own.split(".")[0] == stem and not own.endswith(".json") for own in case.record["files"])
 
 
+def _json(case: Case, name: str) -> dict[str, Any]:
+    """What a step wrote; empty where it has not."""
+    return read_json_object(case.folder / name) if case.has(name) else {}
+
+
 def _reading(case: Case) -> dict[str, Any]:
-    if not case.has("reading.json"):
+    if not (reading := _json(case, "reading.json")):
         raise Refused(409, "The radiographs have not been read yet.")
-    return read_json_object(case.folder / "reading.json")
+    return reading
 
 
-def _dicom(case: Case) -> list[Path]:
-    result = case.folder / "result"
-    return sorted([*result.glob("ct/*.dcm"), *result.glob("*.dcm"), *(case.folder / "plan").glob("*.dcm")])
-
-
-def _downloads(case: Case) -> list[str]:
-    return [name for name, path in _FILES.items() if case.has(path)] + (["dicom.zip"] if _dicom(case) else [])
-
-
-def _zipped(case: Case) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in _dicom(case):
-            archive.write(path, path.relative_to(case.folder).as_posix())
-    return stream.getvalue()
-
-
-def _file(path: Path, **options: Any) -> Response:
-    if not path.is_file():
+def _file(path: Path | None, **options: Any) -> Response:
+    if path is None or not path.is_file():
         raise Refused(404, "There is nothing at this address.")
     return FileResponse(path, **options)

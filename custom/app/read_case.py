@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom.app.case_folder import ANSWERS, Case
+from custom.app.case_folder import ANSWERS, UNREADABLE, Case
 from custom.core.files import write_json
 from custom.dicom.header import read_header
 from custom.dicom.pixels import read_pixels
 from custom.geometry import ViewRow
 from custom.projection.radiograph_stack import read_stack
 from custom.radiographs import AcquisitionMetadata, MissingMetadata, Origin, read_radiographs
-from custom.radiographs.discovery import find_radiographs, kind_of
+from custom.radiographs.discovery import kind_of
 from custom.radiographs.picture_files import read_picture
+from custom.radiographs.sidecar import find_sidecar, load_sidecar
 from custom.report.patient_head import patient_facts
 from custom.report.radiograph_pictures import grey_limits, grey_picture, side_letters
 from custom.report.radiograph_section import value_words
@@ -44,8 +45,6 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
         (folder / "files" / own for own in Case(folder).record["files"] if not own.endswith(".json")),
         key=lambda path: (len(path.name), path.name),
     )
-    if wrong := list(_unusable(files)):
-        raise ValueError("; ".join(wrong))
     answers = folder / ANSWERS
     shown: list[dict[str, Any]] = []
     questions: list[dict[str, Any]] = []
@@ -73,6 +72,13 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
             {"file": one.file, "problem": one.problem, "keys": one.keys, "accept": one.accept, "advice": one.advice}
             for one in missing.questions
         ]
+    except (ValueError, OSError):
+        if not (reasons := dict(_unreadable(files))):
+            raise
+        write_json(folder / UNREADABLE, reasons)
+        raise ValueError(
+            f"{len(reasons)} of {len(files)} radiographs cannot be read: leave out what the list names"
+        ) from None
     write_json(folder / READING, {"patient": patient, "radiographs": shown, "questions": questions})
 
 
@@ -84,14 +90,18 @@ def _described(name: str, metadata: AcquisitionMetadata) -> dict[str, Any]:
     return {"file": name, "values": values, "warnings": list(metadata.warnings()), "sides": None}
 
 
-def _unusable(files: Sequence[Path]) -> Iterator[str]:
-    """What is wrong with each file that is no radiograph at all, so that all of them are named at once."""
+def _unreadable(files: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """The files that cannot be read even for themselves, each with what is wrong: all of them, not only the first."""
     for path in files:
+        wrong = find_sidecar(path)
         try:
-            if find_radiographs([path])[0][1] == "DICOM":
-                read_header(path)
+            load_sidecar(path)
+            wrong = path
+            read_radiographs([path])
+        except MissingMetadata:
+            continue
         except (ValueError, OSError) as error:
-            yield str(error)
+            yield (wrong or path).name, " ".join(str(error).split())
 
 
 def _whose(path: Path) -> dict[str, str]:

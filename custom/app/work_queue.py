@@ -150,7 +150,7 @@ class WorkQueue:
         here, accept = self.installation, case.record["accept"]
         device = [f"--device={here.device}"] if here.device else []
         if task == "read":
-            case.clear("reading.json", "picture_*.png", "result", "plan")
+            case.set_aside()
             return [sys.executable, "-c", _READ, *accept]
         if task == "fetch":
             case.clear("files/*")  # what a fetch before the server's end had taken

@@ -22,9 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from custom.cli.arguments import UsageError
-from custom.cli.exit_codes import BAD_INPUT_ERRORS, ExitCode
+from custom.cli.exit_codes import ExitCode
 from custom.core.bundle_folders import find_bundle
 from custom.core.config_keys import check_keys
+from custom.core.user_errors import user_error
 
 __all__ = ["evaluate", "infer", "infer_help", "train", "train_help"]
 
@@ -172,11 +173,7 @@ def _readable_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        causes: list[BaseException] = [error]
-        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-            causes.append(cause)
-        found = next((cause for cause in causes if isinstance(cause, BAD_INPUT_ERRORS)), error)
-        if found is error:
+        if (found := user_error(error)) is error:
             raise
         raise found from error
     finally:

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 from custom import __version__
 from custom.cli.arguments import UsageError, add_command, new_app, parsed
-from custom.cli.exit_codes import BAD_INPUT_ERRORS, ExitCode
+from custom.cli.exit_codes import ExitCode
 from custom.core.file_modes import new_mode
+from custom.core.user_errors import BAD_INPUT_ERRORS
 
 __all__ = ["VERBS", "Verb", "command_app", "main"]
 
@@ -124,7 +125,7 @@ VERBS = {
     "calibrate": Verb(
         "custom.evaluation.calibrate", "calibrate", "Make the thresholds of the trust checks from known CTs", NETWORKS
     ),
-    "export": Verb("custom.models.model_folder", "export", "Pack a model with its parents into one folder", NETWORKS),
+    "export": Verb("custom.cli.export_command", "command", "Pack a model with its parents into one folder", NETWORKS),
     "weights": Verb(
         "custom.models.weights", "fetch_weights", "Fetch a model by https or from a folder, by its hash", NETWORKS
     ),

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["BAD_INPUT_ERRORS", "ExitCode"]
-
-BAD_INPUT_ERRORS = (
-    ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError,
-)  # fmt: skip
+__all__ = ["ExitCode"]
 
 
 class ExitCode(enum.IntEnum):

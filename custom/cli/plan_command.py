@@ -46,6 +46,7 @@ from custom.radiotherapy import (
     sample_doses,
     write_rt_objects,
 )
+from custom.radiotherapy.contours import heart_warnings
 from custom.radiotherapy.dose_metrics import dose_at, require_gamma
 from custom.reconstruct.outputs import RESULT, series_sha256
 from custom.reconstruct.result import FORMAT as RESULT_FORMAT
@@ -286,7 +287,10 @@ def _write(
     if case is not None and series is not None:
         files |= {path.name: sha256_file(path) for path in write_rt_objects(case, series, folder)}
     numbers = {} if case is None else dose_numbers(patient.ct, patient.contours, case.plan, case.dose_gy)
-    warnings = list(case.plan.notes) if case is not None else []
+    warnings = heart_warnings(patient.contours, patient.ct.grid.spacing_mm[0])
+    for text in warnings:
+        logger.warning("%s", text)
+    warnings += case.plan.notes if case is not None else []
     if samples is not None and samples.refused:
         warnings.append(f"{len(samples.refused)} samples could not be contoured: {samples.refused[0]}")
     content = PlanContent(
@@ -308,6 +312,7 @@ def _write(
         "engine": engine,
         "possible": case is not None,
         "reason": patient.reason,
+        "warnings": warnings,
         "plan": None if case is None else case.plan.record(),
         "contours": _contours(patient),
         "numbers": numbers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from monai.bundle.reference_resolver import ReferenceResolver
 from monai.utils import BundlePropertyConfig, ensure_tuple, optional_import
 
 from custom.core.files import read_json_object
+from custom.core.user_errors import said_last
 
 __all__ = ["check_keys", "no_unknown_keys"]
 
@@ -29,6 +31,7 @@ def no_unknown_keys(unused: Sequence[str] = ()) -> None:
     """`check_keys` for the config that is being evaluated; an entry of its `initialize`.
 
     MONAI hands what a config calls no access to that config, but the parser that evaluates it stands in the stack.
+    Under `python -m monai.bundle`, what is wrong stands from here on once more at the end of MONAI's traceback.
 
     Args:
         unused: keys that are there for other configs over or under this one.
@@ -37,6 +40,9 @@ def no_unknown_keys(unused: Sequence[str] = ()) -> None:
         ValueError: as `check_keys`.
         RuntimeError: called from elsewhere.
     """
+    program = getattr(sys.modules["__main__"], "__spec__", None)
+    if program is not None and program.name == "monai.bundle.__main__":
+        sys.excepthook = said_last
     frame, parser = inspect.currentframe(), None
     known = set(unused)
     while frame is not None:

@@ -19,7 +19,18 @@ from urllib.parse import urlsplit
 from custom.core.limits import check_count
 from custom.dicom.store import NetworkError, quiet_libraries, require
 
-__all__ = ["Access", "check_timeout", "check_url", "first_line", "is_loopback", "session_of", "tail", "web_errors"]
+__all__ = [
+    "Access",
+    "check_timeout",
+    "check_url",
+    "first_line",
+    "is_loopback",
+    "read_body",
+    "session_of",
+    "tail",
+    "web_errors",
+    "within",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -155,12 +166,13 @@ def session_of(access: Access, timeout_s: float) -> Any:
             sent = options.get("data")
             size = len(sent) if isinstance(sent, bytes) else 0 if sent is None else LARGEST_OBJECT
             allowed = 2 * timeout_s + size / SLOWEST_BYTES_PER_S
-            response = _within(lambda: allowed, lambda: super(Guarded, self).request(method, url, **options), requests)
+            response = within(lambda: allowed, lambda: super(Guarded, self).request(method, url, **options))
             if response.is_redirect or response.is_permanent_redirect:
                 response.close()
                 target = urlsplit(response.headers.get("location", "")).hostname or "another address"
                 raise NetworkError(f"{url} sends us on to {target}, which is not followed; is it the URL?")
-            response._content = _body(response, url, timeout_s, requests, into)
+            limit = LARGEST_TABLE if into is None else LARGEST_OBJECT
+            response._content = read_body(response, url, timeout_s, limit, into)
             response._content_consumed = True
             return response
 
@@ -179,8 +191,12 @@ def session_of(access: Access, timeout_s: float) -> Any:
     return session
 
 
-def _within(seconds: Callable[[], float], call: Callable[[], Any], requests: Any) -> Any:
-    """The call's result; a server that sends a byte now and then keeps it from ending by itself."""
+def within(seconds: Callable[[], float], call: Callable[[], Any]) -> Any:
+    """The call's result; a server that sends a byte now and then keeps it from ending by itself.
+
+    Raises:
+        requests.exceptions.ReadTimeout: it took longer.
+    """
     found: list[Any] = []
 
     def run() -> None:
@@ -194,17 +210,28 @@ def _within(seconds: Callable[[], float], call: Callable[[], Any], requests: Any
     while thread.is_alive() and time.monotonic() - start < seconds():
         thread.join(0.05)
     if not found:
-        raise requests.exceptions.ReadTimeout(f"no answer within {seconds():g} s")
+        raise require("requests").exceptions.ReadTimeout(f"no answer within {seconds():g} s")
     done, value = found[0]
     if not done:
         raise value
     return value
 
 
-def _body(response: Any, url: str, timeout_s: float, requests: Any, into: BinaryIO | None) -> bytes:
-    """The body, or, where it went into a stream, nothing."""
+def read_body(response: Any, url: str, timeout_s: float, limit: int, into: BinaryIO | None = None) -> bytes:
+    """The body of a `requests` answer, or, where it went into a stream, nothing.
+
+    Args:
+        response: asked for with `stream`.
+        url: for messages.
+        timeout_s: that may pass beyond what `SLOWEST_BYTES_PER_S` allows for what has come.
+        limit: bytes.
+        into: gets the body.
+
+    Raises:
+        NetworkError: it has more bytes.
+        requests.exceptions.RequestException: it does not come, or too slowly.
+    """
     table, total, stopped = io.BytesIO(), 0, threading.Event()
-    limit = LARGEST_TABLE if into is None else LARGEST_OBJECT
 
     def read() -> None:
         nonlocal total
@@ -220,7 +247,7 @@ def _body(response: Any, url: str, timeout_s: float, requests: Any, into: Binary
                 (into or table).write(part)
 
     try:
-        _within(lambda: timeout_s + (total + _CHUNK) / SLOWEST_BYTES_PER_S, read, requests)
+        within(lambda: timeout_s + (total + _CHUNK) / SLOWEST_BYTES_PER_S, read)
     finally:
         stopped.set()
     return table.getvalue()

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -14,13 +15,15 @@ import requests
 from custom.core.atomic_directory import check_free
 from custom.core.files import read_json_object, sha256_file
 from custom.core.names import plain_name
+from custom.dicom.store import NetworkError
+from custom.dicom.web_session import read_body, within
 from custom.models.model_files import DESCRIPTION, FORMAT, MODEL_NAMES, find_model, user_models
 
 __all__ = ["fetch_weights"]
 
 logger = logging.getLogger(__name__)
 
-LARGEST_DESCRIPTION, CHUNK, TIMEOUT_S = 2**20, 2**16, 60
+LARGEST_DESCRIPTION, TIMEOUT_S = 2**20, 60
 
 
 def fetch_weights(
@@ -113,11 +116,12 @@ def _copy(source: Path, path: Path, limit: int) -> None:
 
 
 def _download(url: str, path: Path, limit: int) -> None:
-    """Appends what is missing of a file; a server that cannot continue sends all of it."""
+    """Appends what is missing of a file; a server that cannot continue sends all of it, and a slow one is left."""
     done = path.stat().st_size if path.is_file() else 0
     try:
         headers = {"Range": f"bytes={done}-", "Accept-Encoding": "identity"}
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S, allow_redirects=False) as answer:
+        options: dict[str, Any] = {"stream": True, "timeout": TIMEOUT_S, "allow_redirects": False}
+        with within(lambda: 2 * TIMEOUT_S, lambda: requests.get(url, headers=headers, **options)) as answer:
             if answer.is_redirect:
                 raise ValueError(
                     f"{url}: leads to {answer.headers['Location']}: name that address, if it is to be trusted"
@@ -129,14 +133,11 @@ def _download(url: str, path: Path, limit: int) -> None:
                 raise ConnectionError(f"{url}: the server has less than was fetched before: start again")
             answer.raise_for_status()
             continues = answer.status_code == 206
-            size = done if continues else 0
             logger.info("%s %s", "continuing" if continues and done else "fetching", url)
             with path.open("ab" if continues else "wb") as stream:
-                for chunk in answer.iter_content(CHUNK):
-                    size += len(chunk)
-                    if size > limit:
-                        raise ValueError(f"{url}: larger than --max_gib allows")
-                    stream.write(chunk)
+                read_body(answer, url, TIMEOUT_S, limit - done if continues else limit, stream)
+    except NetworkError as error:
+        raise ValueError(f"{url}: larger than --max_gib allows") from error
     except requests.RequestException as error:
         text = " ".join(str(error).split())[:200]
         raise ConnectionError(f"{url}: {text}; the same command goes on where it stopped") from error

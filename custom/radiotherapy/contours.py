@@ -20,9 +20,21 @@ from custom.networks import SegmentationUNet
 from custom.radiotherapy.planning_ct import AIR_HU, PlanningCT, resampled
 from custom.radiotherapy.planning_numbers import NUMBERS
 
-__all__ = ["ORGANS", "Contours", "NotPossible", "Structure", "external_contour", "organ_masks", "require_chest"]
+__all__ = [
+    "ORGANS",
+    "Contours",
+    "NotPossible",
+    "Structure",
+    "external_contour",
+    "heart_warnings",
+    "organ_masks",
+    "require_chest",
+]
 
 BoolArray = npt.NDArray[np.bool_]
+
+#: Beyond it no heart is: in a mirrored CT the segmenter may take something else for it. docs/how-to/radiotherapy.md.
+_FARTHEST_HEART_MM = 60.0
 
 #: Names of structures (AAPM TG-263 where it has one) and the class of `seg_guidance` that each is.
 ORGANS = {"Lung_L": "lung_left", "Lung_R": "lung_right", "Heart": "heart", "Spine": "spine"}
@@ -162,6 +174,30 @@ def require_chest(ct: PlanningCT, lungs: Mapping[str, BoolArray]) -> None:
             raise NotPossible(
                 f"{name} measures {median:.0f} HU, a lung {low:g} to {high:g}: not a CT of a chest, or not in HU"
             )
-    middle = {name: float(np.nonzero(lungs[name])[0].mean()) for name in ("Lung_L", "Lung_R")}
-    if middle["Lung_L"] > middle["Lung_R"]:
+    if _middle(lungs["Lung_L"]) > _middle(lungs["Lung_R"]):
         raise NotPossible("Lung_L lies to the right of Lung_R: the CT is mirrored, or its orientation is wrong")
+
+
+def heart_warnings(contours: Contours, spacing_mm: float) -> list[str]:
+    """What is said of a heart that does not lie on the left: the CT may be mirrored. Hearts on the right exist.
+
+    Args:
+        contours: of `Heart` and both lungs; where one is missing nothing is said.
+        spacing_mm: from left to right.
+    """
+    if not {"Heart", "Lung_L", "Lung_R"} <= contours.structures.keys():
+        return []
+    heart, left, right = (_middle(contours.mask(name)) for name in ("Heart", "Lung_L", "Lung_R"))
+    aside_mm = spacing_mm * ((left + right) / 2 - heart)
+    if 0 < aside_mm < _FARTHEST_HEART_MM:
+        return []
+    return [
+        f"The heart was found {abs(aside_mm):.0f} mm {'left' if aside_mm > 0 else 'right'} of the lungs' middle, usual "
+        "are 5 to 35 mm left: the CT may be mirrored, or the heart is on the right (dextrocardia). Make sure which "
+        "before anything is done with this plan."
+    ]
+
+
+def _middle(mask: BoolArray) -> float:
+    """Mean index from left to right of a mask that is not empty."""
+    return float(np.nonzero(mask)[0].mean())

@@ -15,7 +15,11 @@ from custom.radiotherapy.treatment_plan import ISOCENTER, Plan
 __all__ = ["CalibratedDoses", "DoseInterval", "dose_interval", "read_calibrated_doses"]
 
 #: Keys of `dose_rules`, in words.
-_RULES = {"engine": "dose engine", "segmenter_sha256": "seg_guidance", "planning_sha256": "planning.json"}
+_RULES = {
+    "engine": "dose engine",
+    "segmenter_sha256": "network that finds the organs",
+    "planning_sha256": "set of planning rules",
+}
 
 _NONE = "such plans on a CT from so many radiographs are not calibrated for this model; ask whoever maintains the model"
 

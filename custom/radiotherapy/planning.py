@@ -79,9 +79,9 @@ def contour(ct: PlanningCT, segmenter: SegmentationUNet, target: str | None = No
     missing = {}
     for name, mask in organs.items():
         if mask.any():
-            found.append(Structure(name, "ORGAN", mask, "seg_guidance, largest piece"))
+            found.append(Structure(name, "ORGAN", mask, "found by a network, largest piece"))
         else:
-            missing[name] = "seg_guidance finds none"
+            missing[name] = "the network that finds organs finds none"
     if target is not None:
         kind, side = target.rsplit("_", 1)
         mask_or_reason = _TARGETS[kind](ct, {"External": external, **organs}, side)

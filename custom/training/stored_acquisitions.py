@@ -90,8 +90,10 @@ class AcquisitionFolder:
         Raises:
             ValueError: no folder, fewer than one acquisition, or a folder of acquisitions with other settings.
         """
-        if self.entries is None or count < 1:
-            raise ValueError(f"name an acquisitions_folder, and 1 acquisition or more, got {count}")
+        if self.entries is None:
+            raise ValueError("acquisitions_folder is null: name the folder that the acquisitions are written to")
+        if count < 1:
+            raise ValueError(f"acquisitions is {count}; at least 1 is needed")
         settings = self.entries.claim({**self.settings(), "seed": seed}, {"count"})
         work = partial(
             _acquire,
@@ -114,7 +116,7 @@ class AcquisitionFolder:
             ValueError: acquisitions of other CTs, grids or settings, damaged ones, or a batch of several.
         """
         if self.entries is None:
-            raise ValueError("name an acquisitions_folder")
+            raise ValueError("acquisitions_folder is null: name the folder that the acquisitions are in")
         if batch_size != 1:
             raise ValueError(
                 f"batch_size is {batch_size}: stored acquisitions differ in views and pixels, so a step takes one; "

@@ -103,7 +103,7 @@ def _organs(
 ) -> tuple[Tensor, dict[str, Tensor], float] | str:
     """HU at the segmenter's voxels, masks by measure, and millilitres of a voxel; or why there are none."""
     if segmenter is None:
-        return "seg_guidance is not installed, which finds organs"
+        return "the network that finds organs (seg_guidance) is not installed"
     absent = [one for classes in _ORGANS.values() for one in classes if one not in segmenter.classes]
     if absent:
         return f"the segmenter does not know {', '.join(absent)}"

@@ -25,12 +25,12 @@ NAMES = {
     "orientation": "No radiograph looks mirrored or upside down",
     "angles": "The angles fit the radiographs",
     "population": "The radiographs look like those of the training",
-    "intensities": "Line integrals are distributed as usual",
+    "intensities": "The grey values of the radiographs are as usual",
     "truncation": "The body is not cut off at the sides",
     "samples": "Samples agree as much as usual",
     "expected_error": "The error is expected to be as small as usual",
     "geometry": "The geometry lies in the trained range",
-    "views": "The number of views was trained",
+    "views": "The number of radiographs was trained",
     "assumptions": "Nothing unusual had to be assumed",
 }
 

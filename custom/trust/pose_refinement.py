@@ -58,8 +58,9 @@ _GAIN = (0.85, 1.15)
 _LEAST_SHARE = 0.5
 #: A centre of mass so far off counts as much as planes that contradict each other wholly.
 _CENTER_MM = 5.0
+_CUT_OFF = "too few rows show the body from side to side in all radiographs"
+
 _Function: TypeAlias = Callable[[np.ndarray], np.ndarray]
-_CUT_OFF = "too few rows show the body from side to side in all views"
 
 
 @dataclass(frozen=True)
@@ -244,15 +245,15 @@ def _simplest(residuals: _Function, jacobian: _Function, z: np.ndarray) -> np.nd
 def _why_not(views: Tensor, pairs: Sequence[tuple[int, int]]) -> str | None:
     cone = is_cone(views)
     if len(views) < 2:
-        return "a single view has no other to agree with"
+        return "a single radiograph has no other to agree with"
     if bool(cone.any()) and not bool(cone.all()):
-        return "the views are of both beams, cone and parallel"
+        return "the radiographs are of both beams, cone and parallel"
     if not bool(cone.any()):
         if len(views) == 2:
-            return "two parallel views agree at any angle"
+            return "two radiographs of parallel beam agree at any angle"
         if not bool(is_vertical_parallel(views).all()):
-            return "the parallel views are tilted"
-    return None if pairs else "no two views share enough planes that see the whole body (cut off, opposite views)"
+            return "the radiographs of parallel beam are tilted"
+    return None if pairs else "no two radiographs share enough planes that see the whole body (cut off, or opposite)"
 
 
 def _comparable(image: Tensor, views: Tensor, field_mask: Tensor) -> list[tuple[int, int]]:

@@ -23,7 +23,7 @@ def pose_sentences(found: PoseRefinement, names: Sequence[str]) -> list[str]:
         names: of the K radiographs.
     """
     if found.why_not is not None:
-        return [f"No position could be refined: {found.why_not}. All views stand as stated."]
+        return [f"No position could be refined: {found.why_not}. All radiographs stand as stated."]
     return [_sentence(found, k, name) for k, name in enumerate(names)]
 
 
@@ -45,11 +45,11 @@ def _sentence(found: PoseRefinement, k: int, name: str) -> str:
             "better so. Make sure that this is how the patient stood."
         )
     if k == 0:
-        return f"{name} stands as stated: the other views are moved relative to it."
+        return f"{name} stands as stated: the others are moved relative to it."
     if found.at_limit[k]:
         return (
             f"{name} stands as stated, although the radiographs disagree: they would agree best at the end of what a "
-            "view may be moved by, so that something else may be wrong with it."
+            "radiograph may be moved by, so that something else may be wrong with it."
         )
     return f"{name} stands as stated: little speaks for any other position."
 

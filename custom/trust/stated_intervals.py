@@ -85,8 +85,8 @@ class StatedIntervals:
         fewer = (
             ""
             if self.views is None
-            else f" Calibrated were {self.views} views, no more evenly spread than these: with more the intervals are "
-            "wider than they would have to be."
+            else f" Calibrated were {self.views} radiographs, no more evenly spread than these: with more the "
+            "intervals are wider than they would have to be."
         )
         block = " x ".join(f"{side:g}" for side in self.block_mm)
         return (
@@ -175,7 +175,7 @@ def _measures(
     for name, value in measured.values.items():
         interval = found.measures.get(name)
         if value is None:
-            why = "seg_guidance is another than in the calibration" if other else measured.missing[name]
+            why = "another network finds the organs than in the calibration" if other else measured.missing[name]
             stated.append(StatedMeasure(name, None, why_not=why))
         elif interval is None:
             stated.append(StatedMeasure(name, value, why_not="too few calibrated patients had it"))
@@ -198,12 +198,12 @@ def _why_not(
     if found is None:
         known = ", ".join(thresholds.intervals)
         return (
-            f"beam and number of views ({here}) were not calibrated, nor fewer that are spread no more evenly; there "
-            f"are {known}"
+            f"beam and number of radiographs ({here}) were not calibrated, nor fewer that are spread no more evenly; "
+            f"there are {known}"
         )
     if not found.knows_angles(angles) and not found.spread_as_evenly(angles):
         sets = " or ".join(", ".join(f"{a:g}" for a in known) for known in found.angles_deg)
-        return f"views at {', '.join(f'{a:.0f}' for a in angles)} degrees were not calibrated; there are {sets}"
+        return f"radiographs at {', '.join(f'{a:.0f}' for a in angles)} degrees were not calibrated; there are {sets}"
     if samples != found.samples:
         return f"it is the mean of {samples} samples, and {found.samples} were calibrated"
     if found.blocks(evidence.grid) is None:

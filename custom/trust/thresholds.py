@@ -170,6 +170,11 @@ class Thresholds:
                 f"not of {name} ({sha256[:12]}): make its own with 'fewview-ct calibrate'"
             )
         made = known.get("sampling")
+        if sampling and not made:
+            raise ValueError(
+                f"{path}: thresholds of the one volume of {name}, not of samples: draw none, or make thresholds of "
+                "samples with 'fewview-ct calibrate --samples N'"
+            )
         if made and sampling:
             differ = [key for key in sorted({*made, *sampling}) if made.get(key) != sampling.get(key)]
             if differ:

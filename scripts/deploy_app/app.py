@@ -16,7 +16,7 @@ from operators import CompleteLoaderOperator, ReconstructionOperator, ResultWrit
 from settings import Settings, choose_model
 
 from custom.cli import ExitCode
-from custom.cli.exit_codes import BAD_INPUT_ERRORS
+from custom.core.user_errors import BAD_INPUT_ERRORS
 from custom.trust import Verdict
 
 __all__ = ["ReconstructionApp", "main"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def test_mistakes_are_one_line(
     assert len(lines) == 1 and all(part in lines[0] for part in message.split(".*"))
     assert "Traceback" not in out + err
     assert not list(tmp_path.iterdir())
+
+
+def test_under_monais_own_command_the_last_line_says_what_is_wrong(tmp_path: Path) -> None:
+    """MONAI wraps an error once for every component; the traceback stays, for who needs it."""
+    bundle = Path(__file__).resolve().parents[2] / "bundles" / "inr_recon"
+    words = ["run", "--config_file", str(bundle / "configs" / "train.json"), "--data_list_file", "none.json"]
+    command = [sys.executable, "-m", "monai.bundle", *words, "--bundle_root", str(tmp_path / "bundle")]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and "Traceback" in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: none.json: no such datalist")
 
 
 def test_a_bundle_lists_its_keys(capsys: pytest.CaptureFixture[str]) -> None:

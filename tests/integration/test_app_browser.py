@@ -175,6 +175,38 @@ def test_from_radiographs_to_the_report_by_keyboard_alone(
         again.end(signal.SIGTERM)
 
 
+def test_what_cannot_be_read_is_left_out_and_a_radiograph_added_without_losing_an_answer(
+    browser: Chromium, server: Server, radiographs: list[Path], tmp_path: Path
+) -> None:
+    frontal, lateral = radiographs
+    wrong = [tmp_path / "letter.pdf", tmp_path / "photo.jpg"]
+    for path, start in zip(wrong, (b"%PDF-1.7 ", b"\xff\xd8\xff\xe0"), strict=True):
+        path.write_bytes(start + bytes(200))
+    loaded = "document.readyState === 'complete' && "  # the script that sends is there
+    browser.visit(f"{server.address}/", f"{loaded}document.getElementById('files') !== null")
+    browser.give_files("#files", *wrong, frontal)
+    browser.wait_for("document.querySelector('.files small') !== null", 240)
+    assert "2 of 3 radiographs cannot be read" in text(browser)
+    look(browser, "wrong")
+    focus_on(browser, "button.main")
+    enter(browser)
+    browser.wait_for(f"{loaded}document.getElementById('answers') !== null", 240)
+    assert "letter.pdf" not in text(browser)
+
+    focus_on(browser, '[name="0:source_to_detector_mm"]')
+    browser.write("1800")
+    browser.give_files("#files", lateral)
+    browser.wait_for(f"{loaded}document.querySelectorAll('.radiograph').length === 2", 240)
+    assert browser.evaluate("""document.querySelector('[name="0:source_to_detector_mm"]').value""") == "1800"
+    assert "Which way round is the picture?" in text(browser)
+    too_many = [tmp_path / f"{number}.dcm" for number in range(15)]
+    for path in too_many:
+        path.write_bytes(b"x")
+    browser.give_files("#files", *too_many)
+    browser.wait_for("document.getElementById('sending').textContent !== ''")
+    assert "These are 15 files; at most 14 more are taken." in text(browser)
+
+
 def test_a_foreign_page_cannot_use_the_app(browser: Chromium, server: Server, tmp_path: Path) -> None:
     page = tmp_path / "foreign.html"
     page.write_text("<p>a</p>")

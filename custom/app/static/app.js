@@ -10,27 +10,40 @@ if (form) {
     if (!answer.ok && answer.type !== "opaqueredirect") throw new Error((await answer.text()).trim());
     return answer;
   };
+  const refuse = (text) => {
+    said.className = "problem";
+    said.textContent = text;
+  };
+  const before = sessionStorage.getItem("refused"); // of the page before, whose list of files was not the newest
+  if (before) refuse(before);
+  sessionStorage.removeItem("refused");
   const send = async (files) => {
     said.className = "";
-    let begun = "";
+    let begun = "", sent = 0, address = form.dataset.case; // none: a new case
     const most = Number(form.dataset.files), megabytes = Number(form.dataset.megabytes);
     try {
-      if (files.length > most) throw new Error(`These are ${files.length} files; at most ${most} are taken.`);
+      if (files.length > most) throw new Error(`These are ${files.length} files; at most ${most}${address ? " more" : ""} are taken.`);
       const large = files.find((file) => file.size > megabytes * 1e6);
       if (large) throw new Error(`${large.name} is larger than ${megabytes} MB.`);
       input.disabled = true;
-      const { id } = await (await post("/cases", "")).json();
-      begun = id;
-      for (const [index, file] of files.entries()) {
-        said.textContent = `Sending ${index + 1} of ${files.length}: ${file.name}`;
-        await post(`/cases/${id}/files?name=${encodeURIComponent(file.name)}`, file);
+      const answers = document.getElementById("answers"); // what is written there is not lost
+      if (answers) await post(`${address}/answers`, new URLSearchParams([...new FormData(answers), ["adding", "1"]]));
+      if (!address) address = begun = `/cases/${(await (await post("/cases", "")).json()).id}`;
+      for (const file of files) {
+        said.textContent = `Sending ${sent + 1} of ${files.length}: ${file.name}`;
+        await post(`${address}/files?name=${encodeURIComponent(file.name)}`, file);
+        sent += 1;
       }
-      await post(`/cases/${id}/read`, "");
-      location.assign(`/cases/${id}`);
+      await post(`${address}/read`, "");
+      location.assign(address);
     } catch (error) {
-      if (begun) post(`/cases/${begun}/delete`, "").catch(() => {}); // nobody has its link
-      said.className = "problem";
-      said.textContent = error instanceof TypeError ? "The server cannot be reached." : error.message;
+      const text = error instanceof TypeError ? "The server cannot be reached." : error.message;
+      if (begun) post(`${begun}/delete`, "").catch(() => {}); // nobody has its link
+      else if (sent) {
+        sessionStorage.setItem("refused", text);
+        location.reload();
+      }
+      refuse(text);
       input.disabled = false;
       input.value = "";
       input.focus();

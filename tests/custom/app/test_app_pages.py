@@ -244,8 +244,8 @@ def test_a_sidecar_of_no_radiograph_and_two_of_one_name_are_refused(client: Test
     assert answer.status_code == 400 and answer.text.startswith("b.json: no radiograph has this name")
     assert client.post(f"{case}/files?name=A.dcm.json", content=b"{}").status_code == 201
     assert client.post(f"{case}/files?name=a.json", content=b"{}").status_code == 413, "too many files"
-    assert client.post(f"{case}/remove-file", data={"file": "../case.json"}).status_code == 404
-    assert client.post(f"{case}/remove-file", data={"file": "radiograph_2.json"}).status_code == 303
+    assert client.post(f"{case}/remove-files", data={"file": "../case.json"}).status_code == 404
+    assert client.post(f"{case}/remove-files", data={"file": "radiograph_2.json"}).status_code == 303
 
 
 def test_nobody_finds_the_case_of_another(client: TestClient, tmp_path: Path) -> None:

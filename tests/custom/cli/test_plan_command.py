@@ -225,3 +225,14 @@ def test_reference_elsewhere_is_refused_and_a_rejected_result_can_be_forced(
     said = capsys.readouterr().err
     assert "cannot be used" in said or "another frame or another patient" in said
     assert json.loads((source / "result.json").read_text())["verdict"] == "REJECT"
+
+
+def test_a_mirrored_ct_is_planned_with_a_warning(tmp_path: Path) -> None:
+    image = nib.load(sample_ct())
+    mirrored = np.asarray(image.dataobj)[::-1]
+    write_nifti(tmp_path / "mirrored.nii.gz", mirrored.astype(np.int16), image.affine)
+    for ct, said in ((Path(sample_ct()), False), (tmp_path / "mirrored.nii.gz", True)):
+        assert run(ct, "--output", tmp_path / "plan", "--overwrite") == 0
+        found = read_json_object(tmp_path / "plan" / "plan.json")
+        assert any("the CT may be mirrored" in text for text in found["warnings"]) == said
+        assert ("the CT may be mirrored" in (tmp_path / "plan" / "plan.html").read_text()) == said

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +17,7 @@ import requests
 
 from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
+from custom.dicom import web_session
 from custom.models import find_model, weights
 from custom.models.model_folder import export
 from custom.models.weights import fetch_weights
@@ -36,7 +39,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def server(published: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A file server that understands ranges, reached as https://weights.test; `breaks_after` cuts an answer short."""
-    state: dict[str, Any] = {"breaks_after": None, "ranges": [], "status": None}
+    state: dict[str, Any] = {"breaks_after": None, "drips": False, "ranges": [], "status": None}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -54,6 +57,12 @@ def server(published: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(content) - start))
             self.end_headers()
+            if state["drips"]:
+                with contextlib.suppress(OSError):  # the client goes
+                    for byte in content[start:]:  # each comes long before a time-out of its own
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(0.05)
+                return
             end = len(content) if state["breaks_after"] is None else start + state["breaks_after"]
             self.wfile.write(content[start:end])
 
@@ -88,7 +97,7 @@ def test_a_copied_folder_is_found_by_its_name(published: Path) -> None:
 def test_a_broken_download_goes_on_where_it_stopped(
     published: Path, server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "CHUNK", 1000)
+    monkeypatch.setattr(web_session, "_CHUNK", 1000)
     arguments = "https://weights.test/inr", sha256_file(published / "model.json"), str(tmp_path / "out")
     server["breaks_after"] = 5000  # more than model.json has, less than model.pt
     with pytest.raises(ConnectionError, match="goes on where it stopped"):
@@ -99,6 +108,22 @@ def test_a_broken_download_goes_on_where_it_stopped(
     ((path, start),) = server["ranges"]
     assert path == "/inr/model.pt" and 4000 <= start <= 5000
     assert find_model(tmp_path / "out").name == "inr_recon"
+
+
+def test_a_server_that_drips_is_left_and_what_came_is_kept(
+    published: Path, server: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = "https://weights.test/inr", sha256_file(published / "model.json"), str(tmp_path / "out")
+    monkeypatch.setattr(web_session, "_CHUNK", 4)
+    monkeypatch.setattr(weights, "TIMEOUT_S", 1)
+    server["drips"], start = True, time.monotonic()
+    with pytest.raises(ConnectionError, match=r"no answer within 1\S* s; the same command goes on where it stopped"):
+        fetch_weights(*arguments)
+    assert time.monotonic() - start < 20
+    server["drips"], server["ranges"] = False, []
+    monkeypatch.setattr(weights, "TIMEOUT_S", 60)
+    assert fetch_weights(*arguments) == tmp_path / "out"
+    assert server["ranges"][0][0] == "/inr/model.json" and server["ranges"][0][1] > 0
 
 
 def test_what_cannot_be_trusted_leaves_nothing(published: Path, server: dict[str, Any], tmp_path: Path) -> None:

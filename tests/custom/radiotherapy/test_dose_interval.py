@@ -45,7 +45,7 @@ def test_limits_scale_with_the_planned_dose() -> None:
         ({"abstained": None}, "ap_pa", RULES, "not calibrated for this model; ask whoever maintains"),
         ({"abstained": None, "isocenter_dose": LIMITS}, "pa", RULES, "not calibrated for this model; ask whoever"),
         ({"abstained": None, "isocenter_dose": LIMITS}, "ap_pa", dose_rules("other", "5e9"), "another dose engine"),
-        ({"abstained": None, "isocenter_dose": LIMITS}, "ap_pa", dose_rules("an engine", "5"), "another seg_guidance"),
+        ({"abstained": None, "isocenter_dose": LIMITS}, "ap_pa", dose_rules("an engine", "5"), "another network that"),
     ],
 )
 def test_nothing_is_stated_without_limits_that_fit(intervals: Any, template: str, rules: Any, why: str) -> None:

@@ -12,7 +12,14 @@ from thorax_phantom import GRID, contoured, field, patient, plan, thorax, with_h
 from custom.geometry import VolumeGrid
 from custom.radiotherapy import NUMBERS, Field, NotPossible, PencilBeamEngine, PlanningCT, find_template, planning_ct
 from custom.radiotherapy.beam_paths import cut_share, water_equivalent_paths
-from custom.radiotherapy.contours import external_contour, organ_masks, require_chest
+from custom.radiotherapy.contours import (
+    Contours,
+    Structure,
+    external_contour,
+    heart_warnings,
+    organ_masks,
+    require_chest,
+)
 from custom.radiotherapy.dose_metrics import volume_at_dose
 from custom.radiotherapy.isocenter_rule import thoracic_spine_isocenter
 from custom.radiotherapy.plan_templates import unnormalised_plan
@@ -94,6 +101,19 @@ def test_what_is_no_chest_is_refused_with_the_reason() -> None:
         require_chest(CT, {**MASKS, "Lung_L": MASKS["Lung_R"], "Lung_R": MASKS["Lung_L"]})
     with pytest.raises(NotPossible, match="measures 20 HU"):
         require_chest(with_hu(CT, np.full(CT.hu.shape, 20.0)), MASKS)
+
+
+@pytest.mark.parametrize(
+    ("heart", "said"), [((3, 6), None), ((5, 7), "20 mm right"), ((0, 1), "90 mm left"), (None, None)]
+)
+def test_a_heart_on_the_right_is_said(heart: tuple[int, int] | None, said: str | None) -> None:
+    """Lungs in columns 0 to 2 and 7 to 9 of 20 mm each: their middle is column 4.5."""
+    columns = {"Lung_L": (0, 3), "Lung_R": (7, 10), **({"Heart": heart} if heart else {})}
+    masks = {name: np.zeros((10, 2, 2), bool) for name in columns}
+    for name, (first, end) in columns.items():
+        masks[name][first:end] = True
+    found = heart_warnings(Contours({name: Structure(name, "ORGAN", mask, "") for name, mask in masks.items()}), 20.0)
+    assert len(found) == (said is not None) and all(said is not None and said in text for text in found)
 
 
 def test_organs_come_from_the_segmenter_on_the_grid_of_the_ct() -> None:

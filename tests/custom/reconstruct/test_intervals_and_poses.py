@@ -156,10 +156,11 @@ def test_moved_views_are_used_recorded_and_said(folder: Path, tmp_path: Path) ->
     assert torch.equal(found.hu.float(), load_model(folder / "inr.pt").mean(found.image, found.views).round())
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     (sentence,) = [one for one in poses["in_words"] if "was taken as if from" in one]
-    assert sentence in record["warnings"] and "Where the views stood" in page and "towards the picture" in page
+    assert sentence in record["warnings"] and "Where the radiographs were taken" in page
+    assert "towards the picture" in page
     plain = json.loads((tmp_path / "stated/result.json").read_text())
     assert plain["poses"] is None and plain["settings"]["refine_poses"] is None
-    assert "Where the views stood" not in (tmp_path / "stated/report.html").read_text(encoding="utf-8")
+    assert "Where the radiographs were taken" not in (tmp_path / "stated/report.html").read_text(encoding="utf-8")
 
 
 def test_poses_that_cannot_be_known_are_said(folder: Path, case: dict[str, str], tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_poses_that_cannot_be_known_are_said(folder: Path, case: dict[str, str],
     found = reconstruct([case["image"]], output=tmp_path / "out", refine_poses=True, **options)
     assert found.hu_sha256 == reconstruct([case["image"]], **options).hu_sha256
     record = json.loads((tmp_path / "out/result.json").read_text())
-    assert record["poses"]["why_not"] == "two parallel views agree at any angle"
+    assert record["poses"]["why_not"] == "two radiographs of parallel beam agree at any angle"
     assert any("No position could be refined: two parallel views" in warning for warning in record["warnings"])
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "Where the views stood" in page and "Angle taken" not in page
+    assert "Where the radiographs were taken" in page and "Angle taken" not in page

@@ -149,7 +149,7 @@ def test_moved_views_stand_in_a_table(tmp_path: Path) -> None:
     found = PoseRefinement(stated, views, moves, (0.0, 41.0), (False, False), free, (0.08, 0.03))
     page = written(tmp_path, poses=found)
     for words in (
-        "Where the views stood", "frontal.dcm stands as stated", "as if from 354.6 instead of 0.0 degrees",
+        "Where the radiographs were taken", "frontal.dcm stands as stated", "as if from 354.6 instead of 0.0 degrees",
         "8 mm towards the picture's lower edge", "Angle taken", "354.6", "+8.0", "41",
         "8.0% as stated", "3.0% as taken",
     ):  # fmt: skip

@@ -246,7 +246,7 @@ def test_more_views_get_the_intervals_of_fewer(calibrated: CalibratedIntervals, 
     with_doses = thresholds(replace(calibrated, doses=doses))
     two = state_intervals(evidence(), [check()], with_doses, WINDOW)
     more = state_intervals(evidence(angles), [check()], with_doses, WINDOW)
-    assert two.views is None and more.views == 2 and "Calibrated were 2 views" in more.basis
+    assert two.views is None and more.views == 2 and "Calibrated were 2 radiographs" in more.basis
     assert two.doses == doses and more.doses is None  # a dose's error changes sign with the views, so it is not lent
     assert two.lower is not None and more.lower is not None and more.upper is not None
     bone = predicted() == 400

@@ -125,9 +125,9 @@ def test_what_cannot_be_known_is_said() -> None:
         image, stated, field_mask = acquired(([*angles, 0.0], beam), ViewMove())
         return image[:1], stated[:1], field_mask[:1]
 
-    assert "two parallel views agree at any angle" in why([90.0, 0.0])
-    assert "a single view" in why([90.0], "cone")
-    assert "opposite views" in why([90.0, 270.0], "cone")
+    assert "two radiographs of parallel beam agree at any angle" in why([90.0, 0.0])
+    assert "a single radiograph" in why([90.0], "cone")
+    assert "or opposite" in why([90.0, 270.0], "cone")
     assert "cut off" in why([90.0, 0.0], "cone", hidden=26)
 
 

@@ -174,3 +174,9 @@ def test_thresholds_are_of_samples_that_were_drawn_alike() -> None:
     for changed in ({"steps": 20}, {"atlas": None}, {"new": 1}):
         with pytest.raises(ValueError, match=f"thresholds.json: thresholds of samples with {next(iter(changed))}"):
             thresholds.require_model("a" * 64, "ldm_recon", "thresholds.json", {**model["sampling"], **changed})
+    for missing in ({"sampling": None}, {}):
+        of_the_mean = {key: value for key, value in model.items() if key != "sampling"} | missing
+        thresholds = replace(made(), made_from={"model": of_the_mean})
+        thresholds.require_model("a" * 64, "ldm_recon", "thresholds.json")
+        with pytest.raises(ValueError, match="thresholds of the one volume of ldm_recon, not of samples"):
+            thresholds.require_model("a" * 64, "ldm_recon", "thresholds.json", model["sampling"])
