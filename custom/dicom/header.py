@@ -51,7 +51,7 @@ _OTHERS = {
     "Mammography": "a breast, and a chest cannot be made of it",
     "Intra-Oral": "teeth, and a chest cannot be made of them",
     "Enhanced X": "if it is a radiograph, store one frame as XA or RF",
-    "X-Ray 3D": "a volume already",
+    "Tomosynthesis": "a volume already",
     "Secondary Capture": "if it is a radiograph, such as a scanned film, export it as 16-bit PNG with a sidecar",
     "CT": "a CT already; 'fewview-ct prepare' reads CTs, and a scout of one is not read",
 }

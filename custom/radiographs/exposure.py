@@ -120,7 +120,7 @@ def dark_borders(q: Array, field_mask: Mask) -> Mask:
     return field_mask & inside
 
 
-def round_field(values: Array, field_mask: Mask) -> Mask:
+def round_field(values: Array, field_mask: Mask, sign: int) -> Mask:
     """Pixels within the round or eight-sided field of an image intensifier.
 
     Beside it stand the four corners, all of one value, which are neither air nor anything else of the picture. It is
@@ -129,6 +129,7 @@ def round_field(values: Array, field_mask: Mask) -> Mask:
     Args:
         values: (V, U) of any meaning.
         field_mask: bool (V, U), what is known to be exposed.
+        sign: 1 where high values are more intensity, else -1; the corners have little.
 
     Returns:
         bool (V, U), `field_mask` without the corners, or as it is where they are none.
@@ -138,7 +139,8 @@ def round_field(values: Array, field_mask: Mask) -> Mask:
     block = values[: rows * side, : columns * side].reshape(rows, side, columns, side).mean((1, 3))
     corners = block[[0, 0, -1, -1], [0, -1, 0, -1]]
     same = _SAME * float(np.quantile(block, 0.999) - np.quantile(block, 0.001))
-    if min(rows, columns) < 16 or np.ptp(corners) > same:
+    is_bright = sign * float(corners.mean()) > sign * float(np.median(block))
+    if is_bright or min(rows, columns) < 16 or np.ptp(corners) > same:
         return field_mask
     regions, _ = ndimage.label(np.abs(block - corners.mean()) <= same)
     pieces, count = ndimage.label(~np.isin(regions, regions[[0, 0, -1, -1], [0, -1, 0, -1]]))

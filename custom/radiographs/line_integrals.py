@@ -51,7 +51,9 @@ def to_line_integrals(
     Raises:
         ValueError: nothing exposed, or no contrast.
     """
-    values, mask = picture.values, round_field(picture.values, picture.field_mask)
+    values, mask, sign = picture.values, picture.field_mask, value_of(merge(others).intensity_sign)
+    if sign and value_of(merge(others).modality) in ("XA", "RF"):  # where image intensifiers are
+        mask = round_field(values, mask, sign)
     seen = ["a round field"] if mask.sum() < picture.field_mask.sum() else []
     picture = replace(picture, field_mask=mask)
     if mask.mean() < 0.01:
