@@ -116,7 +116,7 @@ def _fill_opened_lungs(solid: BoolArray, tissue: BoolArray, coarse: npt.NDArray[
         for index in range(1, count + 1):
             part = labelled == index
             border = ndimage.binary_dilation(part) & ~part
-            enclosed = solid[:, :, k][border].mean() >= _ENCLOSED_SHARE
+            enclosed = border.any() and solid[:, :, k][border].mean() >= _ENCLOSED_SHARE
             lungs[:, :, k] |= part & (enclosed and np.median(coarse[:, :, k][part]) > _LUNG_HU)
     return solid | lungs
 

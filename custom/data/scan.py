@@ -186,6 +186,9 @@ def _dicom_candidates(
         identities.setdefault(header.patient_id, set()).add(header.identity)
         series.setdefault((header.patient_id, header.identity, header.series_uid), []).append(header)
 
+    for patient_id, persons in sorted(identities.items()):
+        if patient_id and len(persons) > 1:
+            logger.warning("%s", _several_persons(patient_id, persons))
     found: list[Candidate] = []
     rejected: list[Rejection] = []
     for (patient_id, identity, series_uid), members in sorted(series.items()):
@@ -233,12 +236,15 @@ def _patient(patient_id: str, identity: str, identities: set[str], study_uid: st
         return f"study-{hashlib.sha256(study_uid.encode()).hexdigest()[:8]}", {"note": "no PatientID in the headers"}
     if len(identities) == 1:
         return patient_id, {}
-    note = (
+    own = f"{patient_id}~{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
+    return own, {"note": _several_persons(patient_id, identities)}
+
+
+def _several_persons(patient_id: str, identities: set[str]) -> str:
+    return (
         f"PatientID {patient_id!r} is carried by {len(identities)} persons (name, birth date or sex differ): kept "
         "apart as cases, kept together by the split"
     )
-    logger.warning("%s", note)
-    return f"{patient_id}~{hashlib.sha256(identity.encode()).hexdigest()[:6]}", {"note": note}
 
 
 def _mixed(members: Sequence[Header]) -> list[str]:

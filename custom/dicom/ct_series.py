@@ -15,7 +15,7 @@ from pydicom.errors import InvalidDicomError
 from custom.core.limits import check_count
 from custom.core.rejection import Rejected
 from custom.dicom.header import tag
-from custom.dicom.opener import decoded_pixels, one_line, open_dicom, reason
+from custom.dicom.opener import decoded_pixels, one_line, open_dicom, quiet_pydicom, reason
 from custom.dicom.padding import padding_beside
 
 CT_CLASSES = frozenset(
@@ -165,6 +165,7 @@ def _slices(path: Path, dataset: pydicom.Dataset) -> tuple[Slice, ...]:
     return tuple(_slice(path, k, dataset, [group, *shared]) for k, group in enumerate(per_frame))
 
 
+@quiet_pydicom()
 def read_header(path: Path) -> Header | str:
     """The header of one DICOM file, without its pixels.
 

@@ -46,6 +46,15 @@ PRESENTATION_CLASS = "1.2.840.10008.5.1.4.1.1.1.1"
 
 #: Bounds of what is read: pixels of a picture, pixels of all frames, bytes of a file.
 LARGEST_PIXELS, LARGEST_FRAMES, LARGEST_FILE = 50_000_000, 300_000_000, 2**30
+#: What to do with another object, by the first of these words in the name of its SOP class.
+_OTHERS = {
+    "Mammography": "a breast, and a chest cannot be made of it",
+    "Intra-Oral": "teeth, and a chest cannot be made of them",
+    "Enhanced X": "if it is a radiograph, store one frame as XA or RF",
+    "Tomosynthesis": "a volume already",
+    "Secondary Capture": "if it is a radiograph, such as a scanned film, export it as 16-bit PNG with a sidecar",
+    "CT": "a CT already; 'fewview-ct prepare' reads CTs, and a scout of one is not read",
+}
 _SMALLEST_SIDE = 8
 _LONGEST_TEXT = 512
 
@@ -171,9 +180,10 @@ def read_header(path: Path) -> Header:
     if not sop_class:
         raise ValueError(f"{path}: damaged or not a DICOM file (no SOP class in its header)")
     if sop_class not in RADIOGRAPH_CLASSES:
+        name = _class_name(sop_class)
+        advice = "".join([f" ({told})" for word, told in _OTHERS.items() if word in name][:1])
         raise NotARadiograph(
-            f"{path}: a DICOM {_class_name(sop_class)}, not a radiograph: DX, CR, XA, RF and RTIMAGE single frames "
-            "are read (others: export as 16-bit PNG with a sidecar)"
+            f"{path}: a DICOM {name}, not a radiograph{advice}: DX, CR, XA, RF and RTIMAGE single frames are read"
         )
     header = Header(path, dataset, RADIOGRAPH_CLASSES[sop_class], damaged)
     samples, photometric = numbers(dataset, "SamplesPerPixel"), text(dataset, "PhotometricInterpretation")

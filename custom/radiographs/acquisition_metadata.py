@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Generic, TypeVar
 
@@ -217,6 +217,28 @@ class Contradiction(_Question):
     settled: bool = False
 
 
+#: One question about more files than so many is written once, with as many of their names.
+_MOST_NAMES = 2
+
+
+def _together(questions: tuple[MissingField | Contradiction, ...]) -> list[MissingField | Contradiction]:
+    """One question for all files to which the same is asked, where they are many."""
+    same: dict[_Question, list[MissingField | Contradiction]] = {}
+    for one in questions:
+        same.setdefault(replace(one, file="", sidecar=""), []).append(one)
+    joined = (
+        [replace(group[0], file=_several([q.file for q in group]), sidecar=_several([q.sidecar for q in group]))]
+        if len(group) > _MOST_NAMES
+        else group
+        for group in same.values()
+    )
+    return [one for group in joined for one in group]
+
+
+def _several(names: list[str]) -> str:
+    return f"{', '.join(names[:_MOST_NAMES])} and {len(names) - _MOST_NAMES} more"
+
+
 class MissingMetadata(ValueError):
     """All that is missing or contradicts itself, in every file, in one message of one line.
 
@@ -233,7 +255,7 @@ class MissingMetadata(ValueError):
         self.questions = questions
         self.known = known or {}
         things = "1 thing is" if len(questions) == 1 else f"{len(questions)} things are"
-        listed = " | ".join(f"({i}) {question}" for i, question in enumerate(questions, 1))
+        listed = " | ".join(f"({i}) {question}" for i, question in enumerate(_together(questions), 1))
         super().__init__(f"{things} not known about the radiographs and will not be assumed in silence: {listed}")
 
 

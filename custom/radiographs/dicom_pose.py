@@ -73,6 +73,41 @@ def _positive(dataset: pydicom.Dataset, keyword: str) -> float | None:
     return values[0] if values is not None and values[0] > 0 else None
 
 
+#: Body Part Examined (0018,0015), the terms of PS3.16 annex L that show no chest, and what says that it is a person.
+_ELSEWHERE = (
+    "ABDOMEN", "ANKLE", "ARM", "BREAST", "CALCANEUS", "COCCYX", "CSPINE", "ELBOW", "EXTREMITY", "FEMUR", "FINGER",
+    "FOOT", "FOREARM", "HAND", "HEAD", "HIP", "HUMERUS", "JAW", "KNEE", "LEG", "LSPINE", "MANDIBLE", "MAXILLA", "NECK",
+    "ORBIT", "PATELLA", "PELVIS", "SKULL", "SSPINE", "THUMB", "TOE", "WRIST", "ZYGOMA",
+)  # fmt: skip
+_PEOPLE = ("", "HUMAN", "HOMO SAPIENS")
+
+
+def _meaning(dataset: pydicom.Dataset, keyword: str) -> str:
+    """Code Meaning (0008,0104) of the first item of a sequence, in capitals."""
+    try:
+        return text(dataset[keyword][0], "CodeMeaning")
+    except Exception:  # absent, empty or damaged
+        return ""
+
+
+def _no_chest(dataset: pydicom.Dataset) -> list[str]:
+    """What is to be said of a picture of something else than a person's chest."""
+    said = []
+    part = text(dataset, "BodyPartExamined") or _meaning(dataset, "AnatomicRegionSequence")
+    if part in _ELSEWHERE:
+        said.append(
+            f"it shows another part of the body by Body Part Examined {tag('BodyPartExamined')} or Anatomic Region: "
+            f"{part}; a model that has learnt chests makes a chest of any picture"
+        )
+    species = text(dataset, "PatientSpeciesDescription") or _meaning(dataset, "PatientSpeciesCodeSequence")
+    if species not in _PEOPLE:
+        said.append(
+            f"it shows an animal by Patient Species {tag('PatientSpeciesDescription')}: {species[:40]}; a model that "
+            "has learnt people makes a person's chest of any picture"
+        )
+    return said
+
+
 def _code(dataset: pydicom.Dataset) -> str | None:
     try:
         return _VIEW_CODES.get(str(dataset.ViewCodeSequence[0].CodeValue).strip())
@@ -89,6 +124,7 @@ def common_tags(header: Header) -> Reading:
         + tagged("kvp", _positive(dataset, "KVP"), "KVP")
     )
     own += found("beam", "cone", Origin.DERIVED, f"modality: a {header.modality} has a point source")
+    own += note(*_no_chest(dataset))
     orientation = text(dataset, "PatientOrientation")
     parts = orientation.split("\\")
     if len(parts) == 2 and all(0 < len(p) <= 3 and set(p) <= set("RLAPHF") for p in parts):
@@ -165,7 +201,7 @@ def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> R
         own = tagged("pixel_mm", nominal if imager is None else imager, keyword)
         return own + _cross_check(merge(others, own), plain, calibration)
     if plain is None:
-        return Reading()
+        return _impossible_spacing(dataset)
     if calibration == "GEOMETRY" and factor is not None and factor > 1:
         size = tuple(p * factor for p in plain)
         return tagged("pixel_mm", size, "PixelSpacing", "EstimatedRadiographicMagnificationFactor")
@@ -186,6 +222,12 @@ def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> R
     example = f'"pixel_mm": [{plain[0]:g}, {plain[1]:g}] if that is measured on the detector'
     options = (*(() if calibration else ("pixel-spacing-at-detector",)), "pixel-spacing-at-isocenter")
     return ask(problem, ("pixel_mm",), example, *options)
+
+
+def _impossible_spacing(dataset: pydicom.Dataset) -> Reading:
+    """Sizes of zero, as some plate readers write them: said where the size is asked for."""
+    pairs = ((key, numbers(dataset, key, 2)) for key in ("ImagerPixelSpacing", "PixelSpacing"))
+    return sum((unusable("pixel_mm", pair, "cannot be", tag(key)) for key, pair in pairs), Reading())
 
 
 def _cross_check(known: AcquisitionMetadata, plain: tuple[float, ...] | None, calibration: str) -> Reading:

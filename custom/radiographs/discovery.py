@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from custom.core.files import read_json
@@ -17,6 +18,8 @@ _IGNORED = (".json", ".txt", ".md", ".csv", ".xml", ".html", ".htm", ".log", ".p
 _FOREIGN = {b"%PDF-": "a PDF", b"\xff\xd8\xff": "a JPEG picture", b"PK\x03\x04": "a zip archive or office document"}
 #: Radiographs of one run; more is a mistake, such as a folder of CT slices.
 MOST_FILES = 512
+#: Files of a folder, such as a patient's CD with a viewer on it, among which they are looked for.
+MOST_LOOKED_AT = 20_000
 
 #: The file in a folder that `fewview-ct reconstruct` wrote, and how its "format" begins.
 _RESULT, _RESULT_FORMAT = "result.json", "fewview-ct reconstruction"
@@ -66,15 +69,18 @@ def find_radiographs(paths: Sequence[str | os.PathLike[str]]) -> list[tuple[Path
     found: dict[Path, tuple[Path, str, bool]] = {}
     for given in map(Path, paths):
         if given.is_dir():
-            files = [
-                p for p in sorted(_below(given)) if p.suffix.lower() not in _IGNORED and p.name.upper() != "DICOMDIR"
-            ]
-            if len(files) > MOST_FILES:
-                raise ValueError(f"{given}: {len(files)} files are more than a patient has radiographs; name them")
-            for path in files:
-                kind = kind_of(path)
+            before = len(found)
+            files = list(islice(_below(given), MOST_LOOKED_AT + 1))
+            if len(files) > MOST_LOOKED_AT:
+                raise ValueError(f"{given}: more than {MOST_LOOKED_AT} files; name the radiographs")
+            for path in sorted(files):
+                looked_at = path.suffix.lower() not in _IGNORED and path.name.upper() != "DICOMDIR"
+                kind = kind_of(path) if looked_at else ""
                 if kind:
                     _add(found, path, kind, False)
+            if len(found) - before > MOST_FILES:
+                count = len(found) - before
+                raise ValueError(f"{given}: {count} pictures are more than a patient has radiographs; name them")
         elif given.is_file():
             kind = kind_of(given)
             if not kind:

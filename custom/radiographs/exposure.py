@@ -10,8 +10,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 
-__all__ = ["Air", "dark_borders", "find_air", "has_noise", "looks_inverted", "seen_sign"]
+__all__ = ["Air", "dark_borders", "find_air", "has_noise", "looks_inverted", "round_field", "seen_sign"]
 
 Array = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
@@ -30,6 +31,9 @@ _CLEAR_EXCESS = 6.0
 _END, _NOISE_RATIO = 0.1, 2.0
 #: Range of q that is given to a picture of unknown meaning.
 _RANGE = 5.0
+#: A round field: its corners hold one value, within this share of the values' range; it reaches every side but for this
+#: share of the picture; and it is convex, but for this share of its area.
+_SAME, _REACHES, _DENTS = 0.02, 0.1, 0.03
 
 
 class Air:
@@ -114,6 +118,47 @@ def dark_borders(q: Array, field_mask: Mask) -> Mask:
     last_column = (left + width - after) * side if after else q.shape[1]
     inside[first_row:last_row, first_column:last_column] = True
     return field_mask & inside
+
+
+def round_field(values: Array, field_mask: Mask, sign: int) -> Mask:
+    """Pixels within the round or eight-sided field of an image intensifier.
+
+    Beside it stand the four corners, all of one value, which are neither air nor anything else of the picture. It is
+    told from a body between air by its shape: it is convex and reaches every side of the picture.
+
+    Args:
+        values: (V, U) of any meaning.
+        field_mask: bool (V, U), what is known to be exposed.
+        sign: 1 where high values are more intensity, else -1; the corners have little.
+
+    Returns:
+        bool (V, U), `field_mask` without the corners, or as it is where they are none.
+    """
+    side = max(1, math.ceil(max(values.shape) / _SIDE))
+    rows, columns = (n // side for n in values.shape)
+    block = values[: rows * side, : columns * side].reshape(rows, side, columns, side).mean((1, 3))
+    corners = block[[0, 0, -1, -1], [0, -1, 0, -1]]
+    same = _SAME * float(np.quantile(block, 0.999) - np.quantile(block, 0.001))
+    is_bright = sign * float(corners.mean()) > sign * float(np.median(block))
+    if is_bright or min(rows, columns) < 16 or np.ptp(corners) > same:
+        return field_mask
+    regions, _ = ndimage.label(np.abs(block - corners.mean()) <= same)
+    pieces, count = ndimage.label(~np.isin(regions, regions[[0, 0, -1, -1], [0, -1, 0, -1]]))
+    if count == 0:
+        return field_mask
+    field = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    points = np.argwhere(field)
+    ends = zip(points.min(0), points.max(0), field.shape, strict=True)
+    if not all(low <= _REACHES * n and high >= (1 - _REACHES) * n - 1 for low, high, n in ends):
+        return field_mask
+    # Corners of the pixels, so that the area of a straight field is its number of pixels.
+    around = ConvexHull(np.concatenate([points + np.array([i, j]) for i in (0, 1) for j in (0, 1)]))
+    box = float(np.prod(np.ptp(points, 0) + 1))
+    if not _DENTS * box < box - len(points) or len(points) < (1 - _DENTS) * around.volume:
+        return field_mask
+    inner = ndimage.binary_erosion(field, np.ones((3, 3)), border_value=1)
+    whole = np.pad(np.kron(inner, np.ones((side, side), bool)), [(0, n % side) for n in values.shape], "edge")
+    return field_mask & whole
 
 
 def find_air(q: Array, field_mask: Mask) -> Air | None:

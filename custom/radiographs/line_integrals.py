@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from torch import Tensor
 from custom.core.attenuation import LARGEST_LINE_INTEGRAL
 from custom.radiographs.accepted_assumptions import LOG_RANGE
 from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Origin, value_of
-from custom.radiographs.exposure import dark_borders, find_air, has_noise, looks_inverted, seen_sign
+from custom.radiographs.exposure import dark_borders, find_air, has_noise, looks_inverted, round_field, seen_sign
 from custom.radiographs.intensity_meaning import PictureValues, decide_meaning, quantile
 from custom.radiographs.readings import Reading, ask, found, merge, note
 
@@ -27,6 +27,7 @@ _CLIPPED = 0.01
 _PILE, _NEAR = 5.0, 0.01
 #: The least line integral of a radiograph is at most so large: 15 cm of water.
 _LEAST = 3.0
+_NO_COLLIMATOR = "the picture, no collimator found"
 
 
 def to_line_integrals(
@@ -50,7 +51,11 @@ def to_line_integrals(
     Raises:
         ValueError: nothing exposed, or no contrast.
     """
-    values, mask = picture.values, picture.field_mask
+    values, mask, sign = picture.values, picture.field_mask, value_of(merge(others).intensity_sign)
+    if sign and value_of(merge(others).modality) in ("XA", "RF"):  # where image intensifiers are
+        mask = round_field(values, mask, sign)
+    seen = ["a round field"] if mask.sum() < picture.field_mask.sum() else []
+    picture = replace(picture, field_mask=mask)
     if mask.mean() < 0.01:
         raise ValueError(f"{name}: collimator, shutter and padding leave nothing of the picture")
     if quantile(values[mask], 0.999) <= quantile(values[mask], 0.001):
@@ -68,7 +73,7 @@ def to_line_integrals(
             raise ValueError(f"{name}: zero_intensity is {scale.zero:g}, which leaves no pixel any X-ray intensity")
         floor, said = _floor(picture, scale, inside)
         q, everything = np.minimum(q, np.float32(-np.log(floor))), everything + said
-    blades = bool(inside.sum() < mask.sum())
+    seen += ["straight dark borders"] if inside.sum() < mask.sum() else []
     level, by_air = _unattenuated(q, inside, scale, known, accept, name)
     everything += by_air
     if level is None:
@@ -80,18 +85,17 @@ def to_line_integrals(
         p *= np.float32(LOG_RANGE / max(top, 1e-6))
         everything += found("log_scale", scale.log_scale * top / LOG_RANGE, Origin.OPTION, "log-range")
     p = np.where(inside, np.clip(p, -1.0, LARGEST_LINE_INTEGRAL), np.float32(0)).astype(np.float32)
-    everything += _exposed_field(inside, picture.masked_by, blades) + _clipped(
+    everything += _exposed_field(inside, picture.masked_by, seen) + _clipped(
         picture, scale, value_of(known.unattenuated), p, inside
     )
     return (torch.from_numpy(p), torch.from_numpy(inside)), everything + _implausible(p, inside)
 
 
-def _exposed_field(mask: Mask, masked_by: tuple[str, ...], blades: bool) -> Reading:
+def _exposed_field(mask: Mask, masked_by: tuple[str, ...], seen: list[str]) -> Reading:
     text = f"{100 * float(mask.mean()):.0f} % of the picture"
-    if masked_by and not blades:
+    if masked_by and not seen:
         return found("exposed_field", text, Origin.FILE, ", ".join(masked_by))
-    seen = "straight dark borders" if blades else "the picture, no collimator found"
-    return found("exposed_field", text, Origin.ESTIMATE, ", ".join([*masked_by, seen]))
+    return found("exposed_field", text, Origin.ESTIMATE, ", ".join([*masked_by, *seen] or [_NO_COLLIMATOR]))
 
 
 @dataclass(frozen=True)

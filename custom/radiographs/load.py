@@ -48,8 +48,18 @@ class _Unfinished:
     """A radiograph of which something has to be asked first."""
 
     name: str
+    path: Path
+    header: pydicom.Dataset | None
     metadata: AcquisitionMetadata
     questions: tuple[MissingField | Contradiction, ...]
+
+    def with_warnings(self, *_: str) -> _Unfinished:
+        """The same: what is asked stands before all warnings."""
+        return self
+
+    def with_allowed(self, *_: str) -> _Unfinished:
+        """The same, likewise."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -107,11 +117,11 @@ def read_radiographs(
             file = describe(path, request.names[path], described, position)
             outcomes.append((_read_dicom if kind == "DICOM" else _read_picture)(file, kind, digest, request))
     check_entries(described, usable_names)
+    outcomes, others = check_patient(outcomes, assumptions)
     radiographs = [one for one in outcomes if isinstance(one, Radiograph)]
-    radiographs, others = check_patient(radiographs, assumptions)
     radiographs, copies = check_exposures(radiographs, assumptions)
     asked = (q for one in outcomes if isinstance(one, _Unfinished) for q in one.questions)
-    questions = (*asked, *others, *copies)
+    questions = (*others, *asked, *copies)
     if questions:
         raise MissingMetadata(questions, {one.name: one.metadata for one in outcomes})
     called = {} if described is None else described.called
@@ -201,7 +211,7 @@ def _finish(
         questions = (
             replace(one, file=one.file or file.name, sidecar=one.sidecar or file.sidecar) for one in metadata.questions
         )
-        return _Unfinished(file.name, metadata, tuple(questions))
+        return _Unfinished(file.name, file.path, header, metadata, tuple(questions))
     pixels, field_mask = (placement.flips.picture(picture) for picture in pictures)
     warnings = tuple(f"{file.name}: {sentence}" for sentence in metadata.warnings())
     return Radiograph(

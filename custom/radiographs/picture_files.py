@@ -47,7 +47,7 @@ def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int, str]:
                 if getattr(image, "n_frames", 1) > 1:
                     raise ValueError(f"{image.n_frames} pages; save one radiograph a file")  # type: ignore[attr-defined]
                 if image.mode not in _DEPTHS:
-                    raise ValueError(f"mode {image.mode}; only 8 or 16 bits of grey are radiographs, no colour")
+                    raise ValueError(f"mode {image.mode}; only 8 or 16 bits of grey are read: save it as greyscale")
                 tags = getattr(image, "tag_v2", {})
                 highest, inverted = _depth(image.mode, tags), _is_inverted(image)
                 pixels = np.asarray(image)

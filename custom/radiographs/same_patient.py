@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pydicom
 
 from custom.dicom.header import tag, text
 from custom.dicom.identity import Difference, differences, patient_of
 from custom.radiographs.acquisition_metadata import MissingField
-from custom.radiographs.radiograph import Radiograph
 
 __all__ = ["check_patient"]
 
@@ -17,9 +20,23 @@ _OPTION, _DATES_OPTION = "several-patients", "study-dates-apart"
 _MOST_DAYS = 7
 
 
-def check_patient(
-    radiographs: Sequence[Radiograph], accept: frozenset[str]
-) -> tuple[list[Radiograph], tuple[MissingField, ...]]:
+class _File(Protocol):
+    """A `Radiograph`, or one of which something has to be asked first."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def header(self) -> pydicom.Dataset | None: ...
+    def with_warnings(self: F, *sentences: str) -> F: ...
+    def with_allowed(self: F, key: str, value: str, option: str, warning: str) -> F: ...
+
+
+F = TypeVar("F", bound=_File)
+
+
+def check_patient(radiographs: Sequence[F], accept: frozenset[str]) -> tuple[list[F], tuple[MissingField, ...]]:
     """Different patients, and studies more than a week apart, are questions.
 
     Studies of different days of a week, and files that do not say whose they are, are warnings.
@@ -46,8 +63,8 @@ def check_patient(
 
 
 def _check_dates(
-    radiographs: Sequence[Radiograph], dicom: Sequence[int], accept: frozenset[str]
-) -> tuple[list[Radiograph], list[MissingField]]:
+    radiographs: Sequence[F], dicom: Sequence[int], accept: frozenset[str]
+) -> tuple[list[F], list[MissingField]]:
     """The same for the days of the studies, each against the first that has one; `dicom` has a header."""
     checked, questions = list(radiographs), []
     dates = [(k, day) for k in dicom if (header := checked[k].header) and (day := text(header, "StudyDate"))]
@@ -94,7 +111,7 @@ def _said(one: Difference, name: str) -> str:
     return f"of {both} it has only one, and {name} only the other"
 
 
-def _unidentified(radiographs: Sequence[Radiograph]) -> dict[int, str]:
+def _unidentified(radiographs: Sequence[_File]) -> dict[int, str]:
     """What to say, and of which radiograph, where nothing in the files says that they are of one patient."""
     dicom = [k for k, r in enumerate(radiographs) if r.header is not None]
     pictures = [k for k, r in enumerate(radiographs) if r.header is None]

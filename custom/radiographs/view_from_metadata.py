@@ -273,8 +273,7 @@ def _not_seen(known: AcquisitionMetadata, u: np.ndarray, v: np.ndarray) -> Readi
     assert orientation is not None and angle is not None
     problem = (
         f"Patient Orientation {orientation.value} (by {orientation.provenance}) cannot be seen from {angle.value:g} "
-        f"degrees ({value_of(known.view_position) or 'no View Position'}, by {angle.provenance}), where columns run "
-        f"towards {letters(u)} or {letters(-u)}"
+        f"degrees (by {angle.provenance}), where columns run towards {letters(u)} or {letters(-u)}"
     )
     example = '"orientation" and "view_position" or "angle_deg"'
     return exclude(problem, ("orientation", "angle_deg"), example, orientation, angle)
@@ -308,8 +307,8 @@ def view_from_metadata(others: Reading, pose: StoredPose, accept: frozenset[str]
     pixel = known.pixel_mm
     if pixel is None:
         problem = (
-            "the size of its pixels on the detector: Imager Pixel Spacing (0018,1164), or Image Plane Pixel Spacing "
-            "(3002,0011)"
+            "the size of its pixels on the detector: the file has no usable Imager Pixel Spacing (0018,1164), Nominal "
+            "Scanned Pixel Spacing (0018,2010), nor Image Plane Pixel Spacing (3002,0011)"
         )
         example = '"pixel_mm": [0.14, 0.14] (distance of rows, distance of columns)'
         own += ask(problem, ("pixel_mm",), example)

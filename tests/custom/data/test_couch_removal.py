@@ -1,9 +1,11 @@
 """The body mask takes the couch and leaves the patient."""
 
+import warnings
+
 import numpy as np
 import pytest
 
-from custom.data.couch_removal import body_mask, field_of_view, lateral_truncation
+from custom.data.couch_removal import _fill_opened_lungs, body_mask, field_of_view, lateral_truncation
 from tests.ct_samples import SHAPE, SPACING, chest
 
 VOXEL = (SPACING, SPACING, SPACING)
@@ -88,3 +90,12 @@ def test_truncation_is_a_share() -> None:
     body = (x / np.where(z < 0, 100, 150)) ** 2 + ((y - 10) / 90) ** 2 < 1
     view = (x**2 + y**2 < 120**2)[:, :, 0]
     assert lateral_truncation(body & view[:, :, None], view, VOXEL) == pytest.approx(0.5)
+
+
+def test_a_slice_that_is_all_wall_has_no_opened_lung() -> None:
+    """As in a phantom whose shell touches the image's edge: no border is left, and nothing is said about it."""
+    shell = np.ones((8, 8, 2), bool)
+    shell[1:-1, 1:-1] = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not _fill_opened_lungs(np.zeros_like(shell), shell, np.zeros(shell.shape, np.float32)).any()

@@ -60,7 +60,7 @@ def test_header_workers_give_the_same(tmp_path: Path) -> None:
     assert calls == [4]
 
 
-def test_two_persons_with_one_id_are_two_cases_and_one_group(tmp_path: Path) -> None:
+def test_two_persons_with_one_id_are_two_cases_and_one_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_series(tmp_path / "a", FEW, "11")
     other = {"PatientName": "Other", "PatientBirthDate": "19500101", "StudyInstanceUID": f"{ROOT}.2"}
     write_series(tmp_path / "b", FEW, "12", **other)
@@ -69,6 +69,7 @@ def test_two_persons_with_one_id_are_two_cases_and_one_group(tmp_path: Path) -> 
     assert len({c.patient for c in candidates}) == 2
     assert {c.group for c in candidates} == {"P1"}
     assert all("carried by 2 persons" in c.facts["note"] for c in candidates)
+    assert caplog.text.count("carried by 2 persons") == 1
 
 
 def test_no_patient_id_is_told_apart_by_study(tmp_path: Path) -> None:

@@ -175,6 +175,17 @@ def test_truncated_header_is_no_dicom_file(tmp_path: Path) -> None:
         path = write_series(tmp_path, chest()[:, :, :2])[0]
 
 
+def test_identifiers_that_are_no_uid_are_read_in_silence(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Anonymisers write hashes; pydicom warned of each with a line of its own source."""
+    path = write_series(tmp_path, chest()[:, :, :1])[0]
+    dataset = pydicom.dcmread(path)
+    dataset["SeriesInstanceUID"]._value = pydicom.uid.UID("63b4b5296cbcf3c5fcd0e380bf99c7cb", 0)
+    dataset.save_as(path)
+    found = read_header(path)
+    assert not isinstance(found, str) and found.series_uid.startswith("63b4")
+    assert not [one for one in recwarn if "Invalid value" in str(one.message)]
+
+
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=["rle", "jpeg2000"])
 @pytest.mark.parametrize("keep", [1.0, 0.7])
 def test_compressed_series(tmp_path: Path, syntax: str, keep: float) -> None:
