@@ -29,7 +29,7 @@ def test_files_are_counted_by_modality_and_manufacturer(tmp_path: Path) -> None:
         "| modality | manufacturer | read | asked | refused | failed |",
         "| CT | none | 0 | 0 | 1 | 0 |",
         "| DX | MAKER | 1 | 1 | 0 | 0 |",
-        "| unreadable | none | 0 | 0 | 1 | 0 |",
+        "| none | none | 0 | 0 | 1 | 0 |",
     ]
     assert "asked.dcm: the distance from source to detector" in done.stdout
     assert ", not a radiograph (a CT already" in done.stdout
