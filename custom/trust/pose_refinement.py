@@ -37,7 +37,8 @@ __all__ = ["PoseRefinement", "PoseTolerance", "ViewMove", "moved_view", "refine_
 
 #: Pixels that the pictures are averaged to [mm at the isocentre].
 _PIXEL_MM = 5.0
-#: Independent pieces of evidence in what two views share, however many planes it has, and in all centres of mass.
+#: Independent pieces of evidence in what two views share, however many planes it has, and in all centres of mass. All
+#: pairs of K cone beams have K - 1 times as many.
 _PIECES = 10.0
 #: Relative contradiction that is always believed to be left.
 _LEAST = 0.01
@@ -163,6 +164,7 @@ def refine_poses(
     most = tolerance or PoseTolerance()
     # So many that enough are left however views are moved: none must agree better by losing what it disagrees in.
     fewest = FEWEST_ROWS + math.ceil(2 * most.shift_mm / _PIXEL_MM)
+    pieces = _PIECES * (2 / len(views) if cone else 1)
     usual = np.array([most.angle_deg, most.shift_mm, most.shift_mm, most.distance])[: len(free)] / 2
 
     def moves(z: np.ndarray) -> list[ViewMove]:
@@ -184,11 +186,13 @@ def refine_poses(
             planes = [_planes(primary[list(p)], there[list(p)], mask[list(p)], blur_mm) for p in pairs]
             return planes if cone else [*planes, _rows(rows, there)]
 
-        left = [max(_rms(one), _LEAST) for one in contradictions(z)]
+        left = np.array([max(_rms(one), _LEAST) for one in contradictions(z)])
+        # A pair whose planes are lost on the way agrees perfectly, and would outweigh all others.
+        left[: len(pairs)] = left[: len(pairs)].clip(np.median(left[: len(pairs)]) / 2)
 
         def residuals(z: np.ndarray, contradictions=contradictions, left=left) -> np.ndarray:
             weighted = zip(contradictions(z), left, strict=True)
-            return np.concatenate([*(one * math.sqrt(_PIECES / len(one)) / size for one, size in weighted), z])
+            return np.concatenate([*(one * math.sqrt(pieces / len(one)) / size for one, size in weighted), z])
 
         def jacobian(z: np.ndarray, residuals=residuals) -> np.ndarray:
             at = residuals(z)
