@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -29,7 +30,7 @@ from typing import Any, BinaryIO
 from custom.core.files import read_json_object, write_json
 from custom.radiographs import ANSWERS_FORMAT
 
-__all__ = ["ANSWERS", "EARLIER", "ID", "RESULT", "UNREADABLE", "Case", "Cases", "Limits", "Refused"]
+__all__ = ["ANSWERS", "EARLIER", "ID", "RESULT", "UNREADABLE", "Case", "Cases", "Limits", "Refused", "refusal"]
 
 FORMAT, RECORD = "fewview-ct case 1", "case.json"
 #: The answers, for `--geometry`.
@@ -52,6 +53,15 @@ class Refused(Exception):
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
         self.status = status
+
+
+def refusal(error: Exception) -> Refused:
+    """What a client is told of an error of the disk."""
+    if isinstance(error, FileNotFoundError):
+        return Refused(409, "This case was changed meanwhile: load its page again.")
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    reason = "The disk of this machine is full" if is_full else "This machine cannot use its disk"
+    return Refused(507, f"{reason}: tell whoever runs this page, then try again.")
 
 
 @dataclass(frozen=True)
@@ -130,11 +140,13 @@ class Case:
         same = [own for own, other in files.items() if _parts(other)[0] == stem]
         numbers = [int(own.split("_")[1].split(".")[0]) for own in files]
         paired = [own for own in same if own.endswith(".json") != (ending == ".json")]
-        number = int(paired[0].split("_")[1].split(".")[0]) if paired else max(numbers, default=0) + 1
+        # A number is given once: a page that still shows the file which had it must not answer for another one.
+        last = max(self.record.get("last", 0), *numbers, 0)
+        number = int(paired[0].split("_")[1].split(".")[0]) if paired else last + 1
         own = f"radiograph_{number}{ending}"
         if own in files:
             raise Refused(409, f"{name}: two files of this name; give one of them another name.")
-        self.save(files={**files, own: name})
+        self.save(files={**files, own: name}, last=max(last, number))
         part = self.folder / "files" / f".{own}.part"
         try:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:

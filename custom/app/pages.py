@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
@@ -20,7 +21,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from custom import __version__
-from custom.app.case_folder import EARLIER, RESULT, UNREADABLE, Case, Cases, Refused
+from custom.app.case_folder import EARLIER, RESULT, UNREADABLE, Case, Cases, Refused, refusal
 from custom.app.guard import Guard, form_of
 from custom.app.question_fields import (
     ASSUMPTIONS,
@@ -41,7 +42,10 @@ from custom.sampling.atlas import WHOSE_DETAIL
 
 __all__ = ["create_app"]
 
+logger = logging.getLogger(__name__)
+
 _HERE = Path(__file__).parent
+_LONGEST_NAME = 255
 _QUERIES = ("accession", "study", "patient")
 #: A report brings scripts of its own, which its own policy names; here it may do nothing with this server.
 _OF_REPORTS = {"Content-Security-Policy": "sandbox allow-scripts allow-modals allow-downloads; frame-ancestors 'none'"}
@@ -94,7 +98,7 @@ def create_app(cases: Cases, installation: Installation, hosts: Collection[str],
         routes=routes,
         lifespan=lifespan,
         middleware=[Middleware(Guard, hosts=hosts, token=token, sign_in=pages.sign_in)],
-        exception_handlers={Refused: pages.refused, 404: pages.unknown},
+        exception_handlers={Refused: pages.refused, 404: pages.unknown, OSError: pages.disk},
     )
     app.router.redirect_slashes = False
     return app
@@ -141,6 +145,11 @@ class _Pages:
         """There is nothing at this address."""
         return await self.refused(request, Refused(404, "There is nothing at this address."))
 
+    async def disk(self, request: Request, error: Exception) -> Response:
+        """The disk took nothing, or gave nothing."""
+        logger.error("%s", error)
+        return await self.refused(request, refusal(error))
+
     async def start(self, request: Request) -> Response:
         """Where radiographs are dropped."""
         return self._page("start.html")
@@ -161,14 +170,17 @@ class _Pages:
     async def upload(self, request: Request) -> Response:
         """One file, as it is, bounded while it comes."""
         case, most = self._case(request), self.cases.limits.file_mb * 1_000_000
+        name = request.query_params.get("name", "")
         if case.is_busy:
-            raise Refused(409, "This case is being worked on.")
+            raise Refused(409, f"{name} was not taken: this case is being worked on. Send it again when that is done.")
+        if len(name) > _LONGEST_NAME:
+            raise Refused(400, f"{name[:40]}…: a file's name may have {_LONGEST_NAME} characters; shorten it.")
         too_large = Refused(413, f"A file of more than {self.cases.limits.file_mb} MB is not taken.")
         if int(request.headers.get("content-length", "0") or 0) > most:
             raise too_large
         size = 0
         try:
-            with case.new_file(request.query_params.get("name", "")[:200], self.cases.limits.files) as stream:
+            with case.new_file(name, self.cases.limits.files) as stream:
                 async for chunk in request.stream():
                     size += len(chunk)
                     if size > most:
@@ -211,6 +223,9 @@ class _Pages:
         """Take the form's answers, and read again with them."""
         answers = {name: dict(values) for name, values in case.record["answers"].items()}
         reading, wrong, changed = _reading(case), "", False
+        names = [one["file"] for one in reading["radiographs"]]
+        if fields.get("shown", names) != names:  # what was written to one would be taken for another
+            raise Refused(409, "The radiographs of this case were changed on another page: load this one again.")
         for number, one in enumerate(reading["radiographs"]):
             own = answers.setdefault(one["file"], {})
             for key in FIELDS:

@@ -28,6 +28,8 @@ _RADIOGRAPHS = "DX,CR,XA,RF,RTIMAGE"
 _QUICK = ("read", "fetch", "send")
 _NOT_POSSIBLE = 5  # custom.cli.exit_codes: plan.html says why
 _TAIL = 20_000
+#: Seconds until a disk that took nothing is tried again.
+_PAUSE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,15 @@ class WorkQueue:
                 await self._step(waiting[0])
             except OSError as error:  # a full disk, or a case that was removed meanwhile
                 logger.error("%s", error)
-                if waiting[0].folder.is_dir():
-                    waiting[0].save(state="idle", error=error.strerror or str(error))
+                await self._give_back(waiting[0], error.strerror or str(error))
+
+    async def _give_back(self, case: Case, error: str) -> None:
+        """Say on a case's page why its step failed, as soon as the disk takes it: until then no step could run."""
+        while case.folder.is_dir():
+            try:
+                return case.save(state="idle", error=error)
+            except OSError:
+                await asyncio.sleep(_PAUSE_S)
 
     async def _step(self, case: Case) -> None:
         task, options = case.record["task"], case.record["options"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zlib
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from custom.core.attenuation import hu_to_attenuation
 from custom.core.files import sha256_file, write_nifti
 from custom.core.hu_window import hu_to_unit, unit_to_hu
+from custom.core.limits import check_count
 from custom.core.nifti_files import open_nifti
 from custom.data.datalist import load_cases
 from custom.data.shapes import LEVELS, ct_on_grid, register
@@ -41,6 +43,8 @@ REGISTRATION_MM = 5.0
 MARGIN_MM = (60.0, 0.0, 30.0)
 #: Steps of the stored values [HU], from air on: one byte each.
 STEP_HU, LOWEST_HU = 8, -1000
+#: Bytes of all CTs in memory: some 1200 of the published size.
+LARGEST_BYTES = 2**32
 
 
 class Atlas:
@@ -170,19 +174,27 @@ def _read(path: Path) -> tuple[npt.NDArray[np.uint8], VolumeGrid]:
     scale = image.dataobj.slope, image.dataobj.inter
     if scale != (1, 0):
         raise ValueError(f"{path}: values are scaled by {scale[0]:g} and {scale[1]:g}, {expected} not scaled")
+    _check_size(path, image.shape)
+    grid = _grid_of(path, image)
+    if not np.allclose(image.affine, grid.affine(), atol=1e-3) or image.header.get_xyzt_units()[0] != "mm":
+        raise ValueError(f"{path}: affine {image.affine.tolist()}, {expected} RAS+ in mm around the isocentre")
     try:
-        grid = _grid_of(image)
         stored = np.asarray(image.dataobj)
     except (EOFError, OSError, ValueError, zlib.error) as error:
         raise ValueError(f"{path}: is truncated or damaged ({error})") from error
-    if not np.allclose(image.affine, grid.affine(), atol=1e-3) or image.header.get_xyzt_units()[0] != "mm":
-        raise ValueError(f"{path}: affine {image.affine.tolist()}, {expected} RAS+ in mm around the isocentre")
     return stored.transpose(3, 0, 1, 2).copy(), grid
 
 
-def _grid_of(image: Any) -> VolumeGrid:
+def _check_size(path: str | os.PathLike[str], shape: Sequence[int]) -> None:
+    check_count(path, "bytes of CTs in an atlas", math.prod(shape), LARGEST_BYTES)
+
+
+def _grid_of(path: str | os.PathLike[str], image: Any) -> VolumeGrid:
     """The grid of a NIfTI image of `prepare`, around its own middle."""
-    return VolumeGrid(image.shape[:3], tuple(np.linalg.norm(image.affine[:3, :3], axis=0)))  # type: ignore[arg-type]
+    try:
+        return VolumeGrid(image.shape[:3], tuple(np.linalg.norm(image.affine[:3, :3], axis=0)))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def write_atlas(
@@ -221,10 +233,11 @@ def write_atlas(
     cases = load_cases(data_list_file, part)
     if unknown := sorted(set(leave_out) - {case["case"] for case in cases}):
         raise ValueError(f"{data_list_file}: has no case {unknown[0]!r} under {part!r}, which leave_out names")
+    cases = [case for case in cases if case["case"] not in leave_out]
     stored: list[np.ndarray] = []
     first: VolumeGrid | None = None
-    for case in tqdm([case for case in cases if case["case"] not in leave_out], desc="CTs", disable=None):
-        label = _grid_of(open_nifti(Path(case["label"])))
+    for case in tqdm(cases, desc="CTs", disable=None):
+        label = _grid_of(case["label"], open_nifti(Path(case["label"])))
         first = first or label
         if label != first:
             raise ValueError(
@@ -232,6 +245,7 @@ def write_atlas(
                 f"{first.spacing_mm}: prepare them together"
             )
         grid = label.padded([round(margin / s) for margin, s in zip(MARGIN_MM, label.spacing_mm, strict=True)])
+        _check_size(output, (*grid.shape, len(cases)))
         hu = ct_on_grid(case, grid).numpy()
         stored.append(((hu - LOWEST_HU) / STEP_HU).round().clip(0, 255).astype(np.uint8))
     if not stored:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,8 +72,9 @@ def test_a_radiograph_is_added_before_and_after_a_result_and_the_earlier_ct_stay
     assert client.get(f"{case}/view/earlier-report.html").text == "report 1"
     assert send(client, case, **{"b.json": more["b.json"]}) == [201]
     page = read(client, case)
-    assert "2. <bdi>b.png</bdi>" in page and "Left lateral" in page and "of 1 radiograph, made 2026-11-01 12:00" in page
+    assert "2. <bdi>b.png</bdi>" in page and "Left lateral" in page and "of 1 radiograph, made" in page
 
+    assert "2026-11-01 12:00" in page
     finish(folder, 2)
     page = client.get(case).text
     assert "of 2 radiographs" in page and "of 1 radiograph, made" in page and "sent" in record(tmp_path, case)
@@ -139,4 +142,71 @@ def test_a_case_without_radiographs_takes_others(client: TestClient, tmp_path: P
     page = settled(client, case)
     assert "There are no radiographs" in page and 'data-files="6"' in page
     send(client, case, **{"a.png": picture, "a.json": sidecar})
+    assert "What was read" in read(client, case)
+
+
+def test_a_page_that_shows_other_radiographs_answers_nothing(
+    client: TestClient, tmp_path: Path, begun: tuple[str, dict[str, bytes]]
+) -> None:
+    """In a second tab, or after a step back: the answers of the first radiograph went to the one in its place."""
+    case, more = begun
+    send(client, case, **more)
+    page = read(client, case)
+    shown = [part.split('"')[0] for part in page.split('name="shown" value="')[1:]]
+    assert shown == ["radiograph_1.png", "radiograph_2.png"]
+    client.post(f"{case}/remove-files", data={"file": shown[1]})
+    settled(client, case)
+    send(client, case, **more)
+    read(client, case)
+    assert "radiograph_3.png" in record(tmp_path, case)["files"], "the number of another radiograph"
+    for adding in ({}, {"adding": "1"}):
+        answer = client.post(f"{case}/answers", data={"shown": shown, "1:source_to_detector_mm": "1700", **adding})
+        assert answer.status_code == 409 and "changed on another page" in answer.text
+    assert record(tmp_path, case)["answers"] == {}
+
+
+def test_a_file_that_comes_too_late_is_named_and_the_limit_holds_for_all_tabs(
+    client: TestClient, tmp_path: Path
+) -> None:
+    case = new_case(client)
+    Case(tmp_path / case[1:]).save(state="running")
+    answer = client.post(f"{case}/files?name=lateral.dcm", content=b"x")
+    assert answer.status_code == 409 and answer.text.startswith("lateral.dcm was not taken: this case is being worked")
+    Case(tmp_path / case[1:]).save(state="idle")
+    with Case(tmp_path / case[1:]).new_file("1.dcm", 6), Case(tmp_path / case[1:]).new_file("1.dcm", 6):
+        assert send(client, case, **{f"{n}.dcm": b"x" for n in range(5)}) == [201] * 4 + [413]
+
+
+def test_names_of_255_characters_are_told_apart_and_no_longer_ones_are_taken(
+    client: TestClient, tmp_path: Path
+) -> None:
+    """They were cut after 200, with their ending: a PNG was taken for DICOM, and a sidecar for a radiograph."""
+    case = new_case(client)
+    names = [f"{'a' * 249}{end}" for end in ("1.png", "2.png", ".json", "1.json")]
+    assert send(client, case, **{name: b"x" for name in names}) == [201] * 4
+    own = {name: own for own, name in record(tmp_path, case)["files"].items()}
+    assert [own[name] for name in names[:2]] == ["radiograph_1.png", "radiograph_2.png"]
+    assert own[names[3]] == "radiograph_1.json" and own[names[2]] == "radiograph_3.json"
+    answer = client.post(f"{case}/files?name={'a' * 252}.png", content=b"x")
+    assert answer.status_code == 400 and "may have 255 characters" in answer.text
+
+
+def test_a_full_disk_stops_no_queue_and_is_said_in_words(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: tuple[str, dict[str, bytes]]
+) -> None:
+    def full(case: Case, **changes: object) -> None:
+        if changes.get("state") != "waiting":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(case, **changes)
+
+    (case, _), save = begun, Case.save
+    monkeypatch.setattr("custom.app.work_queue._PAUSE_S", 0.1)
+    with monkeypatch.context() as disk:
+        disk.setattr(Case, "save", full)
+        answer = client.post(f"{new_case(client)}/files?name=a.dcm", content=b"x", headers={"accept": "text/html"})
+        assert answer.status_code == 507 and "The disk of this machine is full" in answer.text
+        assert client.post(f"{case}/read").status_code == 303
+        time.sleep(0.5)
+        assert record(tmp_path, case)["state"] == "waiting"
+    assert "No space left on device" in settled(client, case)
     assert "What was read" in read(client, case)

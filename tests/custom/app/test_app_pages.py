@@ -217,7 +217,7 @@ def test_files_are_bounded_while_they_come(client: TestClient, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "name",
-    ["../../../etc/passwd", "/etc/passwd", "..", "", "a/b.dcm", "\x00", "a" * 5000, "..\\..\\x.png", ".json.png"],
+    ["../../../etc/passwd", "/etc/passwd", "..", "", "a/b.dcm", "\x00", "a" * 255, "..\\..\\x.png", ".json.png"],
 )
 def test_no_path_comes_from_a_client(client: TestClient, tmp_path: Path, name: str) -> None:
     case = new_case(client)

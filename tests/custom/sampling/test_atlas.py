@@ -211,6 +211,46 @@ def test_a_scaled_or_truncated_atlas_is_refused(tmp_path: Path, place: int, valu
         Atlas(path, FewIterations())  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (42, struct.pack("<4h", 32000, 32000, 32000, 32000), "a file of .* unpacks to"),
+        (42, struct.pack("<4h", 4, 4, 4, 32000), "2048000 bytes of CTs in an atlas are more than the 100000"),
+        (280, struct.pack("<f", float("nan")), "spacing_mm must be finite and greater than zero"),
+        (292, struct.pack("<f", float("nan")), r"affine \[.*nan"),
+    ],
+    ids=["a petabyte", "32000 CTs", "no spacing", "no place"],
+)
+@pytest.mark.usefixtures("small_limit")
+def test_an_atlas_that_claims_what_it_cannot_hold_is_refused_before_it_is_read(
+    tmp_path: Path, place: int, value: bytes, message: str
+) -> None:
+    path = tmp_path / "atlas.nii.gz"
+    write_nifti(path, np.zeros((4, 4, 4, 2), np.uint8), VolumeGrid.cube(4, 320.0).affine())
+    plain = bytearray(gzip.decompress(path.read_bytes()))
+    plain[place : place + len(value)] = value
+    path.write_bytes(gzip.compress(bytes(plain)))
+    with pytest.raises(ValueError, match=rf"atlas.nii.gz: {message}"):
+        Atlas(path, FewIterations())  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("small_limit")
+def test_more_cts_than_an_atlas_holds_are_refused_before_any_is_read(tmp_path: Path) -> None:
+    with (
+        patch("custom.sampling.atlas.ct_on_grid") as read,
+        pytest.raises(
+            ValueError, match=r"atlas.nii.gz: 107008 bytes of CTs in an atlas are more than the 100000 that are read"
+        ),
+    ):
+        write_atlas(cohort(tmp_path, chest(), chest()), tmp_path / "atlas.nii.gz")
+    assert not read.called and not (tmp_path / "atlas.nii.gz").exists()
+
+
+@pytest.fixture
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("custom.sampling.atlas.LARGEST_BYTES", 100_000)
+
+
 @pytest.mark.parametrize("coarse_mm", [0.0, float("nan"), float("inf"), 321.0, "10"])
 def test_what_cannot_be_coarse_is_refused(tmp_path: Path, coarse_mm: Any) -> None:
     with pytest.raises(ValueError, match="coarse_mm must be above 0 and at most 320"):
