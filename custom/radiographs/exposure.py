@@ -31,12 +31,9 @@ _CLEAR_EXCESS = 6.0
 _END, _NOISE_RATIO = 0.1, 2.0
 #: Range of q that is given to a picture of unknown meaning.
 _RANGE = 5.0
-#: A round field: its corners hold one value, within this share of the values' range, and what is beside it differs from
-#: it by twice as much as they do, and this share; it reaches every side but for this share of the picture, as in one of
-#: 4 by 3 that a blade cuts; and it is convex, but for this share of its area.
-_SAME, _LEAST_SAME, _REACHES, _DENTS = 0.02, 0.0005, 0.25, 0.03
-#: Pixels of a corner, of the averaged picture.
-_CORNER = 3
+#: A round field: its corners hold one value, within this share of the values' range; it reaches every side but for this
+#: share of the picture; and it is convex, but for this share of its area.
+_SAME, _REACHES, _DENTS = 0.02, 0.1, 0.03
 
 
 class Air:
@@ -140,23 +137,19 @@ def round_field(values: Array, field_mask: Mask, sign: int) -> Mask:
     side = max(1, math.ceil(max(values.shape) / _SIDE))
     rows, columns = (n // side for n in values.shape)
     block = values[: rows * side, : columns * side].reshape(rows, side, columns, side).mean((1, 3))
-    ends = (slice(_CORNER), slice(-_CORNER, None))
-    corners = np.array([block[i, j] for i in ends for j in ends])
-    wide = float(np.quantile(block, 0.999) - np.quantile(block, 0.001))
-    if min(rows, columns) < 16 or np.ptp(corners) > _SAME * wide:
+    corners = block[[0, 0, -1, -1], [0, -1, 0, -1]]
+    same = _SAME * float(np.quantile(block, 0.999) - np.quantile(block, 0.001))
+    is_bright = sign * float(corners.mean()) > sign * float(np.median(block))
+    if is_bright or min(rows, columns) < 16 or np.ptp(corners) > same:
         return field_mask
-    # No more than that: in proportion to the intensity, what is behind the heart differs by little from no beam at all.
-    same = 2 * float(np.abs(corners - corners.mean()).max()) + _LEAST_SAME * wide
     regions, _ = ndimage.label(np.abs(block - corners.mean()) <= same)
     pieces, count = ndimage.label(~np.isin(regions, regions[[0, 0, -1, -1], [0, -1, 0, -1]]))
     if count == 0:
         return field_mask
     field = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-    if sign * float(corners.mean()) > sign * float(np.median(block[field])):
-        return field_mask
     points = np.argwhere(field)
-    sides = zip(points.min(0), points.max(0), field.shape, strict=True)
-    if not all(low <= _REACHES * n and high >= (1 - _REACHES) * n - 1 for low, high, n in sides):
+    ends = zip(points.min(0), points.max(0), field.shape, strict=True)
+    if not all(low <= _REACHES * n and high >= (1 - _REACHES) * n - 1 for low, high, n in ends):
         return field_mask
     # Corners of the pixels, so that the area of a straight field is its number of pixels.
     around = ConvexHull(np.concatenate([points + np.array([i, j]) for i in (0, 1) for j in (0, 1)]))

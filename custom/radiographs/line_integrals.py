@@ -54,11 +54,6 @@ def to_line_integrals(
     values, mask, sign = picture.values, picture.field_mask, value_of(merge(others).intensity_sign)
     if sign and value_of(merge(others).modality) in ("XA", "RF"):  # where image intensifiers are
         mask = round_field(values, mask, sign)
-        if (round_field(values, mask, -sign) != mask).any():
-            others += note(
-                "the picture is round, in bright corners, as that of an image intensifier is when its values are "
-                "inverted: compare what is dark with the picture, and correct intensity_sign"
-            )
     seen = ["a round field"] if mask.sum() < picture.field_mask.sum() else []
     picture = replace(picture, field_mask=mask)
     if mask.mean() < 0.01:
