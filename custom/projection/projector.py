@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,8 @@ __all__ = ["BoundProjector", "Projector", "ProjectorCache", "full_precision"]
 
 ENGINES = ("torch", "tigre")
 _CACHED_OPERATORS = 8
+#: One for all: a projector that held its own could not be copied.
+_CACHES = threading.RLock()
 
 
 class Projector(nn.Module):
@@ -104,14 +107,13 @@ class Projector(nn.Module):
     def operator(self, views: Tensor) -> LinearOperator:
         """The linear operator of one set of views (K, 13), kept for the next call with the same views."""
         key = repr((views.dtype, views.device)).encode() + views.detach().cpu().numpy().tobytes()
-        if key in self._operators:
+        with _CACHES:
+            if key not in self._operators:
+                self._operators[key] = make_operator(views.detach(), self.grid, self.detector_shape)
             self._operators.move_to_end(key)
+            while len(self._operators) > _CACHED_OPERATORS:
+                self._operators.popitem(last=False)
             return self._operators[key]
-        operator = make_operator(views.detach(), self.grid, self.detector_shape)
-        self._operators[key] = operator
-        while len(self._operators) > _CACHED_OPERATORS:
-            self._operators.popitem(last=False)
-        return operator
 
     def check_image(self, image: Tensor, views: Tensor | None = None) -> None:
         """Raise ValueError unless radiographs (B, K, V, U) fit the views and the detector."""
@@ -177,9 +179,10 @@ class ProjectorCache:
     def __call__(self, grid: VolumeGrid, detector_shape: Sequence[int]) -> Projector:
         """The projector of a grid and a detector of (V, U) pixels."""
         key = grid, tuple(detector_shape)
-        if key not in self._projectors:
-            self._projectors[key] = Projector(grid, detector_shape)
-        self._projectors.move_to_end(key)
-        while len(self._projectors) > self.size:
-            self._projectors.popitem(last=False)
-        return self._projectors[key]
+        with _CACHES:
+            if key not in self._projectors:
+                self._projectors[key] = Projector(grid, detector_shape)
+            self._projectors.move_to_end(key)
+            while len(self._projectors) > self.size:
+                self._projectors.popitem(last=False)
+            return self._projectors[key]

@@ -50,6 +50,17 @@ def drawn(count: int, seed: int = 0, **options: Any) -> Tensor:
     return torch.cat([batch for _, batch in sampler(**options).samples(*case(), count, seed)])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_a_sample_is_the_same_whatever_is_drawn_beside_it(threads: int) -> None:
+    before, expected = torch.get_num_threads(), torch.cat([drawn(1), drawn(2)[1:]])
+    try:
+        torch.set_num_threads(threads)
+        several = drawn(9)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(several[:2], expected, atol=0.05, rtol=0)  # HU
+
+
 def test_a_sample_depends_on_its_seed_and_number_alone() -> None:
     one_by_one, batched = drawn(5), drawn(5, batch_size=3)
     assert one_by_one.shape == (5, 1, *GRID.shape)
