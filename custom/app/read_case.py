@@ -77,7 +77,7 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
             raise
         write_json(folder / UNREADABLE, reasons)
         raise ValueError(
-            f"{len(reasons)} of {len(files)} radiographs cannot be read: leave out what the list names"
+            f"{len(reasons)} of {len(files)} files cannot be read: leave out what the list names"
         ) from None
     write_json(folder / READING, {"patient": patient, "radiographs": shown, "questions": questions})
 

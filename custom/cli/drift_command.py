@@ -27,11 +27,11 @@ MEANINGS = {
         "less scatter (a new grid, its correction), or finer calibration of the detector",
     ),
     "agreement": (
-        "more scatter, or patients who move, breathe or turn between the two views",
+        "more scatter, or patients who move, breathe or turn between the two radiographs",
         "less scatter, or patients who are positioned better",
     ),
     "heights": (
-        "patients who breathe or move between the two views, or views whose heights are stated wrongly",
+        "patients who breathe or move between the two radiographs, or radiographs whose heights are stated wrongly",
         "patients who hold their breath better, or less noise",
     ),
     "orientation": ("pictures stored mirrored or turned by a new device or export", "another way to position patients"),
@@ -167,7 +167,7 @@ def _comparable(
         elif differs:
             reasons[f"made with other {differs[0]}"] += 1
         elif groups is not None and _group(one) not in groups:
-            reasons[f"{_group(one)}: that beam and number of views was not calibrated"] += 1
+            reasons[f"{_group(one)}: that beam and number of radiographs was not calibrated"] += 1
         else:
             used.append(one)
     left_out = [f"{reason}: {count}" for reason, count in reasons.items()]

@@ -101,6 +101,7 @@ def read_radiographs(
     request = _Request(assumptions, headers, _names([path for path, _ in chosen]))
     check_count(described, [kind for _, kind in chosen])
     hashes: dict[str, Path] = {}
+    sidecars: dict[Path, Path] = {}
     outcomes: list[Radiograph | _Unfinished] = []
     usable_names = [name for path, _ in chosen for name in (str(path), request.names[path])]
     for position, (path, kind) in enumerate(chosen):
@@ -108,6 +109,12 @@ def read_radiographs(
         if digest in hashes:
             raise ValueError(f"{path} and {hashes[digest]} are the same radiograph; give it once")
         hashes[digest] = path
+        beside = find_sidecar(path)
+        if beside is not None and (other := sidecars.setdefault(beside, path)) is not path:
+            raise ValueError(
+                f"{beside}: stands beside {other.name} and {path.name}; call them {other.name}.json and "
+                f"{path.name}.json"
+            )
         if kind == "NIfTI":
             stack = describe_stack(path, request.names[path], described)
             views = [_read_line_integrals(*one, digest, request) for one in stack]

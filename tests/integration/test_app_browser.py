@@ -92,6 +92,7 @@ def look(browser: Chromium, name: str) -> None:
         assert browser.evaluate("document.documentElement.scrollWidth") <= width, (name, kind)
         folder = os.environ.get("FEWVIEW_SCREENSHOTS")
         if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
             picture = Image.open(io.BytesIO(browser.screenshot(whole=True))).convert("RGB")
             picture = picture.crop((0, 0, picture.width, min(picture.height, 2 * height)))
             picture.save(Path(folder, f"app_{name}_{kind}.jpg"), quality=80, optimize=True)
@@ -186,7 +187,7 @@ def test_what_cannot_be_read_is_left_out_and_a_radiograph_added_without_losing_a
     browser.visit(f"{server.address}/", f"{loaded}document.getElementById('files') !== null")
     browser.give_files("#files", *wrong, frontal)
     browser.wait_for("document.querySelector('.files small') !== null", 240)
-    assert "2 of 3 radiographs cannot be read" in text(browser)
+    assert "2 of 3 files cannot be read" in text(browser)
     look(browser, "wrong")
     focus_on(browser, "button.main")
     enter(browser)

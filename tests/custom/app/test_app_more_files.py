@@ -122,7 +122,7 @@ def test_all_that_cannot_be_read_is_left_out_at_once_and_nothing_else(client: Te
     case = new_case(client)
     send(client, case, **FOREIGN, **{"a.png": picture, "a.json": sidecar, "b.png": picture + b" ", "b.json": b"{"})
     page = read(client, case)
-    assert "3 of 4 radiographs cannot be read" in page and "Leave out all 3 that cannot be read" in page
+    assert "3 of 4 files cannot be read" in page and "Leave out all 3 that cannot be read" in page
     for said in ("<small>A PDF, neither DICOM", "<small>A JPEG picture, neither DICOM", "<small>Is not a JSON file"):
         assert page.count(said) == 1
     form = page.split("Leave out all")[0].split("<form")[-1]
@@ -143,6 +143,9 @@ def test_a_case_without_radiographs_takes_others(client: TestClient, tmp_path: P
     assert "There are no radiographs" in page and 'data-files="6"' in page
     send(client, case, **{"a.png": picture, "a.json": sidecar})
     assert "What was read" in read(client, case)
+    assert send(client, case, **{f"{i}.png": picture for i in range(5)}) == [201] * 4 + [413]
+    page = settled(client, case)
+    assert "This case has 6 files" in page and 'id="drop"' not in page
 
 
 def test_a_page_that_shows_other_radiographs_answers_nothing(

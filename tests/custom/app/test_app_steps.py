@@ -97,7 +97,7 @@ def test_every_file_that_is_no_radiograph_is_named_at_once(client: TestClient, t
         client.post(f"{case}/files?name={name}", content=data)
     client.post(f"{case}/read")
     page = settled(client, case)
-    assert "2 of 3 radiographs cannot be read" in page and "A PDF, neither DICOM nor PNG" in page
+    assert "2 of 3 files cannot be read" in page and "A PDF, neither DICOM nor PNG" in page
     assert "A JPEG picture, neither" in page
 
 

@@ -43,6 +43,13 @@ def test_picture_with_sidecar(tmp_path: Path, suffix: str) -> None:
     assert len(radiograph.sha256) == 64
 
 
+def test_a_sidecar_beside_two_pictures_is_of_neither(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(FACTS))
+    both = [save_png(tmp_path / "a.png", intensity(TRUTH)), save_png(tmp_path / "a.tif", intensity(TRUTH) - 1)]
+    with pytest.raises(ValueError, match=r"a\.json: stands beside a\.png and a\.tif; call them a\.png\.json and a"):
+        read_radiographs(both)
+
+
 def test_picture_without_sidecar_asks_for_everything(tmp_path: Path) -> None:
     path = save_png(tmp_path / "frontal.png", intensity(TRUTH))
     with pytest.raises(MissingMetadata) as caught:
