@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from custom.core.checkpoints import describes_itself
 from custom.geometry import ViewRow, VolumeGrid
 from custom.projection import ProjectorCache
+from custom.projection.linear_operator import exact_matmul
 
 __all__ = ["OutOfFoldPriors", "PopulationPrior", "average_pixels", "sample_on"]
 
@@ -36,13 +37,23 @@ def average_pixels(image: Tensor, views: Tensor, factor: int) -> tuple[Tensor, T
 def sample_on(grid: VolumeGrid, volume: Tensor, volume_grid: VolumeGrid) -> Tensor:
     """A volume (B, C, X, Y, Z) that fills `volume_grid`, sampled trilinearly at the voxel centres of `grid`.
 
-    It may have another number of voxels than that. Outside, its border goes on.
+    It may have another number of voxels than that. Outside, its border goes on. The axes of the two grids are
+    parallel, so that three small matrices do what would else take three coordinates for every voxel.
     """
-    half, middle = (torch.tensor(v, device=volume.device) for v in (volume_grid.half_extent_mm, volume_grid.center_mm))
-    points = ((grid.points(volume.device) - middle) / half).flip(-1)
-    where = points[None].expand(len(volume), -1, -1, -1, -1)
-    with torch.autocast(volume.device.type, enabled=False):
-        return F.grid_sample(volume.float(), where.float(), padding_mode="border", align_corners=False)
+    with torch.autocast(volume.device.type, enabled=False), exact_matmul():
+        x, y, z = (_linear_weights(grid, volume, volume_grid, axis) for axis in range(3))
+        sampled = (x @ volume.float().flatten(3)).unflatten(3, volume.shape[3:])
+        return y @ sampled @ z.mT
+
+
+def _linear_weights(grid: VolumeGrid, volume: Tensor, volume_grid: VolumeGrid, axis: int) -> Tensor:
+    """(N, M): how much each voxel of `volume` along an axis has in each voxel of `grid`."""
+    count = volume.shape[2 + axis]
+    length = 2 * volume_grid.half_extent_mm[axis]
+    from_border = grid.axis_mm(axis, volume.device, torch.float64) - volume_grid.center_mm[axis] + length / 2
+    index = (from_border / length * count - 0.5).clamp(0, count - 1)
+    voxels = torch.arange(count, device=volume.device, dtype=torch.float64)
+    return (1 - (index[:, None] - voxels).abs()).clamp(min=0).float()
 
 
 @describes_itself

@@ -213,7 +213,7 @@ class VolumeReconstructor(nn.Module):
         projector = self._projector(grid, image.shape[2:])
         path, start = self._water_path(image), self._to_water(start)
         volume = sirt(projector, path, views, iterations, self._bounds(), start, view_mask, voxel_std, momentum)
-        return self._from_water(volume)[:, :, x, y, z].contiguous()
+        return self._from_water(volume[:, :, x, y, z]).contiguous()
 
     def _water_path(self, image: Tensor) -> Tensor:
         """Line integrals as millimetres of water."""
@@ -221,11 +221,11 @@ class VolumeReconstructor(nn.Module):
 
     def _to_water(self, unit: Tensor) -> Tensor:
         low, high = self.hu_window
-        return ((unit.float() + 1) / 2 * (high - low) + low) / 1000 + 1
+        return (unit.float() + 1).div_(2).mul_(high - low).add_(low).div_(1000).add_(1)
 
     def _from_water(self, water: Tensor) -> Tensor:
         low, high = self.hu_window
-        return ((water - 1) * 1000 - low) / (high - low) * 2 - 1
+        return (water - 1).mul_(1000).sub_(low).div_(high - low).mul_(2).sub_(1)
 
     def _bounds(self) -> tuple[float, float]:
         return max(0.0, self.hu_window[0] / 1000 + 1), self.hu_window[1] / 1000 + 1

@@ -104,6 +104,6 @@ def _iterate(
         moved = ahead.add_(bound.adjoint(residual).mul_(column_weight)).clamp_(*bounds)
         if momentum:
             next_weight = (1 + math.sqrt(1 + 4 * weight**2)) / 2
-            ahead = (moved - volume).mul_((weight - 1) / next_weight).add_(moved)
+            ahead = volume.sub_(moved).mul_((1 - weight) / next_weight).add_(moved)  # in the memory of the one before
             volume, weight = moved, next_weight
     return volume

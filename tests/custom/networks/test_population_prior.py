@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from custom.core.checkpoints import build_network, definition
 from custom.geometry import Geometry, VolumeGrid
 from custom.networks import OutOfFoldPriors, PopulationPrior
-from custom.networks.population_prior import average_pixels
+from custom.networks.population_prior import average_pixels, sample_on
 from custom.projection import Projector
 
 GRID = VolumeGrid((8, 8, 6), (40.0,) * 3)
@@ -93,6 +94,25 @@ def test_averaged_radiographs_know_where_they_are(shape: tuple[int, int], beam: 
     assert image.shape[2:] == (shape[0] // 2, shape[1] // 2)
     direct = Projector(grid, image.shape[2:])(volume, views[0])
     assert float((image - direct).norm() / direct.norm()) < 0.08
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        VolumeGrid((9, 7, 5), (10.0, 20.0, 30.0), (5.0, -7.0, 3.0)),  # inside and coarser
+        VolumeGrid((30, 20, 25), (3.0,) * 3),  # finer
+        VolumeGrid((3, 4, 2), (300.0,) * 3, (100.0, 0.0, 0.0)),  # mostly outside, where the border goes on
+    ],
+)
+def test_another_grid_shows_what_trilinear_interpolation_says(grid: VolumeGrid) -> None:
+    own = VolumeGrid((12, 10, 8), (11.0, 17.0, 23.0), (1.0, 2.0, 3.0))
+    volume = torch.randn(2, 3, *own.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    where = ((grid.points() - torch.tensor(own.center_mm)) / torch.tensor(own.half_extent_mm)).flip(-1)
+    expected = F.grid_sample(volume, where.expand(2, -1, -1, -1, -1), padding_mode="border", align_corners=False)
+    sampled = sample_on(grid, volume, own)
+    torch.testing.assert_close(sampled, expected, atol=1e-4, rtol=0)
+    gradients = [torch.autograd.grad(one.square().sum(), volume)[0] for one in (sampled, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-4)
 
 
 def test_a_prior_describes_itself_and_lives_on_other_grids() -> None:
