@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -10,6 +11,8 @@ import torch
 
 __all__ = ["side_by_side"]
 
+#: How many threads torch has in a thread that begins is the process's: only one call may change it at a time.
+_CHANGING = threading.Lock()
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -25,12 +28,13 @@ def side_by_side(
     Args:
         function: the work, called in other threads.
         items: what for.
-        device: where it is computed: on a CPU several at a time, as many as torch has threads; elsewhere one.
+        device: where it is computed: on a CPU several at a time, as many as torch has threads; elsewhere one, and
+            where another call is at work already.
         at_most: at a time. Results are the same bits for the same number of torch's threads and of these.
     """
     total = torch.get_num_threads()
     together = min(total, at_most) if device.type == "cpu" else 1
-    if together <= 1:
+    if together <= 1 or not _CHANGING.acquire(blocking=False):
         yield from map(torch.no_grad()(function), items)
         return
 
@@ -44,3 +48,4 @@ def side_by_side(
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(total)
+        _CHANGING.release()

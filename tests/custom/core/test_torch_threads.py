@@ -59,3 +59,11 @@ def test_a_piece_that_fails_ends_the_run_and_a_run_can_be_left() -> None:
 def test_another_device_gets_one_piece_after_the_other() -> None:
     here = threading.get_ident()
     assert list(side_by_side(lambda _: threading.get_ident(), range(3), torch.device("meta"), 4)) == [here] * 3
+
+
+def test_of_two_calls_at_once_one_is_worked_alone() -> None:
+    here, first = threading.get_ident(), side_by_side(lambda _: threading.get_ident(), range(3), CPU, 2)
+    assert next(first) != here
+    assert list(side_by_side(lambda _: threading.get_ident(), range(3), CPU, 2)) == [here] * 3
+    assert here not in list(first) and torch.get_num_threads() == 4
+    assert here not in list(side_by_side(lambda _: threading.get_ident(), range(3), CPU, 2))
