@@ -136,11 +136,13 @@ def round_field(values: Array, field_mask: Mask, sign: int) -> Mask:
     """
     side = max(1, math.ceil(max(values.shape) / _SIDE))
     rows, columns = (n // side for n in values.shape)
+    if min(rows, columns) < 16:
+        return field_mask
     block = values[: rows * side, : columns * side].reshape(rows, side, columns, side).mean((1, 3))
     corners = block[[0, 0, -1, -1], [0, -1, 0, -1]]
     same = _SAME * float(np.quantile(block, 0.999) - np.quantile(block, 0.001))
     is_bright = sign * float(corners.mean()) > sign * float(np.median(block))
-    if is_bright or min(rows, columns) < 16 or np.ptp(corners) > same:
+    if is_bright or np.ptp(corners) > same:
         return field_mask
     regions, _ = ndimage.label(np.abs(block - corners.mean()) <= same)
     pieces, count = ndimage.label(~np.isin(regions, regions[[0, 0, -1, -1], [0, -1, 0, -1]]))
@@ -289,6 +291,8 @@ def _air_is_at_the_rim(q: Array, field_mask: Mask) -> bool:
     if near.sum() < _CLEAR_EXCESS * following.sum():
         return False
     field = near[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if min(field.shape) < 8:
+        return False
     down, across = (max(1, n // 8) for n in field.shape)
     rim = np.ones_like(field)
     rim[down:-down, across:-across] = False

@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from custom.radiographs import MissingMetadata, read_radiographs
+from custom.radiographs import MissingMetadata, exposure, read_radiographs
 from custom.radiographs.discovery import MOST_FILES
 from custom.radiographs.exposure import round_field
 from tests.custom.radiographs.seen_heart import read
@@ -190,3 +190,22 @@ def test_a_disc_with_a_viewer_is_searched(tmp_path: Path) -> None:
         (tmp_path / "VIEWER" / f"{k}.dcm").write_bytes(b"any")
     with pytest.raises(ValueError, match="513 pictures are more than a patient has radiographs; name them"):
         read_radiographs([tmp_path])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 900), (900, 1), (2, 3), (3, 900), (900, 9), (64, 2), (15, 600), (40, 12)]
+)
+@pytest.mark.parametrize("linear", [True, False])
+def test_narrow_pictures_are_looked_at_too(shape: tuple[int, int], linear: bool) -> None:
+    """A strip, as of a damaged file, is narrower than what one block of a large picture shows."""
+    values = np.random.default_rng(0).random(shape).astype(np.float32)
+    values[:, : shape[1] // 3] = 1.5  # air that touches the border
+    for field in (np.ones(shape, bool), np.zeros(shape, bool)):
+        sign = exposure.seen_sign(values, field, linear)
+        assert sign in (-1, 0, 1)
+        assert exposure.round_field(values, field, sign or 1).shape == shape
+        assert exposure.dark_borders(values, field).shape == shape
+        air = exposure.find_air(values, field)
+        assert air is None or 0 < air.share <= 1
+        assert exposure.looks_inverted(values, field) in (True, False)
