@@ -60,9 +60,10 @@ def test_a_client_that_falls_silent_holds_no_case_and_no_server(tmp_path: Path) 
     server = subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "cases"), str(port)])
 
     def ask(path: str, body: str = "", length: int | None = None) -> socket.socket:
-        own = f"Host: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\nContent-Length: {length or len(body)}\r\nConnection: close"
+        own = f"Host: 127.0.0.1:{port}\r\nOrigin: http://127.0.0.1:{port}\r\nConnection: close"
         connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-        connection.sendall(f"POST {path} HTTP/1.1\r\n{own}\r\n\r\n{body}".encode())
+        size = f"Content-Length: {length or len(body)}"
+        connection.sendall(f"POST {path} HTTP/1.1\r\n{own}\r\n{size}\r\n\r\n{body}".encode())
         return connection
 
     try:
