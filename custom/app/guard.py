@@ -42,7 +42,7 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
     """What a client sends, as it comes.
 
     Raises:
-        Refused: it broke off, or nothing came for a minute.
+        Refused: it broke off, nothing came for a minute, or the server ends.
     """
     stream = request.stream()
     while True:
@@ -51,6 +51,8 @@ async def chunks_of(request: Request) -> AsyncIterator[bytes]:
                 chunk = await anext(stream, None)
         except (TimeoutError, ClientDisconnect) as error:
             raise Refused(408, "That did not come whole: send it again.") from error
+        except asyncio.CancelledError as error:  # by uvicorn alone, at its end
+            raise Refused(503, "This page is being stopped: send it again when it is back.") from error
         if chunk is None:
             return
         yield chunk

@@ -53,7 +53,7 @@ def test_a_client_that_falls_silent_holds_no_case_and_no_server(tmp_path: Path) 
     """A laptop that was closed in the midst of an upload: its case could do nothing until the server was killed."""
     program = (
         "import sys, pathlib, custom.app.guard as guard, custom.app.serve as app; guard._SILENCE_S = 1.0; "
-        "app._LAST_S = 1; app.serve(pathlib.Path(sys.argv[1]), port=int(sys.argv[2]))"
+        "app._LAST_S = 0; app.serve(pathlib.Path(sys.argv[1]), port=int(sys.argv[2]))"
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -81,8 +81,8 @@ def test_a_client_that_falls_silent_holds_no_case_and_no_server(tmp_path: Path) 
         assert record(tmp_path, case)["files"] == {} and files(tmp_path / case[1:]) == []
         silent = ask(f"{case}/files?name=b.dcm", "half", 1000)
         server.terminate()
+        assert silent.recv(100).startswith(b"HTTP/1.1 503")
         server.wait(30)
-        silent.close()
         assert record(tmp_path, case)["files"] == {}
     finally:
         server.kill()
