@@ -22,7 +22,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,7 +38,7 @@ ANSWERS = "answered-on-the-page.json"
 #: Why files cannot be read, by our names.
 UNREADABLE = "unreadable.json"
 RESULT, EARLIER = "result", "earlier"
-#: How the name of a folder begins that is being removed.
+#: How the name of a folder begins that is being made or removed.
 _REMOVED = ".removed-"
 #: 192 random bits in base64, as a pattern.
 ID = r"[A-Za-z0-9_-]{32}"
@@ -117,7 +117,8 @@ class Case:
         """
         if self.is_busy:
             raise Refused(409, "This case is being worked on: wait until that is done.")
-        self.save(state="waiting", task=task, options=options, since=time.time(), error="")
+        files = {own: name for own, name in self.record["files"].items() if self.has(f"files/{own}")}
+        self.save(state="waiting", task=task, options=options, since=time.time(), error="", files=files)
 
     @contextlib.contextmanager
     def new_file(self, name: str, most: int) -> Iterator[BinaryIO]:
@@ -155,23 +156,26 @@ class Case:
                 os.fsync(stream.fileno())
             if not self.has(RECORD) or own not in Case(self.folder).record["files"]:
                 raise Refused(409, f"{name}: was taken out while it came.")
+            self.set_aside()
             part.rename(self.folder / "files" / own)
         except BaseException:
             part.unlink(missing_ok=True)
-            if self.folder.is_dir():
+            with contextlib.suppress(OSError):  # a full disk, or no case any more
                 now = Case(self.folder).record["files"]
                 self.save(files={key: value for key, value in now.items() if key != own})
             raise
 
     def unfinished(self) -> list[str]:
-        """Our names of files that have not come whole."""
-        return [own for own in self.record["files"] if not self.has(f"files/{own}")]
+        """Our names of files that are coming."""
+        return [own for own in self.record["files"] if self.has(f"files/.{own}.part")]
 
     def drop_unfinished(self) -> None:
-        """Take out the files that were coming when the server ended, and say so."""
-        self.clear("files/.*.part")
+        """Take out the files that were coming, or being taken out, when the server ended, and say of the first so."""
         files: dict[str, str] = self.record["files"]
-        gone = self.unfinished()
+        for path in (self.folder / "files").iterdir():
+            if path.name not in files:
+                path.unlink()
+        gone = [own for own in files if not self.has(f"files/{own}")]
         if gone:
             names = ", ".join(files[own] for own in gone)
             self.save(
@@ -179,22 +183,25 @@ class Case:
                 error=f"Not received whole, since the server ended meanwhile, and left out: {names}. Send it again.",
             )
 
-    def remove_file(self, own: str) -> None:
-        """Take out a radiograph and its sidecar, by its name in the record.
+    def remove_files(self, names: Sequence[str]) -> None:
+        """Take out radiographs with their sidecars, by their names in the record: all of them or none.
 
         Raises:
-            Refused: there is none.
+            Refused: one is not there.
         """
-        own = own.split("[")[0]
-        if own not in self.record["files"]:
+        files: dict[str, str] = self.record["files"]
+        named = {name.split("[")[0] for name in names}
+        if not named or not named <= {*files}:
             raise Refused(404, "There is no such file.")
-        gone = {own} | {one for one in self.record["files"] if one == f"{_parts(own)[0]}.json"}
-        for one in gone:
-            (self.folder / "files" / one).unlink(missing_ok=True)
+        gone = named | {f"{_parts(own)[0]}.json" for own in named}
+        self.set_aside()
         self.save(
-            files={key: value for key, value in self.record["files"].items() if key not in gone},
-            answers={key: value for key, value in self.record["answers"].items() if key.split("[")[0] != own},
+            files={key: value for key, value in files.items() if key not in gone},
+            answers={key: value for key, value in self.record["answers"].items() if key.split("[")[0] not in gone},
+            error="",
         )
+        for own in gone:  # what the record does not name is no radiograph any more
+            (self.folder / "files" / own).unlink(missing_ok=True)
 
     def write_answers(self) -> None:
         """The answers as a file for `--geometry`, with the client's names of the radiographs."""
@@ -212,9 +219,9 @@ class Case:
     def set_aside(self) -> None:
         """Radiographs or answers change: nothing of what was read is valid any more, and a CT is the earlier one."""
         if self.has(f"{RESULT}/result.json"):
+            self.save(sent="")
             self.clear(EARLIER)
             (self.folder / RESULT).rename(self.folder / EARLIER)
-            self.save(sent="")
         self.clear("reading.json", "picture_*.png", UNREADABLE, RESULT, "plan")
 
     def shown(self, text: str) -> str:
@@ -280,10 +287,12 @@ class Cases:
             )
         self.check_space()
         folder = self.folder / secrets.token_urlsafe(24)
-        (folder / "files").mkdir(mode=0o700, parents=True)
-        os.chmod(folder, 0o700)
+        begun = self.folder / f"{_REMOVED}{folder.name}"  # until it is whole
+        (begun / "files").mkdir(mode=0o700, parents=True)
+        os.chmod(begun, 0o700)
         start = {"format": FORMAT, "created": time.time(), "state": "idle", "task": "", "error": "", "sent": ""}
-        write_json(folder / RECORD, {**start, "options": {}, "files": {}, "answers": {}, "accept": []})
+        write_json(begun / RECORD, {**start, "options": {}, "files": {}, "answers": {}, "accept": []})
+        begun.rename(folder)
         return Case(folder)
 
     def check_space(self) -> None:

@@ -10,21 +10,23 @@ import asyncio
 import hashlib
 import hmac
 import re
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from urllib.parse import parse_qsl, urlsplit
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from custom.app.case_folder import ID, Refused
 
-__all__ = ["Guard", "form_of"]
+__all__ = ["Guard", "chunks_of", "form_of"]
 
 COOKIE = "fewview_session"
 #: Seconds that a wrong token costs, and bytes of a form.
 _PAUSE_S, _LARGEST_FORM = 1.0, 64_000
+#: Seconds until a client that sends nothing more is taken for gone: its case waits for what it began to send.
+_SILENCE_S = 60.0
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; "
     "object-src 'none'",
@@ -36,14 +38,34 @@ _HEADERS = {
 }
 
 
+async def chunks_of(request: Request) -> AsyncIterator[bytes]:
+    """What a client sends, as it comes.
+
+    Raises:
+        Refused: it broke off, nothing came for a minute, or the server ends.
+    """
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(_SILENCE_S):
+                chunk = await anext(stream, None)
+        except (TimeoutError, ClientDisconnect) as error:
+            raise Refused(408, "That did not come whole: send it again.") from error
+        except asyncio.CancelledError as error:  # by uvicorn alone, at its end
+            raise Refused(503, "This page is being stopped: send it again when it is back.") from error
+        if chunk is None:
+            return
+        yield chunk
+
+
 async def form_of(request: Request) -> dict[str, list[str]]:
     """The fields of a form, read no further than a form can be long.
 
     Raises:
-        Refused: it is longer.
+        Refused: it is longer, or does not come whole.
     """
     body = b""
-    async for chunk in request.stream():
+    async for chunk in chunks_of(request):
         body += chunk
         if len(body) > _LARGEST_FORM:
             raise Refused(413, "That is more than a form holds.")

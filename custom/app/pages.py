@@ -15,14 +15,14 @@ import jinja2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from custom import __version__
 from custom.app.case_folder import EARLIER, RESULT, UNREADABLE, Case, Cases, Refused, refusal
-from custom.app.guard import Guard, form_of
+from custom.app.guard import Guard, chunks_of, form_of
 from custom.app.question_fields import (
     ASSUMPTIONS,
     FIELDS,
@@ -170,7 +170,7 @@ class _Pages:
     async def upload(self, request: Request) -> Response:
         """One file, as it is, bounded while it comes."""
         case, most = self._case(request), self.cases.limits.file_mb * 1_000_000
-        name = request.query_params.get("name", "")
+        name = request.query_params.get("name", "").strip() or "no name"
         if case.is_busy:
             raise Refused(409, f"{name} was not taken: this case is being worked on. Send it again when that is done.")
         if len(name) > _LONGEST_NAME:
@@ -179,17 +179,13 @@ class _Pages:
         if int(request.headers.get("content-length", "0") or 0) > most:
             raise too_large
         size = 0
-        try:
-            with case.new_file(name, self.cases.limits.files) as stream:
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > most:
-                        raise too_large
-                    self.cases.check_space()
-                    stream.write(chunk)
-        except ClientDisconnect as error:
-            raise Refused(400, "The file did not come whole.") from error
-        case.set_aside()
+        with case.new_file(name, self.cases.limits.files) as stream:
+            async for chunk in chunks_of(request):
+                size += len(chunk)
+                if size > most:
+                    raise too_large
+                self.cases.check_space()
+                stream.write(chunk)
         return JSONResponse({"bytes": size}, 201)
 
     def step(self, action: Callable[[Case, dict[str, list[str]]], None]) -> Callable[[Request], Awaitable[Response]]:
@@ -222,7 +218,7 @@ class _Pages:
     def answer(self, case: Case, fields: dict[str, list[str]]) -> None:
         """Take the form's answers, and read again with them."""
         answers = {name: dict(values) for name, values in case.record["answers"].items()}
-        reading, wrong, changed = _reading(case), "", False
+        reading, wrong = _reading(case), ""
         names = [one["file"] for one in reading["radiographs"]]
         if fields.get("shown", names) != names:  # what was written to one would be taken for another
             raise Refused(409, "The radiographs of this case were changed on another page: load this one again.")
@@ -237,7 +233,6 @@ class _Pages:
                 except ValueError as error:
                     wrong = wrong or case.shown(f"{one['file']}: {error}")
                     continue
-                changed |= own.get(key) != value
                 if value is None:
                     own.pop(key, None)
                 else:
@@ -245,7 +240,8 @@ class _Pages:
         kept = [name for name in case.record["accept"] if name not in fields.get("offered", [])]
         accept = [name for name in fields.get("accept", []) if name in ASSUMPTIONS]
         accept = sorted({*kept, *accept})
-        if reading["questions"] and not changed and accept == case.record["accept"]:
+        answers = {name: values for name, values in answers.items() if values}
+        if reading["questions"] and reading.get("given") == {"answers": answers, "accept": accept}:
             wrong = wrong or "Nothing new was answered: write or choose something where an answer is asked for."
         adding = "adding" in fields  # radiographs come next, and all are read after them
         case.save(answers=answers, accept=accept, error="" if adding else wrong)
@@ -255,11 +251,8 @@ class _Pages:
 
     def remove_files(self, case: Case, fields: dict[str, list[str]]) -> None:
         """Go on without a radiograph, or several."""
-        for name in fields.get("file", [""]):
-            case.remove_file(name)
+        case.remove_files(fields.get("file", []))
         case.write_answers()
-        case.set_aside()
-        case.save(error="")
         if not case.unfinished() and any(not own.endswith(".json") for own in case.record["files"]):
             self.read(case, fields)
 
@@ -269,8 +262,12 @@ class _Pages:
 
     def reconstruct(self, case: Case, fields: dict[str, list[str]]) -> None:
         """Make the CT."""
-        if _reading(case)["questions"]:
+        if case.has(f"{RESULT}/result.json"):
+            raise Refused(409, "The CT was made meanwhile: load this case's page again.")
+        if (reading := _reading(case))["questions"]:
             raise Refused(409, "Something is still missing about the radiographs.")
+        if reading.get("given") != {key: case.record[key] for key in ("answers", "accept")}:
+            raise Refused(409, "Answers were changed and not read yet: go back and read again with them first.")
         model = fields.get("model", [""])[0]
         if model not in self.here.models:
             raise Refused(400, "There is no such model here.")
@@ -315,7 +312,7 @@ class _Pages:
 
     def _state(self, case: Case) -> dict[str, Any]:
         state, since = case.record["state"], case.record.get("began", 0.0)
-        ids = [one.id for one in self.queue.waiting()]
+        ids = [one.id for one in self.queue.waiting()] if state == "waiting" else []
         before = ids.index(case.id) if case.id in ids else 0
         elapsed = round(time.time() - since) if state == "running" else 0
         step = progress(case) if state == "running" else ""

@@ -41,8 +41,9 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
     Raises:
         ValueError: files that cannot be used.
     """
+    record = Case(folder).record
     files = sorted(
-        (folder / "files" / own for own in Case(folder).record["files"] if not own.endswith(".json")),
+        (folder / "files" / own for own in record["files"] if not own.endswith(".json")),
         key=lambda path: (len(path.name), path.name),
     )
     answers = folder / ANSWERS
@@ -79,7 +80,8 @@ def read_case(folder: Path, accept: Sequence[str]) -> None:
         raise ValueError(
             f"{len(reasons)} of {len(files)} files cannot be read: leave out what the list names"
         ) from None
-    write_json(folder / READING, {"patient": patient, "radiographs": shown, "questions": questions})
+    given = {key: record[key] for key in ("answers", "accept")}
+    write_json(folder / READING, {"patient": patient, "radiographs": shown, "questions": questions, "given": given})
 
 
 def _described(name: str, metadata: AcquisitionMetadata) -> dict[str, Any]:

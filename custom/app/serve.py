@@ -24,6 +24,8 @@ __all__ = ["serve"]
 logger = logging.getLogger(__name__)
 
 TOKEN_VARIABLE, SHORTEST_TOKEN = "FEWVIEW_APP_TOKEN", 20
+#: Seconds that clients have, once the server was told to end, for what they send or fetch.
+_LAST_S = 5
 
 
 def serve(
@@ -102,7 +104,10 @@ def serve(
         logger.warning("%s is not encrypted: put a reverse proxy with TLS before it", address)
     if browser:
         webbrowser.open(address)
-    config = uvicorn.Config(application, log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        application, log_level="warning", access_log=False, server_header=False, ws="none",
+        timeout_graceful_shutdown=_LAST_S,
+    )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listening])
 
 

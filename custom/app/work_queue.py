@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from custom.app.case_folder import ANSWERS, Case, Cases
+from custom.app.case_folder import ANSWERS, Case, Cases, Refused, refusal
 from custom.core.files import read_json_object
 
 __all__ = ["Installation", "WorkQueue", "progress"]
@@ -97,18 +98,22 @@ class WorkQueue:
     async def work(self) -> None:
         """Work, one step after the other."""
         while True:
-            waiting = self.waiting()
-            if not waiting:
+            case = None
+            try:
+                case = next(iter(self.waiting()), None)
+                if case is not None:
+                    await self._step(case)
+                    continue
                 self._news.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), 3600)
                 self.cases.expire()
-                continue
-            try:
-                await self._step(waiting[0])
-            except OSError as error:  # a full disk, or a case that was removed meanwhile
-                logger.error("%s", error)
-                await self._give_back(waiting[0], error.strerror or str(error))
+            except Exception as error:  # a full disk, a case that was removed meanwhile: other cases are worked on
+                logger.error("%s", error, exc_info=not isinstance(error, OSError | Refused))
+                if case is None:
+                    await asyncio.sleep(_PAUSE_S)
+                else:
+                    await self._give_back(case, _said_of(error))
 
     async def _give_back(self, case: Case, error: str) -> None:
         """Say on a case's page why its step failed, as soon as the disk takes it: until then no step could run."""
@@ -141,6 +146,8 @@ class WorkQueue:
         self._unwanted.discard(case.id)
         if not case.folder.is_dir():
             return
+        if code:
+            case.clear(".*.part", "fetched")  # what a step that was ended could not
         if unwanted:
             case.save(state="idle")
             return
@@ -172,7 +179,6 @@ class WorkQueue:
         elif task == "plan":
             words = ["plan", "result", "--output=plan", f"--template={options['template']}", "--overwrite", *device]
         else:
-            case.clear("plan")
             case.write_answers()
             files = [f"files/{name}" for name in case.record["files"] if not name.endswith(".json")]
             weights = here.models[str(options["model"])][0]
@@ -218,11 +224,19 @@ def _log(case: Case) -> str:
 def _failure(case: Case, code: int) -> str:
     said = re.findall(r"^error: (.+)$", _log(case), re.MULTILINE)
     if said:
-        return said[-1]
+        return str(refusal(OSError(errno.ENOSPC, ""))) if said[-1].startswith("no space left") else said[-1]
     if code < 0:
         return "It was ended from outside, most often because memory ran out. Try again."
-    last = next((line for line in reversed(_log(case).splitlines()) if line.strip()), f"exit code {code}")
-    failed = f"The program itself failed ({last.strip()[:300]})."
+    return _said_of(next((line for line in reversed(_log(case).splitlines()) if line.strip()), f"exit code {code}"))
+
+
+def _said_of(error: Exception | str) -> str:
+    """What a case's page says of an error that nobody foresaw, of the disk, or of what was fetched."""
+    if isinstance(error, OSError):
+        error = refusal(error)
+    if isinstance(error, Refused):
+        return str(error)
+    failed = f"The program itself failed ({str(error).strip()[:300]})."
     return f"{failed} It is not for your answers: tell whoever started this page."
 
 
@@ -231,8 +245,8 @@ def _take_fetched(case: Case, most: int) -> None:
     names = sorted(read_json_object(case.folder / "fetched" / "fetch.json")["files"])
     if len(names) > most:
         case.clear("fetched")
-        raise OSError(
-            f"The study has {len(names)} radiographs; at most {most} are taken. Fetch by study, or drop files."
+        raise Refused(
+            413, f"The study has {len(names)} radiographs; at most {most} are taken. Fetch by study, or drop files."
         )
     for number, name in enumerate(names, 1):
         with case.new_file(f"{number} from the PACS.dcm", most) as stream:

@@ -99,9 +99,10 @@ def test_what_is_refused_changes_nothing(
         for step in ("edit", "plan", "send", "reconstruct", "answers"):
             answer = client.post(f"{case}/{step}", data={"model": "inr_recon"})
             assert answer.status_code == 409 and "b.png is still on its way" in answer.text
+        assert (tmp_path / case[1:] / "result").is_dir()
     Case(tmp_path / case[1:]).save(state="running")
     assert send(client, case, **{"c.png": more["b.png"]}) == [409]
-    assert (tmp_path / case[1:] / "result").is_dir()
+    assert (tmp_path / case[1:] / "earlier").is_dir(), "b.png is there"
 
 
 def test_answers_that_were_written_before_a_radiograph_is_added_are_kept(client: TestClient, tmp_path: Path) -> None:
@@ -211,5 +212,5 @@ def test_a_full_disk_stops_no_queue_and_is_said_in_words(
         assert client.post(f"{case}/read").status_code == 303
         time.sleep(0.5)
         assert record(tmp_path, case)["state"] == "waiting"
-    assert "No space left on device" in settled(client, case)
+    assert "The disk of this machine is full" in settled(client, case)
     assert "What was read" in read(client, case)
