@@ -16,7 +16,14 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 FRONT = "README.md"
-ADDED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "bundles/*/docs/README.md", "bundles/*/models/*")
+ADDED = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "bundles/*/docs/README.md",
+    "bundles/*/models/*",
+)
 #: Files that pages link to as they are.
 SHOWN = ("LICENSE", "CITATION.cff", "custom/data/sample/README.md", "tests/integration/*.py")
 
@@ -37,7 +44,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Lead links between docs/ and the rest of the repository to where those files are on the site."""
     source = page.file.src_uri
     here = "README.md" if source == "index.md" else source if source.split("/")[0] == "bundles" else f"docs/{source}"
-    if source in ("CHANGELOG.md", "CONTRIBUTING.md", "custom/data/sample/README.md"):
+    if source in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "custom/data/sample/README.md"):
         here = source
 
     def on_site(match: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -66,6 +67,17 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         known |= {f"no{option}" for option in known} | {"help", "debug", "quiet", "verbose"}
         wrong += [f"{name} --{option}" for option in options if option.replace("-", "_") not in known]
     assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_that_python_blocks_import_exist(page: Path) -> None:
+    missing = []
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "custom":
+                module = importlib.import_module(str(node.module))
+                missing += [f"{node.module}.{name.name}" for name in node.names if not hasattr(module, name.name)]
+    assert not missing
 
 
 def documented_commands() -> list[tuple[str, str]]:
