@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 def test_names_that_python_blocks_import_exist(page: Path) -> None:
     missing = []
     for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for node in ast.walk(ast.parse(block)):
+        for node in ast.walk(ast.parse(textwrap.dedent(block))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "custom":
                 module = importlib.import_module(str(node.module))
                 missing += [f"{node.module}.{name.name}" for name in node.names if not hasattr(module, name.name)]
@@ -167,4 +168,4 @@ def test_the_site_has_every_page_and_every_room() -> None:
     pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
     bundles = {p.relative_to(ROOT).as_posix() for p in (ROOT / "bundles").glob("*/docs/README.md")}
     rooms = {f"api/{p.parent.name}.md" for p in (ROOT / "custom").glob("*/__init__.py")}
-    assert named == pages | bundles | rooms | {"index.md", "CHANGELOG.md", "CONTRIBUTING.md"}
+    assert named == pages | bundles | rooms | {"index.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
