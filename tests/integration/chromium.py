@@ -126,7 +126,8 @@ class Chromium:
         end = time.monotonic() + timeout
         while not self.evaluate(expression):
             if time.monotonic() > end:
-                raise TimeoutError(f"{expression} did not become true in {timeout} s; console: {self.console}")
+                page = self.evaluate("document.body.innerText")
+                raise TimeoutError(f"{expression} was not true in {timeout} s; console: {self.console}; page: {page}")
             time.sleep(0.2)
 
     def evaluate(self, expression: str) -> Any:
