@@ -40,7 +40,7 @@ UNREADABLE = "unreadable.json"
 RESULT, EARLIER = "result", "earlier"
 #: How the name of a folder begins that is being made or removed.
 _REMOVED = ".removed-"
-#: 192 random bits in base64, as a pattern.
+#: 128 random bits in hexadecimal, as a pattern that earlier names (in base64) match too.
 ID = r"[A-Za-z0-9_-]{32}"
 #: Endings that a file may keep, the longest first; any other file is taken for DICOM, whose content is looked at.
 _ENDINGS = (".nii.gz", ".nii", ".png", ".tiff", ".tif", ".json", ".dicom", ".dcm")
@@ -286,7 +286,7 @@ class Cases:
                 "pages, or ask whoever runs this page to allow more (--cases).",
             )
         self.check_space()
-        folder = self.folder / secrets.token_urlsafe(24)
+        folder = self.folder / secrets.token_hex(16)  # a name that no shell takes for an option
         begun = self.folder / f"{_REMOVED}{folder.name}"  # until it is whole
         (begun / "files").mkdir(mode=0o700, parents=True)
         os.chmod(begun, 0o700)
