@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from custom.trust.thresholds import group_name
 from custom.uncertainty import Case, Drift, alarm_limit, cases_until_alarm, find_drift
 
 __all__ = ["command"]
+
+#: Numbers that a finer grid makes smaller; the others hardly change (64^3 and 128^3: docs/explanation/drift.md).
+OF_THE_VOXELS = ("agreement", "heights", "angles")
 
 #: What it may mean that a statistic became larger, or smaller, in the order in which to look.
 MEANINGS = {
@@ -88,9 +91,11 @@ def command(
     if output is not None and Path(output).exists():
         raise FileExistsError(f"{output} is there already: name another file, or remove it")
     usual = {} if own_cases else _calibrated(model, thresholds)
-    known = usual.pop("values", {})
+    known, voxels = usual.pop("values", {}), usual.pop("voxels", None)
     found = read_results(results)
     used, left_out = _comparable(found, usual or _like(found[-1]), set(known) if known else None)
+    used, other_grid = _of_one_grid(used, voxels)
+    left_out += other_grid
     cases = first_of_each_patient(used)
     if later := len(used) - len(cases):
         left_out.append(f"later result of a patient, or of radiographs, that came before: {later}")
@@ -177,6 +182,23 @@ def _comparable(
             "reconstruct again, or give --own_cases"
         )
     return used, left_out
+
+
+def _of_one_grid(
+    results: Sequence[PastResult], calibrated: tuple[int, ...] | None
+) -> tuple[list[PastResult], list[str]]:
+    """Results, of other voxels than the calibrated ones without the numbers that depend on them; and a sentence."""
+    other = {one.voxels for one in results if calibrated is not None and one.voxels != calibrated}
+    if not other:
+        return list(results), []
+    used = [
+        one
+        if one.voxels == calibrated
+        else replace(one, statistics={k: v for k, v in one.statistics.items() if k not in OF_THE_VOXELS})
+        for one in results
+    ]
+    said = f"{', '.join(OF_THE_VOXELS)} of results with {' or '.join(map(_short, sorted(other)))} voxels: "
+    return used, [f"{said}calibrated were {_short(calibrated)}"]
 
 
 def _short(value: Any) -> str:

@@ -115,14 +115,19 @@ def _find_name(name: str) -> ModelFiles:
         folders.append(Path(name))
     if (user_models() / name / DESCRIPTION).is_file():
         folders.append(user_models() / name)
-    bundles = [Path("bundles", name), published_bundles() / name]
+    bundles, published = [Path("bundles", name)], None
+    try:
+        published = published_bundles() / name
+        bundles.append(published)
+    except FileNotFoundError:  # a package without bundles, such as that of a Deploy application
+        pass
     for folder in folders:
         if (folder / DESCRIPTION).is_file():
-            _say_if_local(folder, bundles[1])
+            _say_if_local(folder, published)
             return _exported(folder)
     for folder in bundles:
         if (folder / "models" / WEIGHTS).is_file():
-            _say_if_local(folder, bundles[1])
+            _say_if_local(folder, published)
             return _bundle(folder)
     train = f"fewview-ct train {name}"
     raise FileNotFoundError(
@@ -131,9 +136,9 @@ def _find_name(name: str) -> ModelFiles:
     )
 
 
-def _say_if_local(folder: Path, published: Path) -> None:
+def _say_if_local(folder: Path, published: Path | None) -> None:
     """Say that a name did not give the published model but one of this folder, which others may have put there."""
-    if folder.resolve() != published.resolve():
+    if published is not None and folder.resolve() != published.resolve():
         _say(f"{folder.name}: taken from {folder.resolve()}, which is not the published model in {published}")
 
 

@@ -179,7 +179,10 @@ def load_model(
     """
     check_precision(precision)
     chosen = usable_device(device)
-    files = find_model(model)
+    return _load(find_model(model), chosen, precision, sampler)
+
+
+def _load(files: ModelFiles, chosen: torch.device, precision: str, sampler: dict[str, Any]) -> Model:
     checkpoint = load_checkpoint(files.model)
     target = _target(checkpoint)
     if target == LatentDenoiser.__name__:
@@ -293,6 +296,7 @@ def export(
     used = (
         _with_parents_used(used, checkpoint) if is_denoiser else replace(used, autoencoder=None, mean=None, atlas=None)
     )
+    _load(used, torch.device("cpu"), "auto", {})  # what cannot be loaded is not handed on
     paths = {
         WEIGHTS: used.model,
         AUTOENCODER: used.autoencoder,
@@ -310,7 +314,6 @@ def export(
         content = {"format": FORMAT, "name": found.name, "software": f"fewview-ct {__version__}", "files": files}
         content |= {"kind": "sampler", "sampler": dict(found.sampler)} if is_denoiser else {"kind": "mean"}
         write_json(folder / DESCRIPTION, content)
-        load_model(folder, "cpu")  # what cannot be loaded is not handed on
     return _said(Path(output))
 
 

@@ -15,7 +15,7 @@ from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
 from custom.core.hu_window import unit_to_hu
 from custom.geometry import VolumeGrid
-from custom.models import find_model, load_model, reconstruct_volume, save_volume
+from custom.models import SEGMENTER, find_model, load_model, reconstruct_volume, save_volume
 from custom.models.model_files import FOLDERS_VARIABLE
 from custom.models.model_folder import export
 from custom.networks import X2CT, FeatureUNet, LatentDenoiser
@@ -118,6 +118,13 @@ def test_names_are_found_in_folders_of_the_environment_and_in_the_working_direct
     assert find_model("ldm_recon").model.resolve() == (repository / "bundles/ldm_recon/models/model.pt").resolve()
     monkeypatch.setenv(FOLDERS_VARIABLE, f"{shelf / 'none'}:{shelf}")
     assert find_model("ldm_recon").model == shelf / "ldm_recon/model.pt"
+    with monkeypatch.context() as application:  # a package without bundles, such as that of a Deploy application
+        application.setattr("custom.core.bundle_folders.PACKAGE", tmp_path_factory.mktemp("package") / "custom")
+        application.setattr("custom.core.bundle_folders.INSTALLED", shelf)
+        assert find_model("ldm_recon").model == shelf / "ldm_recon/model.pt"
+        application.chdir(shelf.parent)
+        with pytest.raises(FileNotFoundError, match="x2ct has no published weights here"):
+            find_model("x2ct")
     monkeypatch.delenv(FOLDERS_VARIABLE)
     monkeypatch.chdir(shelf)
     assert find_model("ldm_recon").model == Path("ldm_recon/model.pt")
@@ -263,6 +270,8 @@ def test_nothing_is_exported_that_cannot_be_loaded(repository: Path, tmp_path: P
         export(str(repository / "bundles/ldm_recon"), str(output), autoencoder_checkpoint=str(other))
     with pytest.raises(FileNotFoundError, match=r"none\.json: no such file for the thresholds"):
         export(str(repository / "bundles/ldm_recon"), str(output), thresholds=str(tmp_path / "none.json"))
+    with pytest.raises(ValueError, match=r"seg_guidance/models/model\.pt: a SegmentationUNet does not turn"):
+        export(SEGMENTER, str(output))
     assert not output.exists() and not list(tmp_path.glob(".out*"))
     export(str(repository / "bundles/inr_recon"), str(output))
     with pytest.raises(FileExistsError, match="out: exists: choose another output, or pass --overwrite"):
