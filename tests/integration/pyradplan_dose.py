@@ -2,7 +2,8 @@
 
 IN holds, for each of N volumes on one grid, `hu_0` ... (X, Y, Z) RAS+ with air outside of `external_0` ..., and
 `spacing_mm`, `first_mm` (centre of the first voxel), `isocenter_mm`, `gantry_deg`, `width_mm` (square fields), all
-RAS+ mm. OUT: for each volume the dose of all fields, in pyRadPlan's own unit.
+RAS+ mm; and for another beam than the machine "Generic", `m_per_mm`, `betas_per_mm` (N,), `radii_mm` (R,) and `kernels`
+(N, R) of Bortfeld's decomposition. OUT: for each volume the dose of all fields, in pyRadPlan's own unit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import SimpleITK as sitk
 from pyRadPlan import PhotonPlan, calc_dose_forward, generate_stf
 from pyRadPlan.cst import StructureSet, create_voi
 from pyRadPlan.ct import create_ct
+from pyRadPlan.dose.engines import PhotonPencilBeamSVDEngine
+from pyRadPlan.machines import PhotonLINAC, PhotonSVDKernel
 
 
 def image_of(values: np.ndarray, spacing: np.ndarray, first: np.ndarray) -> sitk.Image:
@@ -52,6 +55,24 @@ def dose_at(hu: np.ndarray, external: np.ndarray, given: dict[str, np.ndarray]) 
     return float(sitk.GetArrayFromImage(dose)[_neighbours(index)] @ _weights(index))
 
 
+def use_kernels(given: dict[str, np.ndarray]) -> None:
+    """Every machine that is loaded from now on has these kernels, at any distance from source to surface."""
+    load = PhotonPencilBeamSVDEngine.load_machine
+
+    def with_kernels(mode: str, name: str) -> PhotonLINAC:
+        machine = load(mode, name)
+        ((energy, own),) = machine.pb_kernels.items()
+        kernel = PhotonSVDKernel(
+            energy=energy, m=float(given["m_per_mm"]), penumbra=own.penumbra, kernel_betas=given["betas_per_mm"],
+            kernel_ssds=np.array([500.0, 1500.0]), kernel_pos=given["radii_mm"],
+            kernel_data=np.stack([given["kernels"]] * 2), primary_fluence=own.primary_fluence,
+        )  # fmt: skip
+        machine.pb_kernels = {energy: kernel}
+        return machine
+
+    PhotonPencilBeamSVDEngine.load_machine = staticmethod(with_kernels)
+
+
 def _neighbours(index: tuple[float, ...]) -> tuple[np.ndarray, ...]:
     base = np.floor(index).astype(int)
     corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) + base
@@ -69,6 +90,8 @@ def _weights(index: tuple[float, ...]) -> np.ndarray:
 if __name__ == "__main__":
     with np.load(sys.argv[1]) as content:
         given = {name: content[name] for name in content.files}
+    if "kernels" in given:
+        use_kernels(given)
     count = sum(name.startswith("hu_") for name in given)
     doses = [dose_at(given[f"hu_{k}"], given[f"external_{k}"], given) for k in range(count)]
     with open(sys.argv[2], "w", encoding="utf-8") as stream:
