@@ -210,6 +210,14 @@ def _compute(
             f"No thresholds came with the model {model.name}: nothing was checked. Make some with "
             "'fewview-ct calibrate'."
         )
+    if model.can_sample and not samples:
+        warnings.append(
+            f"No samples were drawn: this is the one volume of the network that {model.name} begins from. Pass "
+            "--samples 4 or more."
+        )
+        if thresholds is not None and (drawn_before := thresholds.made_from["model"].get("samples")):
+            warnings[-1] += f" The checks judge it by limits that were made for means of {drawn_before} samples."
+        logger.warning("%s", warnings[-1])
     isocenter, complaint = _isocenter(radiographs)
     warnings += complaint
     return Reconstruction(

@@ -98,6 +98,9 @@ def test_samples_give_a_mean_and_its_uncertainty(
     squares = np.var(volumes, axis=0) * count / (count - (1 - (count - 1) / 15))
     np.testing.assert_allclose(std, np.sqrt(squares), atol=1)
     assert std.dtype == np.float32 and std.max() > 1
+    assert not any("No samples" in text for text in found.warnings)
+    one = reconstruct([case["image"]], **(options | {"samples": 0}))
+    assert "No samples were drawn: this is the one volume of the network that" in one.warnings[-1]
     stored, _ = read_uncertainty_map(tmp_path / "out/uncertainty.dcm")
     np.testing.assert_allclose(stored, std, atol=1e-4)
     record = json.loads((tmp_path / "out/result.json").read_text())
