@@ -32,7 +32,8 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         replace = not torch.is_grad_enabled()  # what the normalisation gave is the largest tensor
         inner = self.first(F.silu(self.norms[0](x), inplace=replace))
-        return x + self.second(F.silu(self.norms[1](inner), inplace=replace))
+        inner = F.silu(self.norms[1](inner), inplace=replace)
+        return x + self.second(inner)
 
 
 class VoxelNorm(nn.LayerNorm):
