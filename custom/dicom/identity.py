@@ -50,14 +50,24 @@ def _text(dataset: Dataset, keyword: str) -> str:
 def _meaning(keyword: str, value: str) -> str:
     """What has to be equal for two values to mean the same: names may be padded and differ in case.
 
-    One letter may be written as one character or as two (a letter and its accent), a date with dots (before DICOM).
+    One letter may be written as one character or as two (a letter and its accent), or in the width of ideographs;
+    characters that nobody sees, such as a byte order mark, mean nothing; a date may have dots (before DICOM).
     """
-    value = unicodedata.normalize("NFC", " ".join(value.split()))
+    value = unicodedata.normalize("NFKC" if keyword == "PatientName" else "NFC", value)
+    value = " ".join("".join(c for c in value if unicodedata.category(c) != "Cf").split())
     if keyword == "PatientBirthDate":
         return value.replace(".", "")
     if keyword == "PatientName":
         return "=".join(part.rstrip("^ ") for part in value.split("=")).rstrip("=").strip("^ ").casefold()
     return value.casefold() if keyword == "PatientSex" else value
+
+
+def _same(keyword: str, one: str, other: str) -> bool:
+    """Whether two meanings agree; names in the groups of letters (PS3.5 6.2.1) that both have, at least one."""
+    if keyword != "PatientName":
+        return one == other
+    shared = [pair for pair in zip(one.split("="), other.split("="), strict=False) if all(pair)]
+    return bool(shared) and all(mine == others for mine, others in shared)
 
 
 def differences(patients: Sequence[Mapping[str, str]]) -> list[Difference]:
@@ -73,7 +83,7 @@ def differences(patients: Sequence[Mapping[str, str]]) -> list[Difference]:
     for index, patient in enumerate(meant):
         for key in PATIENT_ATTRIBUTES:
             first = next((k for k in range(index) if meant[k][key]), None)
-            if first is not None and patient[key] and patient[key] != meant[first][key]:
+            if first is not None and patient[key] and not _same(key, patient[key], meant[first][key]):
                 found.append(Difference(index, first, key))
                 break
     if found:

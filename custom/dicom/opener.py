@@ -26,6 +26,7 @@ from custom.core.limits import check_count, check_expansion, check_file_size
 __all__ = [
     "check_pixel_bytes",
     "decoded_pixels",
+    "is_lossy",
     "looks_like_dicom",
     "one_line",
     "open_dicom",
@@ -228,6 +229,21 @@ def decoded_pixels(path: Path, dataset: pydicom.Dataset) -> npt.NDArray[Any]:
     if not syntax.is_encapsulated and dataset.get("PhotometricInterpretation") != "YBR_FULL_422":
         check_pixel_bytes(len(dataset.PixelData), int(needed), int(needed / (rows * frames)))
     return np.asarray(dataset.pixel_array)
+
+
+#: Transfer syntaxes that lose: JPEG of 8 and 12 bits, JPEG-LS near-lossless.
+_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
+
+
+def is_lossy(dataset: pydicom.Dataset) -> bool:
+    """Whether pixels were compressed with losses, by transfer syntax and code stream, whatever the header says.
+
+    JPEG 2000 is taken to lose where its coding style (marker COD, ISO 15444-1 A.6.1) has the irreversible transform.
+    """
+    data, syntax = dataset.get("PixelData"), str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
+    start = data.find(_JPEG2000) if isinstance(data, bytes) else -1
+    style = data.find(b"\xff\x52", start) if start >= 0 and syntax.startswith("1.2.840.10008.1.2.4.") else -1
+    return syntax in _LOSSY or (style >= 0 and data[style + 13 : style + 14] == b"\0")
 
 
 def check_pixel_bytes(size: int, needed: int, row: int) -> None:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pydicom
 
 from custom.dicom.header import LARGEST_FRAMES, Header, numbers, one_line, quiet_pydicom, read_dataset
-from custom.dicom.opener import check_pixel_bytes, decoded_pixels
+from custom.dicom.opener import check_pixel_bytes, decoded_pixels, is_lossy
 
-__all__ = ["frame_count", "read_pixels"]
+__all__ = ["LOSSY", "frame_count", "read_pixels"]
 
+LOSSY = "the picture was compressed with losses before it came here"
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 #: Share of the pixels that may hold other bits than the tags say: stray values, not the picture.
 _STRAY = 0.001
@@ -63,6 +64,8 @@ def read_pixels(header: Header, frame: int | None = None) -> tuple[npt.NDArray[n
             if syntax in _NATIVE:
                 pixels = _native(dataset, shape, (frame or 1) - 1, count, syntax == _BIG_ENDIAN)
             else:
+                if hasattr(dataset, "pixel_array_options"):  # pydicom 3 would drop bits above Bits Stored here, too
+                    dataset.pixel_array_options(correct_unused_bits=False)
                 pixels = decoded_pixels(path, dataset)
                 pixels = pixels[(frame or 1) - 1] if count > 1 and pixels.ndim == 3 else pixels
         except Exception as error:  # whatever pydicom and its decoders raise for damaged pixels
@@ -78,7 +81,8 @@ def read_pixels(header: Header, frame: int | None = None) -> tuple[npt.NDArray[n
             f"{path}: pixels of shape {pixels.shape} and type {pixels.dtype}, but its header says {shape}; 8 or 16 "
             "bits are read"
         )
-    return _used_bits(header, pixels)
+    values, notes = _used_bits(header, pixels)
+    return values, (*notes, LOSSY) if is_lossy(dataset) else notes
 
 
 _DEPTHS = {

@@ -24,6 +24,7 @@ __all__ = [
     "Origin",
     "Quantity",
     "UnusableValue",
+    "names_direction",
     "plain_text",
     "quantity",
     "value_of",
@@ -93,6 +94,12 @@ class Quantity:
         if self.absolute:
             return abs(one - other) <= max(self.absolute, tolerance)
         return math.isclose(one, other, rel_tol=max(self.relative, tolerance))
+
+
+def names_direction(word: str) -> bool:
+    """Whether letters name a direction as Patient Orientation (0020,0020) does: one to three, each of another axis."""
+    axes = ["RLAPHF".find(letter) // 2 for letter in word]
+    return bool(axes) and min(axes) >= 0 and len(set(axes)) == len(axes)
 
 
 def _plain(value: Any) -> Any:
@@ -334,7 +341,7 @@ _QUANTITIES = {
     "source_to_detector_mm": Quantity("mm", (10, 10000), relative=1e-3),
     "source_to_isocenter_mm": Quantity("mm", (10, 10000), relative=1e-3),
     "magnification": Quantity(relative=1e-3),
-    "pixel_mm": Quantity("mm", (1e-3, 50), relative=1e-3),
+    "pixel_mm": Quantity("mm", (1e-3, 50), relative=1e-3, asks=True),
     "detector_offset_mm": Quantity("mm", (-2000, 2000), absolute=0.5),
     "detector_angles_deg": Quantity("deg", (-80, 80), absolute=0.1),
     "detector_roll_deg": Quantity("deg", absolute=0.1),

@@ -17,6 +17,7 @@ import pydicom
 from custom.dicom.detector_tags import tagged_exposure
 from custom.dicom.header import PRESENTATION_CLASS, PROCESSING_CLASS, Header, numbers, tag, text
 from custom.dicom.padding import padding_beside
+from custom.dicom.pixels import LOSSY
 from custom.radiographs.acquisition_metadata import AcquisitionMetadata, Origin
 from custom.radiographs.dicom_pose import tagged
 from custom.radiographs.intensity_meaning import NO_INTENSITY, PictureValues
@@ -68,7 +69,7 @@ def read_intensity(header: Header, given: Reading) -> Reading:
         where = f"DICOM {tag('PixelIntensityRelationship')}: what {relationship} means in {header.modality}"
         by_sign += found("intensity_sign", 1, Origin.FILE, where)
     if text(dataset, "LossyImageCompression") == "01":
-        own += note("the picture was compressed with losses before it came here")
+        own += note(LOSSY)
     if text(dataset, "BurnedInAnnotation") == "YES":
         own += note("the picture has burned-in annotation, which is read as if it were patient")
     if "ModalityLUTSequence" in dataset:
@@ -98,12 +99,20 @@ def _intents(dataset: pydicom.Dataset) -> Reading:
 def _by_lookup(header: Header, given: AcquisitionMetadata, sign: int | None) -> Reading:
     """Relationship and sign of values that a Modality LUT leads back to linear."""
     dataset = header.dataset
-    ends = _lookup(dataset, np.array(_stored_range(dataset), dtype=np.int32))
+    first, last = _stored_range(dataset)
+    curve = _lookup(dataset, np.arange(first, last + 1, dtype=np.int32))
+    ends = None if curve is None else (float(curve[0]), float(curve[-1]))
     logarithmic = text(dataset, "PixelIntensityRelationship") == "LOG" and given.intensity_relationship is None
     if ends is None or ends[0] == ends[1] or header.modality not in ("XA", "RF") or not logarithmic:
         raise ValueError(
             f"{header.path}: has a Modality LUT {tag('ModalityLUTSequence')}, which is only followed in XA and RF "
             "with Pixel Intensity Relationship LOG, where it leads back to linear; export the picture without it"
+        )
+    rising = int(np.sign(ends[1] - ends[0]))
+    if curve is not None and (np.diff(curve) * rising).min() < 0:
+        raise ValueError(
+            f"{header.path}: its Modality LUT {tag('ModalityLUTSequence')} both rises and falls, so that one value "
+            "stands for two intensities; export the picture without it"
         )
     kind = text(dataset.ModalityLUTSequence[0], "ModalityLUTType")
     if kind.startswith(NO_INTENSITY):
@@ -112,9 +121,13 @@ def _by_lookup(header: Header, given: AcquisitionMetadata, sign: int | None) -> 
             "an XA or RF with LOG leads back to it; correct one of them, or export the picture without the LUT"
         )
     where = f"DICOM {tag('PixelIntensityRelationship')}, linear by Modality LUT {tag('ModalityLUTSequence')}"
-    rising = int(np.sign(ends[1] - ends[0])) * (sign or 1)
     linear = found("intensity_relationship", "LIN", Origin.FILE, where)
-    return linear + found("intensity_sign", rising, Origin.FILE, where)
+    linear += found("intensity_sign", rising * (sign or 1), Origin.FILE, where)
+    if _rescale(dataset)[0] != _Rescale():
+        linear += note(
+            "a file has a Modality LUT or a rescale: Rescale Slope and Intercept beside the LUT are not used"
+        )
+    return linear
 
 
 def _rescale(dataset: pydicom.Dataset) -> tuple[_Rescale, list[str]]:

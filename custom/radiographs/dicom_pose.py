@@ -14,7 +14,13 @@ import pydicom
 
 from custom.dicom.detector_tags import active_area
 from custom.dicom.header import Header, numbers, tag, text
-from custom.radiographs.acquisition_metadata import AcquisitionMetadata, MetadataValue, Origin, value_of
+from custom.radiographs.acquisition_metadata import (
+    AcquisitionMetadata,
+    MetadataValue,
+    Origin,
+    names_direction,
+    value_of,
+)
 from custom.radiographs.readings import Reading, ask, found, merge, note, unusable
 from custom.radiographs.view_from_metadata import VIEW_ANGLES_DEG, StoredPose
 
@@ -55,16 +61,20 @@ _NUMBERS = {
 }  # fmt: skip
 
 
-def _unreadable(header: Header) -> Reading:
-    """Numbers that stand in the file and cannot be read, such as those with decimal commas."""
-    return sum(
-        (
-            unusable(key, header.unreadable(keyword, count), "cannot be read", tag(keyword))
-            for key, (count, keywords) in _NUMBERS.items()
-            for keyword in keywords
-        ),
-        Reading(),
-    )
+#: Attributes that must be more than 0, or than 1; 0 is how some devices write "not known".
+_LEAST = {"DistanceSourceToDetector": 0, "DistanceSourceToPatient": 0, "EstimatedRadiographicMagnificationFactor": 1}
+
+
+def _unusable(header: Header) -> Reading:
+    """Numbers that stand in the file and cannot be read, such as those with decimal commas, or cannot be."""
+    own = Reading()
+    for key, (count, keywords) in _NUMBERS.items():
+        for keyword in keywords:
+            own += unusable(key, header.unreadable(keyword, count), "cannot be read", tag(keyword))
+            value = numbers(header.dataset, keyword) if keyword in _LEAST else None
+            if value is not None and value[0] != 0 and value[0] < _LEAST[keyword]:
+                own += unusable(key, value[0], f"cannot be, it must be more than {_LEAST[keyword]}", tag(keyword))
+    return own
 
 
 def _positive(dataset: pydicom.Dataset, keyword: str) -> float | None:
@@ -119,7 +129,7 @@ def common_tags(header: Header) -> Reading:
     """What every modality shares: modality, beam, kVp, Patient Orientation."""
     dataset = header.dataset
     own = (
-        _unreadable(header)
+        _unusable(header)
         + tagged("modality", header.modality, "SOPClassUID")
         + tagged("kvp", _positive(dataset, "KVP"), "KVP")
     )
@@ -127,7 +137,7 @@ def common_tags(header: Header) -> Reading:
     own += note(*_no_chest(dataset))
     orientation = text(dataset, "PatientOrientation")
     parts = orientation.split("\\")
-    if len(parts) == 2 and all(0 < len(p) <= 3 and set(p) <= set("RLAPHF") for p in parts):
+    if len(parts) == 2 and all(map(names_direction, parts)):
         return own + tagged("orientation", orientation, "PatientOrientation")
     said = orientation[:40] if orientation.strip("\\") else None
     return own + unusable("orientation", said, "cannot be read", tag("PatientOrientation"))
@@ -197,8 +207,8 @@ def _pixel_spacing(header: Header, others: Reading, accept: frozenset[str]) -> R
     factor = _positive(dataset, "EstimatedRadiographicMagnificationFactor")
     known = merge(others)
     if imager is not None or nominal is not None or known.pixel_mm is not None:
-        keyword = "NominalScannedPixelSpacing" if imager is None else "ImagerPixelSpacing"
-        own = tagged("pixel_mm", nominal if imager is None else imager, keyword)
+        pairs = (("ImagerPixelSpacing", imager), ("NominalScannedPixelSpacing", nominal))
+        own = sum((tagged("pixel_mm", pair, keyword) for keyword, pair in pairs), Reading())
         return own + _cross_check(merge(others, own), plain, calibration)
     if plain is None:
         return _impossible_spacing(dataset)

@@ -271,14 +271,23 @@ def has_noise(values: Array, mask: Mask) -> bool:
     """Whether neighbouring pixels differ as noise makes them, and not as a smooth picture does.
 
     The middle one of three differs from the mean of the others by more than these do from each other, in noise by 1.7
-    times as much; in a smooth picture by less, and in one that was enlarged by as much.
+    times as much; in a smooth picture by less, and in one that was enlarged by as much. Where the body's own slopes
+    hide that, fourth differences tell: in noise they are 3.4 times the second ones, in DRRs at most 2.7 times, in DRRs
+    with realistic noise 3.2 times and more. Rounding is noise too, whose fourth differences are 1.6 steps.
     """
     inside = mask[:, :-2] & mask[:, 1:-1] & mask[:, 2:]
     before, middle, after = (values[:, c : values.shape[1] - 2 + c][inside] for c in range(3))
     if middle.size < 1000:
         return False
     bend, slope = np.abs(middle - 0.5 * (before + after)), 0.5 * np.abs(after - before)
-    return float(np.median(bend)) > 1.2 * float(np.median(slope)) > 0
+    if float(np.median(bend)) > 1.2 * float(np.median(slope)) > 0:
+        return True
+    second, whole = np.diff(values, 2, axis=1), inside[:, :-2] & inside[:, 2:]
+    fourth = np.abs(np.diff(second, 2, axis=1)[whole])
+    if fourth.size < 1000:
+        return False
+    step = float(np.diff(np.unique(middle)).min(initial=np.inf))
+    return float(np.median(fourth)) > max(5.0 * step, 3.0 * float(np.median(np.abs(second[:, 1:-1][whole]))))
 
 
 def _air_is_at_the_rim(q: Array, field_mask: Mask) -> bool:

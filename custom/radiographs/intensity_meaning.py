@@ -68,7 +68,18 @@ def decide_meaning(picture: PictureValues, others: Reading, accept: frozenset[st
     everything = _intent(others, accept)
     everything = _relationship(everything, accept)
     everything = _sign(everything, accept, seen_sign)
-    return everything + _zero(picture, merge(everything))
+    everything += _zero(picture, merge(everything))
+    return everything + _idle(merge(everything))
+
+
+def _idle(known: AcquisitionMetadata) -> Reading:
+    """What somebody said of the values, and is of no use with the relationship that they have."""
+    linear = value_of(known.intensity_relationship) == "LIN"
+    idle = known.log_scale if linear else known.zero_intensity
+    if idle is None or idle.origin not in SAID:
+        return Reading()
+    other = "a logarithm" if linear else "linear values"
+    return note(f"{idle.key} {idle} is of {other}, but they are {known.intensity_relationship}: it is not used")
 
 
 def _intent(others: Reading, accept: frozenset[str]) -> Reading:

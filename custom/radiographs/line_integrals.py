@@ -27,6 +27,8 @@ _CLIPPED = 0.01
 _PILE, _NEAR = 5.0, 0.01
 #: The least line integral of a radiograph is at most so large: 15 cm of water.
 _LEAST = 3.0
+#: Air that is brighter than the rest of it, by the heel effect or scatter, is above the negative of this line integral.
+_BRIGHTER = 0.3
 _NO_COLLIMATOR = "the picture, no collimator found"
 
 
@@ -84,6 +86,7 @@ def to_line_integrals(
         top = quantile(p[inside], 0.999)
         p *= np.float32(LOG_RANGE / max(top, 1e-6))
         everything += found("log_scale", scale.log_scale * top / LOG_RANGE, Origin.OPTION, "log-range")
+    everything += _brighter(p, inside)
     p = np.where(inside, np.clip(p, -1.0, LARGEST_LINE_INTEGRAL), np.float32(0)).astype(np.float32)
     everything += _exposed_field(inside, picture.masked_by, seen) + _clipped(
         picture, scale, value_of(known.unattenuated), p, inside
@@ -222,6 +225,16 @@ def _unattenuated(
     problem = "the unattenuated intensity: no air is seen beside the patient"
     example = '"unattenuated": 12000 (the value where nothing is in the beam)'
     return None, ask(problem, ("unattenuated",), example, "brightest-as-air")
+
+
+def _brighter(p: Array, mask: Mask) -> Reading:
+    """What is to be said of pixels with more intensity than the unattenuated beam."""
+    share = float((p[mask] < -_BRIGHTER).mean())
+    if share <= _CLIPPED:
+        return Reading()
+    return note(
+        f"{100 * share:.0f} % of the exposed pixels are brighter than the unattenuated beam: is unattenuated wrong?"
+    )
 
 
 def _implausible(p: Array, mask: Mask) -> Reading:

@@ -253,6 +253,9 @@ def _of_picture(kind: str, path: Path) -> Reading:
 
 
 def _read_picture(file: DescribedFile, kind: str, digest: str, request: _Request) -> Radiograph | _Unfinished:
+    frame = value_of(merge(file.reading).frame)
+    if frame is not None and frame != 1:
+        raise ValueError(f"{file.path}: frame {frame:g} is asked for, there is 1")
     pixels, highest, photometric = read_picture(file.path)
     shape = (pixels.shape[0], pixels.shape[1])
     own = _of_picture(kind, file.path)

@@ -21,6 +21,8 @@ _DEPTHS = {"L": 255, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "I": 65535}
 
 #: TIFF attributes, and what Photometric Interpretation 0 says: lower values are brighter.
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+#: TIFF attribute; up to this value only mirrored or upside down, in which Pillow turns it as viewers do.
+_ORIENTATION, _UPRIGHT = 274, 4
 
 
 def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int, str]:
@@ -49,6 +51,8 @@ def read_picture(path: Path) -> tuple[npt.NDArray[np.float32], int, str]:
                 if image.mode not in _DEPTHS:
                     raise ValueError(f"mode {image.mode}; only 8 or 16 bits of grey are read: save it as greyscale")
                 tags = getattr(image, "tag_v2", {})
+                if tags.get(_ORIENTATION, 1) > _UPRIGHT:  # Pillow mixes up the rows of some
+                    raise ValueError(f"Orientation {tags[_ORIENTATION]}: it lies on its side; save it as it is shown")
                 highest, inverted = _depth(image.mode, tags), _is_inverted(image)
                 pixels = np.asarray(image)
         except UnidentifiedImageError as error:

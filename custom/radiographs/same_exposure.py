@@ -16,6 +16,7 @@ import torch
 from scipy import ndimage
 from scipy.signal import fftconvolve
 
+from custom.dicom.header import text
 from custom.geometry import ViewRow
 from custom.radiographs.acquisition_metadata import Contradiction
 from custom.radiographs.radiograph import Radiograph
@@ -34,8 +35,13 @@ _SIDE, _SLOW = 64, 2.0
 _LIMITS = ((1.0, 0.9), (4.0, 0.9995), (360.0, 0.985))
 #: Opposite views are nearly mirrored (0.92), in a parallel beam wholly.
 _OPPOSITE_DEG, _OPPOSITE = 160.0, 0.995
-#: Pictures of other sizes are compared at so many pixels a side of the larger, in all positions in which at least so
-#: much of the smaller lies in it.
+#: How a picture may be turned: its axes, and those that are flipped.
+_TURNS: tuple[tuple[tuple[int, int], tuple[int, ...]], ...] = tuple(
+    product(((0, 1), (1, 0)), ((), (1,), (0,), (0, 1)))  # type: ignore[arg-type]
+)
+_MIRRORED = ((0, 1), (1,))
+#: Pictures are also compared at so many pixels a side of the larger, in all positions in which at least so much of the
+#: smaller lies in it.
 _FINE_SIDE, _WITHIN = 128, 0.7
 #: The same limits for them. A piece of a chest CT's view correlates by 0.978 or more with the whole; with views 2
 #: degrees away by 0.991, as it may shift, 0.97 at 5, 0.94 at 10, at most 0.84 beyond 15.
@@ -92,25 +98,28 @@ def _correlation(one: Array, other: Array, mask: Array) -> float:
 def _alike(one: _Looks, other: _Looks) -> tuple[float, float, bool]:
     """Largest correlation of two pictures however they are turned, degrees between them, and whether they are one."""
     apart = float(np.degrees(np.arccos(np.clip(one.toward_source @ other.toward_source, -1, 1))))
-    is_cut = one.structure.shape not in (other.structure.shape, other.structure.shape[::-1])
-    limit = next(limit for degrees, limit in (_CUT_LIMITS if is_cut else _LIMITS) if apart <= degrees)
-    if is_cut:
-        best = _cut_out(one, other)
-        return best, apart, best > limit
-    best, is_one = 0.0, False
-    for axes, flip in product(((0, 1), (1, 0)), ((), (1,), (0,), (0, 1))):
+    limit, cut_limit = (next(most for degrees, most in each if apart <= degrees) for each in (_LIMITS, _CUT_LIMITS))
+    opposite = apart >= _OPPOSITE_DEG
+    best = _cut_out(
+        one, other, opposite
+    )  # also of equal sizes: both may be cut out of one picture, or one was made coarser
+    is_one = best > cut_limit
+    for axes, flip in _TURNS:
         turned, mask = (np.flip(part.transpose(axes), flip) for part in (other.structure, other.mask))
         if turned.shape != one.structure.shape:
             continue
         correlation = _correlation(one.structure, turned, one.mask * mask)
-        mirrored = axes == (0, 1) and flip == (1,) and apart >= _OPPOSITE_DEG
+        mirrored = opposite and (axes, flip) == _MIRRORED
         is_one |= correlation > (limit if not mirrored else _OPPOSITE if one.is_cone else np.inf)
         best = max(best, correlation)
     return best, apart, is_one
 
 
-def _cut_out(one: _Looks, other: _Looks) -> float:
-    """Largest correlation of two pictures of other sizes, of which one may be cut out of the other."""
+def _cut_out(one: _Looks, other: _Looks, opposite: bool) -> float:
+    """Largest correlation of two pictures, of which one may be cut out of the other, or both out of a third.
+
+    Opposite views, which are nearly mirrored, are not compared so.
+    """
     large, small = (one, other) if max(one.size_mm) >= max(other.size_mm) else (other, one)
     per_mm = _FINE_SIDE / max(large.size_mm)
     parts = []
@@ -122,7 +131,9 @@ def _cut_out(one: _Looks, other: _Looks) -> float:
         parts.append((structure * whole, whole.astype(np.float32)))
     (field, field_mask), (piece, piece_mask) = parts
     best = 0.0
-    for axes, flip in product(((0, 1), (1, 0)), ((), (1,), (0,), (0, 1))):
+    for axes, flip in _TURNS:
+        if opposite and (axes, flip) == _MIRRORED:
+            continue
         # Turned once more by both axes: a convolution then slides it.
         turned, mask = (np.flip(np.flip(part.transpose(axes), flip), (0, 1)) for part in (piece, piece_mask))
         shared = fftconvolve(field_mask, mask)
@@ -133,16 +144,23 @@ def _cut_out(one: _Looks, other: _Looks) -> float:
     return best
 
 
-def _pairs(radiographs: Sequence[Radiograph]) -> Iterator[tuple[int, int, float, float]]:
-    """Of every radiograph that shows the exposure of an earlier one: both indices, correlation and degrees."""
+def _event(radiograph: Radiograph) -> str:
+    """Irradiation Event UID (0008,3010)."""
+    return "" if radiograph.header is None else text(radiograph.header, "IrradiationEventUID")
+
+
+def _pairs(radiographs: Sequence[Radiograph]) -> Iterator[tuple[int, int, str, float]]:
+    """Of every radiograph that shows the exposure of an earlier one: both indices, by what, and degrees apart."""
     looks, copies = [_looks(radiograph) for radiograph in radiographs], set[int]()
     for first, second in combinations(range(len(looks)), 2):
         if copies & {first, second}:
             continue
         correlation, apart, is_one = _alike(looks[first], looks[second])
-        if is_one:
+        same_event = _event(radiographs[first]) == _event(radiographs[second]) != ""
+        if is_one or same_event:
             copies.add(second)
-            yield first, second, correlation, apart
+            by_picture = f"the pictures correlate by {correlation:.3f}"
+            yield first, second, by_picture if is_one else "by Irradiation Event UID (0008,3010)", apart
 
 
 def check_exposures(
@@ -154,10 +172,10 @@ def check_exposures(
         The radiographs with what an option allowed, and the questions.
     """
     checked, questions = list(radiographs), []
-    for first, second, correlation, apart in _pairs(radiographs):
+    for first, second, why, apart in _pairs(radiographs):
         name = radiographs[first].name
         claim = "" if apart < 1 else f", though its view is {apart:.0f} degrees away"
-        problem = f"it shows the same exposure as {name} (the pictures correlate by {correlation:.3f}){claim}"
+        problem = f"it shows the same exposure as {name} ({why}){claim}"
         if _OPTION not in accept:
             advice = f"leave one out, or give --accept {_OPTION} if both were taken and their views are right"
             questions.append(Contradiction(problem, (), "", (_OPTION,), advice, radiographs[second].name))

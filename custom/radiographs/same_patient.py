@@ -16,6 +16,7 @@ from custom.radiographs.acquisition_metadata import MissingField
 __all__ = ["check_patient"]
 
 _OPTION, _DATES_OPTION = "several-patients", "study-dates-apart"
+_DATES = ("StudyDate", "AcquisitionDate", "ContentDate", "SeriesDate")
 #: Studies that are further apart are asked about: in a week a body changes little.
 _MOST_DAYS = 7
 
@@ -67,12 +68,13 @@ def _check_dates(
 ) -> tuple[list[F], list[MissingField]]:
     """The same for the days of the studies, each against the first that has one; `dicom` has a header."""
     checked, questions = list(radiographs), []
-    dates = [(k, day) for k in dicom if (header := checked[k].header) and (day := text(header, "StudyDate"))]
-    for index, day in dates:
-        (other, first), name = dates[0], checked[index].name
+    dates = [(k, *found) for k in dicom if (header := checked[k].header) and (found := _day(header))]
+    for index, keyword, day in dates:
+        (other, known_by, first), name = dates[0], checked[index].name
         if day == first:
             continue
-        both = f"{_readable(day)}, and {checked[other].name} on {_readable(first)}, by StudyDate {tag('StudyDate')}"
+        both = f"{_readable(day)}, and {checked[other].name} on {_readable(first)}, by {keyword} {tag(keyword)}"
+        both += "" if known_by == keyword else f" and {known_by} {tag(known_by)}"
         if (days := _days_apart(day, first)) is None or days <= _MOST_DAYS:
             checked[index] = checked[index].with_warnings(f"{name}: taken on another day: on {both}")
             continue
@@ -85,6 +87,11 @@ def _check_dates(
         warning = f"taken on {both}, {days} days apart"
         checked[index] = checked[index].with_allowed("study_date", apart, _DATES_OPTION, warning)
     return checked, questions
+
+
+def _day(header: pydicom.Dataset) -> tuple[str, str] | None:
+    """The attribute that says when a radiograph was taken, and what it says: the first that does."""
+    return next(((keyword, day) for keyword in _DATES if (day := text(header, keyword))), None)
 
 
 def _date(day: str) -> datetime.date | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from custom.core.files import read_json
 from custom.geometry import JSON_FORMAT, Geometry
-from custom.radiographs.acquisition_metadata import MetadataValue, Origin, quantity
+from custom.radiographs.acquisition_metadata import MetadataValue, Origin, names_direction, quantity
 from custom.radiographs.readings import Reading
 
 __all__ = [
@@ -83,7 +83,7 @@ def _choice(*allowed: Any) -> Callable[[Any], Any]:
 def _orientation(value: Any) -> str:
     text = str(value).upper().replace("/", "\\")
     parts = text.split("\\")
-    if len(parts) != 2 or not all(p and set(p) <= set("RLAPHF") for p in parts):
+    if len(parts) != 2 or not all(map(names_direction, parts)):
         raise ValueError(r"must name the directions of rows and of columns, such as 'L\\F' or 'A/F' (of R L A P H F)")
     return text
 

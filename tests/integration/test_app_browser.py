@@ -208,6 +208,18 @@ def test_what_cannot_be_read_is_left_out_and_a_radiograph_added_without_losing_a
     assert "These are 15 files; at most 14 more are taken." in text(browser)
 
 
+def test_files_chosen_before_the_script_came_are_sent(browser: Chromium, server: Server) -> None:
+    """A slow machine shows the page before its script, which then has no event any more to hear."""
+    browser.before_loading(
+        "new MutationObserver((_, seen) => { const input = document.getElementById('files'); if (!input) return;"
+        " seen.disconnect(); const given = new DataTransfer(); given.items.add(new File(['x'.repeat(200)], 'a.dcm'));"
+        " input.files = given.files; input.dispatchEvent(new Event('change')); })"
+        ".observe(document, { childList: true, subtree: true });"
+    )
+    browser.visit(f"{server.address}/", "document.querySelector('.files small') !== null", 120)
+    assert "1 of 1 files cannot be read" in text(browser)
+
+
 def test_a_foreign_page_cannot_use_the_app(browser: Chromium, server: Server, tmp_path: Path) -> None:
     page = tmp_path / "foreign.html"
     page.write_text("<p>a</p>")

@@ -50,6 +50,7 @@ if (form) {
     }
   };
   input.addEventListener("change", () => input.files.length && send([...input.files]));
+  if (input.files.length) send([...input.files]); // chosen before this script was there
   form.addEventListener("dragover", (event) => { event.preventDefault(); form.classList.add("over"); });
   form.addEventListener("dragleave", () => form.classList.remove("over"));
   form.addEventListener("drop", (event) => {
@@ -68,7 +69,7 @@ if (working) {
   };
   const look = async () => {
     try {
-      const answer = await fetch(working.dataset.state);
+      const answer = await fetch(working.dataset.state, { signal: AbortSignal.timeout(10000) });
       if (!answer.ok) return location.reload();
       const now = await answer.json();
       if (now.state === "idle") return location.reload();

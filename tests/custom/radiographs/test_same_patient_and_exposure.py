@@ -38,6 +38,21 @@ TRUTH = picture(1500 * A, -300 * A, L, F)
             "",
         ),
         ({"PatientName": "Test  Anna"}, {"PatientName": "Test Anna"}, ""),
+        (
+            {"PatientName": "\ufeffTest^A\u200bnna", "SpecificCharacterSet": "ISO_IR 192"},
+            {"PatientName": "\uff34est^Anna", "SpecificCharacterSet": "ISO_IR 192"},
+            "",
+        ),
+        (
+            {"PatientName": "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce", "SpecificCharacterSet": "ISO_IR 192"},
+            {"PatientName": "Yamada^Tarou", "SpecificCharacterSet": "ISO_IR 192"},
+            "",
+        ),
+        (
+            {"PatientName": "Yamada^Tarou=\u5c71\u7530^\u592a\u90ce", "SpecificCharacterSet": "ISO_IR 192"},
+            {"PatientName": "Yamada^Tarou=\u5c71\u672c^\u592a\u90ce", "SpecificCharacterSet": "ISO_IR 192"},
+            "PatientName",
+        ),
     ],
 )
 def test_one_check_of_one_strength(tmp_path: Path, first: dict, second: dict, says: str) -> None:
@@ -76,6 +91,14 @@ def test_studies_apart_are_asked_about(tmp_path: Path, date: str, days: int) -> 
     accepted = read_radiographs(paths, accept="study-dates-apart")[1]
     assert accepted.metadata.study_date.provenance == "option --accept study-dates-apart"
     assert f"{days} days apart" in accepted.warnings[-1]
+
+
+def test_without_a_study_date_that_of_the_exposure_counts(tmp_path: Path) -> None:
+    later = dx("A\\F", "LL", StudyDate="", AcquisitionDate="20270102")
+    paths = [save(tmp_path / "a.dcm", dx()), save(tmp_path / "b.dcm", later)]
+    said = r"on 2027-01-02, and a.dcm on 2026-01-02, by AcquisitionDate \(0008,0022\) and StudyDate .*365 days apart"
+    with pytest.raises(MissingMetadata, match=said):
+        read_radiographs(paths)
 
 
 def test_name_and_id_are_joined_by_a_third() -> None:
@@ -124,6 +147,7 @@ def turned(change: Callable[[np.ndarray], np.ndarray]) -> Dataset:
         (lambda: turned(lambda p: p[8:-6, 10:-20]), "though its view is 90 degrees away"),
         (lambda: turned(lambda p: np.rot90(p[8:-6, 10:-20])), "though its view is 90 degrees away"),
         (lambda: again(cut(dx(), TRUTH[:, 25:])), r"correlate by (1.000|0.9..)\);"),
+        (lambda: again(cut(dx(), TRUTH[8:-4, 10:-5])), r"correlate by (1.000|0.9..)\);"),  # of the same shape
     ],
 )
 def test_one_exposure_under_two_uids(tmp_path: Path, copy: object, says: str) -> None:
@@ -133,6 +157,26 @@ def test_one_exposure_under_two_uids(tmp_path: Path, copy: object, says: str) ->
     first, second = read_radiographs(paths, accept="repeated-exposures")
     assert first.metadata.exposure is None
     assert second.metadata.exposure.provenance == "option --accept repeated-exposures"
+
+
+def test_two_windows_of_one_size_on_one_exposure(tmp_path: Path) -> None:
+    windows = (TRUTH[:, :-14], TRUTH[:, 14:])
+    paths = [
+        save(tmp_path / f"{k}.dcm", again(cut(dx(), one), SOPInstanceUID=f"1.2.{k}")) for k, one in enumerate(windows)
+    ]
+    with pytest.raises(MissingMetadata, match=r"1\.dcm: it shows the same exposure as 0\.dcm"):
+        read_radiographs(paths)
+
+
+@pytest.mark.parametrize(("event", "asked"), [("1.2.3", True), ("1.2.4", False), ("", False)])
+def test_one_irradiation_event_is_one_exposure(tmp_path: Path, event: str, asked: bool) -> None:
+    events = ({"IrradiationEventUID": "1.2.3" if event else ""}, {"IrradiationEventUID": event})
+    paths = [save(tmp_path / "a.dcm", dx(**events[0])), save(tmp_path / "b.dcm", dx("A\\F", "LL", **events[1]))]
+    if not asked:
+        assert len(read_radiographs(paths)) == 2
+        return
+    with pytest.raises(MissingMetadata, match=r"same exposure as a.dcm \(by Irradiation Event UID \(0008,3010\)\)"):
+        read_radiographs(paths)
 
 
 def test_twice_in_a_stack(tmp_path: Path) -> None:
