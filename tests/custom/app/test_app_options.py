@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from custom.app.serve import _listen
 from custom.cli import main
 
 
@@ -56,3 +57,9 @@ def test_a_short_token_and_a_port_in_use(
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         assert "cannot be listened on" in refused(capsys, "--folder", str(tmp_path / "cases"), "--port", port)
+
+
+def test_the_address_takes_connections_as_soon_as_it_is_said() -> None:
+    """A browser that opens it before the server runs waits, and is not refused."""
+    with _listen("127.0.0.1", 0) as listening:
+        socket.create_connection(listening.getsockname(), timeout=5).close()
