@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
+import logging
 import os
 import re
 import secrets
@@ -31,6 +33,8 @@ from custom.core.files import read_json_object, write_json
 from custom.radiographs import ANSWERS_FORMAT
 
 __all__ = ["ANSWERS", "EARLIER", "ID", "RESULT", "UNREADABLE", "Case", "Cases", "Limits", "Refused", "refusal"]
+
+logger = logging.getLogger(__name__)
 
 FORMAT, RECORD = "fewview-ct case 1", "case.json"
 #: The answers, for `--geometry`.
@@ -269,7 +273,8 @@ class Cases:
     def __iter__(self) -> Iterator[Case]:
         for path in sorted(self.folder.iterdir()):
             if re.fullmatch(ID, path.name) and (path / RECORD).is_file():
-                yield Case(path)
+                with contextlib.suppress(Refused):  # one damaged case keeps no other from its work
+                    yield _opened(path)
 
     def create(self) -> Case:
         """A new case.
@@ -320,7 +325,7 @@ class Cases:
         """
         if not re.fullmatch(ID, name) or not (self.folder / name / RECORD).is_file():
             raise Refused(404, "There is no such case. It may have been removed.")
-        return Case(self.folder / name)
+        return _opened(self.folder / name)
 
     def expire(self) -> None:
         """Remove what is older than it is kept, but nothing that is worked on."""
@@ -328,6 +333,23 @@ class Cases:
         for case in self:
             if self.limits.keep_days and case.record["created"] < oldest and not case.is_busy:
                 shutil.rmtree(self.take_out(case), ignore_errors=True)
+
+
+def _opened(folder: Path) -> Case:
+    """A case, or Refused where its record is damaged; whoever runs the server is told once."""
+    try:
+        case = Case(folder)
+        if missing := {"state", "created", "files"} - case.record.keys():
+            raise ValueError(f"{folder / RECORD}: damaged, without {sorted(missing)[0]}")
+    except ValueError as error:
+        _say(f"{error}; the case is left out: remove its folder")
+        raise Refused(500, "The record of this case is damaged: tell whoever runs this page.") from error
+    return case
+
+
+@functools.lru_cache
+def _say(text: str) -> None:
+    logger.warning("%s", text)
 
 
 def _parts(name: str) -> tuple[str, str]:

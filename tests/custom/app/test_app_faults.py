@@ -163,6 +163,19 @@ def test_what_was_being_made_or_taken_out_when_the_server_ended_is_gone(
     assert {path.name for path in (tmp_path / "cases").iterdir()} == {".lock", case.id}
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"state": "waiting"}'])
+def test_a_damaged_record_keeps_no_other_case_from_its_work(
+    client: TestClient, tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = new_case(client)
+    (tmp_path / "cases" / damaged.rsplit("/", 1)[-1] / "case.json").write_text(content)
+    case, _ = read_already(client, tmp_path)
+    answer = client.get(damaged)
+    assert answer.status_code == 500 and "record of this case is damaged" in answer.text
+    assert client.get(case).status_code == 200
+    assert sum("remove its folder" in message for message in caplog.messages) == 1
+
+
 def test_what_fails_in_the_queue_is_said_and_ends_no_queue(
     client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
