@@ -95,21 +95,25 @@ def conclusion(found: Sequence[Lead], name: str, patients: int) -> str:
         low, high = (summary.shown(name, pick(lead.ahead for lead in own)) for pick in (min, max))
         by = f"{high if low == high else f'{low} to {high}'} {unit.rstrip(']')}".rstrip()
         parts.append(f"{best} has the best {metric} {_at(own, len(found))}, on average {by} ahead of the next method")
+    if told and not few:
+        there = "there " if len(told) < len(found) else ""
+        parts.append(f"{there}every 95% interval over the {patients} patients lies above zero")
+    alike: dict[frozenset[str], list[Lead]] = {}
     for lead in found:
         if lead not in told:
-            parts.append(
-                f"{_at([lead])} {lead.best} and {_and(lead.unsure)} cannot be told apart: the difference lies within "
-                "the patients' spread"
-            )
+            alike.setdefault(frozenset((lead.best, *lead.unsure)), []).append(lead)
+    for own in alike.values():
+        differ = "the difference lies" if len(own) == 1 else "the differences lie"
+        parts.append(
+            f"{_at(own, len(found))} {own[0].best} and {_and(own[0].unsure)} cannot be told apart: {differ} within the "
+            "patients' spread"
+        )
     text = "; ".join(parts)
     if any(lead.patients < patients for lead in found):
         text += "; compared are the patients of whom every method gave a volume, "
         text += _and([f"{lead.patients} of {patients} with {lead.views}" for lead in found if lead.patients < patients])
     if few:
         return f"{text}. Fewer than five patients: this may be chance."
-    if told:
-        there = "there " if len(told) < len(found) else ""
-        text += f"; {there}every 95% interval over the {patients} patients lies above zero"
     return f"{text[0].upper() if text.startswith('with ') else text[0]}{text[1:]}."
 
 
