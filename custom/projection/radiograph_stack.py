@@ -75,8 +75,6 @@ def read_stack(path: str | os.PathLike[str], geometry: Geometry | None, geometry
     tops = stack.amax(dim=(1, 2))
     if float(tops.min()) <= 0:
         raise ValueError(f"{path}: a radiograph without any attenuation: empty, or not line integrals -log(I / I0)")
-    if bool((stack.amin(dim=(1, 2)) == tops).any()):
-        raise ValueError(f"{path}: all pixels of a radiograph have the same value, there is nothing to see")
     if float(tops.max()) > LARGEST_LINE_INTEGRAL:
         raise ValueError(
             f"{path}: values up to {float(tops.max()):.4g} are no line integrals -log(I / I0), which reach about 10 "

@@ -88,6 +88,8 @@ def describe_stack(path: Path, name: str, named: DescriptionFile | None) -> list
     files = [file for file in (named, load_sidecar(path)) if file is not None]
     geometries = [(file.geometry, view.provenance) for file in files for view in file.views(0) if file.geometry]
     stack = read_stack(path, *(geometries[0] if geometries else (None,)))
+    if bool((stack.amin(dim=(1, 2)) == stack.amax(dim=(1, 2))).any()):
+        raise ValueError(f"{path}: all pixels of a radiograph have the same value, there is nothing to see")
     count = len(stack)
     for geometry, provenance in geometries:
         if len(geometry) != count:

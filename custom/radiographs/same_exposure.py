@@ -100,9 +100,9 @@ def _alike(one: _Looks, other: _Looks) -> tuple[float, float, bool]:
     apart = float(np.degrees(np.arccos(np.clip(one.toward_source @ other.toward_source, -1, 1))))
     limit, cut_limit = (next(most for degrees, most in each if apart <= degrees) for each in (_LIMITS, _CUT_LIMITS))
     opposite = apart >= _OPPOSITE_DEG
-    best = _cut_out(
-        one, other, opposite
-    )  # also of equal sizes: both may be cut out of one picture, or one was made coarser
+    if one.structure.shape in (other.structure.shape, other.structure.shape[::-1]):
+        cut_limit = max(cut_limit, limit)  # both may be cut out of one picture, or one was made coarser
+    best = _cut_out(one, other, opposite)
     is_one = best > cut_limit
     for axes, flip in _TURNS:
         turned, mask = (np.flip(part.transpose(axes), flip) for part in (other.structure, other.mask))

@@ -14,8 +14,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000, JPEGLSNearLossless, RLELossless
 
-from custom.projection.radiograph_stack import read_stack
-from custom.radiographs import MissingMetadata
+from custom.radiographs import MissingMetadata, read_radiographs
 from custom.radiographs.exposure import has_noise
 from tests.custom.radiographs.seen_heart import read
 
@@ -156,4 +155,4 @@ def test_a_stack_without_contrast_is_refused(tmp_path: Path) -> None:
     stack = np.stack([TRUTH.T, np.full_like(TRUTH.T, 2.0)], -1).astype(np.float32)
     nib.save(nib.Nifti1Image(stack, np.eye(4)), tmp_path / "a.nii")
     with pytest.raises(ValueError, match="all pixels of a radiograph have the same value"):
-        read_stack(tmp_path / "a.nii", None)
+        read_radiographs([tmp_path / "a.nii"])
