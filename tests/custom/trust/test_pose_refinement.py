@@ -18,7 +18,8 @@ from tests import analytic
 
 SHAPE = (56, 64)
 CONE, PARALLEL = ([90.0, 0.0], "cone"), ([90.0, 0.0, 45.0], "parallel")
-NAMES = ["frontal.dcm", "lateral.dcm", "oblique.dcm"]
+FOUR = ([90.0, 0.0, 45.0, 135.0], "parallel")
+NAMES = ["frontal.dcm", "lateral.dcm", "oblique.dcm", "other oblique.dcm"]
 #: Nothing in it is symmetric about the axis, so that angles show.
 BODY = (
     ((0, 0, 0), (130, 95, 125), 0.0, 0.01),
@@ -51,6 +52,7 @@ def acquired(views: tuple[list[float], str], wrong: ViewMove) -> tuple[Tensor, T
         (CONE, ViewMove(along_rows_mm=10.0)),
         (CONE, ViewMove(along_columns_mm=-10.0)),
         (PARALLEL, ViewMove(along_columns_mm=-10.0)),
+        (FOUR, ViewMove(along_rows_mm=10.0)),  # two obliques that are shifted by 7 mm would look the same
     ],
 )
 def test_a_view_that_stands_elsewhere_is_moved_back(views: tuple[list[float], str], wrong: ViewMove) -> None:
@@ -69,7 +71,7 @@ def test_a_view_that_stands_elsewhere_is_moved_back(views: tuple[list[float], st
     assert warning.startswith("lateral.dcm was taken as if from ")
 
 
-def test_parallel_shifts_along_rows_are_known_but_for_a_shift_of_the_body() -> None:
+def test_shifts_along_rows_of_three_parallel_views_are_known_but_for_a_shift_of_the_body() -> None:
     """A body that moves along the first view's rays moves in the other pictures, by the sine of their angles."""
     image, stated, field_mask = acquired(PARALLEL, ViewMove(along_rows_mm=10.0))
     found = refine_poses(image, stated, field_mask)
