@@ -16,7 +16,7 @@ from custom.radiographs.exposure import dark_borders, find_air, has_noise, looks
 from custom.radiographs.intensity_meaning import PictureValues, decide_meaning, quantile
 from custom.radiographs.readings import Reading, ask, found, merge, note
 
-__all__ = ["to_line_integrals"]
+__all__ = ["implausible", "to_line_integrals"]
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -29,6 +29,8 @@ _PILE, _NEAR = 5.0, 0.01
 _LEAST = 3.0
 #: Air that is brighter than the rest of it, by the heel effect or scatter, is above the negative of this line integral.
 _BRIGHTER = 0.3
+#: A picture has more different values than this, even one of 8 bits.
+_FEWEST_VALUES = 64
 _NO_COLLIMATOR = "the picture, no collimator found"
 
 
@@ -91,7 +93,7 @@ def to_line_integrals(
     everything += _exposed_field(inside, picture.masked_by, seen) + _clipped(
         picture, scale, value_of(known.unattenuated), p, inside
     )
-    return (torch.from_numpy(p), torch.from_numpy(inside)), everything + _implausible(p, inside)
+    return (torch.from_numpy(p), torch.from_numpy(inside)), everything + implausible(p, inside)
 
 
 def _exposed_field(mask: Mask, masked_by: tuple[str, ...], seen: list[str]) -> Reading:
@@ -237,8 +239,15 @@ def _brighter(p: Array, mask: Mask) -> Reading:
     )
 
 
-def _implausible(p: Array, mask: Mask) -> Reading:
-    own = Reading()
+def implausible(p: Array, mask: Mask) -> Reading:
+    """What is to be said of line integrals (V, U) that no chest has, within the field (V, U)."""
+    own, values = Reading(), np.unique(p[mask])
+    if len(values) <= _FEWEST_VALUES < p.size / _FEWEST_VALUES:
+        step = float(np.ptp(values)) / max(1, len(values) - 1)
+        own += note(
+            f"the picture has only {len(values)} different values: it was rounded, and its line integrals are known to "
+            f"steps of about {step:.2g} alone; take it from before it was converted"
+        )
     if looks_inverted(p, mask):
         own += note(
             "the rim of the picture is more attenuated than its middle: is it inverted (MONOCHROME1, "

@@ -29,7 +29,7 @@ from custom.radiographs.described_file import DescribedFile, check_count, check_
 from custom.radiographs.discovery import find_radiographs
 from custom.radiographs.given_view import place_given_view, reading_of_view
 from custom.radiographs.intensity_meaning import PictureValues
-from custom.radiographs.line_integrals import to_line_integrals
+from custom.radiographs.line_integrals import implausible, to_line_integrals
 from custom.radiographs.picture_files import read_picture
 from custom.radiographs.radiograph import Radiograph
 from custom.radiographs.readings import Reading, found, merge, note
@@ -278,4 +278,5 @@ def _read_line_integrals(
     pose, shape = StoredPose(seen_from_source=True), (image.shape[0], image.shape[1])
     placement, reading = _place(file, own + file.reading, pose, shape, request.accept)
     pictures = image, torch.ones_like(image, dtype=torch.bool)
+    reading += implausible(*(one.numpy() for one in pictures))
     return _finish(file, digest, placement, pictures, merge(reading), "NIfTI")

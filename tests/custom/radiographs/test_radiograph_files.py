@@ -230,6 +230,9 @@ def test_nifti_stack(tmp_path: Path) -> None:
         assert np.array_equal(second.line_integrals.numpy(), image[1])
         assert second.metadata.isocenter_mm.value == (1.0, 2.0, 3.0)
         assert second.modality == "NIfTI"
+    write_nifti(tmp_path / "case.nii.gz", np.rint(image).transpose(2, 1, 0), np.eye(4))
+    warnings = [one.warnings for one in read_radiographs([tmp_path / "case.nii.gz"])]
+    assert all("different values: it was rounded" in own[0] for own in warnings) and not first.warnings
     write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0) * 100, np.eye(4))
     with pytest.raises(ValueError, match="are no line integrals"):
         read_radiographs([tmp_path / "case.nii.gz"])

@@ -46,6 +46,16 @@ def test_more_pixels_than_the_header_knows(tmp_path: Path, attributes: dict) -> 
         read(save(tmp_path / "a.dcm", dataset))
 
 
+def test_rounded_line_integrals_are_said(tmp_path: Path) -> None:
+    """Values of 0 to 6 that were kept as whole numbers, and those of 8 bits, which suffice."""
+    for highest, few in ((TRUTH.max(), True), (255.0, False)):
+        stored = np.rint(highest * TRUTH / TRUTH.max())
+        facts = {"intensity_relationship": "LOG", "intensity_sign": -1, "log_scale": highest / float(TRUTH.max())}
+        (tmp_path / "a.json").write_text(json.dumps(facts))
+        warnings = read(save(tmp_path / "a.dcm", stored_dx(stored))).warnings
+        assert any("different values: it was rounded" in w for w in warnings) == few, warnings
+
+
 def test_float_pixels_have_their_own_words(tmp_path: Path) -> None:
     dataset = dx()
     del dataset.PixelData
