@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
 from custom.core.limits import check_count, check_expansion
@@ -42,12 +43,18 @@ def open_nifti(path: Path) -> nib.nifti1.Nifti1Image:
         raise ValueError(f"{path}: is not a NIfTI file: its name must end in .nii or .nii.gz")
     try:
         with open(path, "rb") as plain:
-            if name.endswith(".gz"):
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            if packed != name.endswith(".gz"):
+                said = f"it is {'' if packed else 'not '}compressed by gzip"
+                raise ValueError(f"{path}: is truncated or damaged, or its name is wrong: {said}")
+            if packed:
                 with gzip.GzipFile(fileobj=plain) as stream:
                     _check(path, cast(BinaryIO, stream), packed=True)
             else:
                 _check(path, plain, packed=False)
-        image = nib.load(path)
+        with LoggingOutputSuppressor():  # what it sets right it would say without the file's name
+            image = nib.load(path)
         if not isinstance(image, nib.nifti1.Nifti1Image):
             raise ValueError(f"is not a NIfTI image but {type(image).__name__}")
         return image

@@ -23,7 +23,7 @@ from custom.dicom import ct_series
 
 logger = logging.getLogger(__name__)
 
-RECIPE = 5
+RECIPE = 6
 """Raised when the code changes what comes out for the same input and options, so that old outputs are made anew."""
 
 

@@ -271,3 +271,37 @@ def test_first_line_says_what_was_found_in_the_input(tmp_path: Path, caplog: pyt
     entries = [entry for part in ("training", "validation", "test") for entry in second[part]]
     assert len(entries) == 3 and not any("segmentation" in entry for entry in entries)
     assert not any("found in the input" in said for said in caplog.messages)
+
+
+def test_output_in_place_of_the_input_is_refused(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", chest())
+    with pytest.raises(ValueError, match="is the input, too"):
+        prepare(str(tmp_path), str(tmp_path), **SMALL)
+
+
+def test_two_facts_about_one_case_are_refused(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "in" / "a.nii.gz", chest())
+    facts = [{"name": "a", "patient_id": "P1"}, {"name": "a", "patient_id": "P2"}]
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"facts\.json: 'a' is there twice"):
+        prepare(str(tmp_path / "in"), str(tmp_path / "out"), provenance=str(tmp_path / "facts.json"), **SMALL)
+
+
+def test_names_that_are_no_unicode_and_markup_end_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Archives of other systems have file names in Latin-1; rich takes brackets for markup."""
+    write_nifti(tmp_path / "in" / "a.nii.gz", chest())
+    for name in (b"M\xfcller.mha", b"\x1b[31m[/red].mha"):
+        path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path / "in"), name)))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    write_series(tmp_path / "in" / os.fsdecode(b"h\xf6he"), chest()[:, :, :48], "11")
+    write_rtstruct(tmp_path / "in" / "rs.dcm", {"heart": []}, series="99")
+    prepare(str(tmp_path / "in"), str(tmp_path / "out"), **SMALL)
+    written = (tmp_path / "out" / "rejected.csv").read_text()
+    assert "M\\udcfcller.mha" in written and "refers to no series which was prepared" in written
+    cases = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"]
+    assert sorted(cases) == ["P1", "a"]
+    said = capsys.readouterr().err
+    assert "?[31m[/red].mha" in said and "\x1b[31m[/red]" not in said
