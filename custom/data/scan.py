@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 _NO_IMAGE = frozenset(
     {".json", ".csv", ".tsv", ".txt", ".md", ".xml", ".pdf", ".png", ".jpg", ".jpeg", ".html", ".xls", ".xlsx"}
-    | {".raw", ".zraw", ".py", ".sh", ".log", ".part", ".yaml", ".yml", ".toml"}
+    | {".raw", ".zraw", ".py", ".sh", ".log", ".npy", ".npz", ".part", ".yaml", ".yml", ".toml"}
 )
 #: What the files of one scan share.
 _ONE_A_SCAN = ("ConvolutionKernel", "KVP", "FrameOfReferenceUID")

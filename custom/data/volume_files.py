@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import logging
-import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -28,7 +27,7 @@ _MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _VOLUME_SUFFIXES = {".nii.gz": "nifti", ".nii": "nifti", ".mhd": "metaimage", ".mha": "metaimage"}
 #: Volumes and archives of formats that are not read, which a folder of CTs may hold.
 OTHER_FORMATS = frozenset(
-    {".nrrd", ".nhdr", ".hdr", ".mgz", ".mgh", ".mnc", ".gipl", ".vtk", ".vti", ".mat", ".npy", ".npz", ".h5"}
+    {".nrrd", ".nhdr", ".hdr", ".mgz", ".mgh", ".mnc", ".gipl", ".vtk", ".vti"}
     | {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz"}
 )
 #: Every chest has voxels below the first and above the second; beyond the third no HU lie, but 16 bits that wrapped.
@@ -217,13 +216,10 @@ def _metaimage_direction(path: Path, matrix: npt.NDArray[np.float64]) -> npt.NDA
     return matrix if told else direction
 
 
-def _bytes_before(path: Path, keys: Mapping[str, str], data: Path) -> float:
-    """Bytes of a MetaImage's data file before the voxels; all that are too many where they stand at its end."""
-    before = int(keys.get("HeaderSize") or 0)
-    if before < 0:
-        return math.inf
+def _bytes_before(path: Path, keys: Mapping[str, str], data: Path) -> int:
+    """Bytes of a MetaImage's data file before the voxels; -1 where these stand at its end, whatever comes before."""
     if data != path:
-        return before
+        return int(keys.get("HeaderSize") or 0)
     with open(path, "rb") as stream:
         head = stream.read(_LARGEST_HEAD)
     return head.index(b"\n", head.index(b"ElementDataFile")) + 1
@@ -252,13 +248,15 @@ def metaimage_data(path: Path) -> Path:
         check_count(path, "voxels", needed / width, _LARGEST_VOXELS)
         if keys.get("CompressedData", "").lower() in ("true", "t", "1", "yes"):
             check_expansion(data, needed)
-        elif needed > (size := data.stat().st_size):
-            raise ValueError(f"{path.name} is truncated: {size} bytes, {needed:.0f} are needed")
-        elif (left := size - needed - _bytes_before(path, keys, data)) >= sizes[0] * width:
-            raise ValueError(
-                f"{path.name}: {left:.0f} bytes are left over behind its voxels of {width} bytes: its DimSize or "
-                "ElementType is wrong, and voxels would be read askew"
-            )
+        else:
+            size, before = data.stat().st_size, _bytes_before(path, keys, data)
+            if needed + max(before, 0) > size:
+                raise ValueError(f"{path.name} is truncated: {size} bytes, {needed + max(before, 0):.0f} are needed")
+            if before >= 0 and (left := size - needed - before) >= sizes[0] * width:
+                raise ValueError(
+                    f"{path.name}: {left:.0f} bytes are left over behind its voxels of {width} bytes: its DimSize or "
+                    "ElementType is wrong, and voxels would be read askew"
+                )
     except ValueError as error:
         said = str(error)
         raise Rejected(said if path.name in said else f"{path.name}: a damaged header ({said})") from error
