@@ -128,10 +128,11 @@ def load_labels(
     offset = 0
     for path in paths:
         values, affine = load_nifti(path)
-        there = np.unique(values)
-        if there[0] < 0 or there[-1] > _LARGEST_LABEL or not np.array_equal(there, np.rint(there)):
-            raise Rejected(f"{path.name} is no label map: values from {there[0]:g} to {there[-1]:g}")
-        numbers = [int(n) for n in there if n]
+        low, high = values.min(), values.max()
+        if low < 0 or high > _LARGEST_LABEL or not np.array_equal(values, whole := values.astype(np.uint16)):
+            raise Rejected(f"{path.name} is no label map: values from {low:g} to {high:g}")
+        values = whole
+        numbers = [int(n) for n in np.unique(values) if n]
         carried = on_grid(values, affine, grid_affine, shape)
         if numbers and not carried.any():
             raise Rejected(f"{path.name}: nothing of it lies inside the cube; does it belong to this scan?")

@@ -210,6 +210,10 @@ def test_values_decide_where_the_rescale_type_says_nothing(tmp_path: Path) -> No
         ({"fractions": "0.8;0.1"}, ValueError, "not three numbers"),
         ({"split": "x", "counts": (1, 1, 1)}, ValueError, "one of them"),
         ({"workers": -2}, ValueError, "workers is -2"),
+        ({"cube_mm": float("inf")}, ValueError, "--cube_mm is inf: it must be mm above 0"),
+        ({"spacing_mm": float("nan")}, ValueError, "--spacing_mm is nan: it must be mm above 0"),
+        ({"spacing_mm": 0}, ValueError, "--spacing_mm is 0"),
+        ({"max_slice_mm": float("nan")}, ValueError, "is no number"),
     ],
 )
 def test_bad_options(tree: Path, tmp_path: Path, options: dict, error: type, message: str) -> None:
@@ -305,3 +309,9 @@ def test_names_that_are_no_unicode_and_markup_end_no_run(
     assert sorted(cases) == ["P1", "a"]
     said = capsys.readouterr().err
     assert "?[31m[/red].mha" in said and "\x1b[31m[/red]" not in said
+
+
+def test_a_spacing_that_takes_a_terabyte_is_refused(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "in" / "a.nii.gz", chest())
+    with pytest.raises(ValueError, match="voxels at --spacing_mm are more than the 1073741824 that are read"):
+        prepare(str(tmp_path / "in"), str(tmp_path / "out"), **{**SMALL, "spacing_mm": 0.05})
