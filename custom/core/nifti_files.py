@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import struct
 import zlib
@@ -12,13 +13,14 @@ from typing import Any, BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.imageglobals import LoggingOutputSuppressor
+from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.spatialimages import HeaderDataError
 
 from custom.core.limits import check_count, check_expansion
 
 __all__ = ["open_nifti"]
 
+nibabel_logger.setLevel(logging.CRITICAL)  # what it sets right it says without the file's name
 #: Bytes before the voxels: header and extensions.
 LARGEST_HEAD = 16 * 2**20
 _MAGIC = {348: (344, b"n+1"), 540: (4, b"n+2")}
@@ -53,8 +55,7 @@ def open_nifti(path: Path) -> nib.nifti1.Nifti1Image:
                     _check(path, cast(BinaryIO, stream), packed=True)
             else:
                 _check(path, plain, packed=False)
-        with LoggingOutputSuppressor():  # what it sets right it would say without the file's name
-            image = nib.load(path)
+        image = nib.load(path)
         if not isinstance(image, nib.nifti1.Nifti1Image):
             raise ValueError(f"is not a NIfTI image but {type(image).__name__}")
         return image

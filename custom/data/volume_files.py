@@ -127,7 +127,7 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
 
 
 def load_hu(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """`load_nifti` of a volume in HU that a command names: what cannot be HU is warned of, the file named in full.
+    """`load_nifti` of a volume in HU that a command names: values and sizes that cannot be are warned of.
 
     Returns:
         (X, Y, Z) float32, axes turned to RAS+ as far as they are along it, and the affine in mm.
@@ -144,6 +144,8 @@ def load_hu(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64
         raise ValueError(f"{path.parent / str(error)}") from error
     if said := not_hu(values):
         logger.warning("%s: is it a CT in HU? Its %s", path, said)
+    if said := _not_a_chest(grid_facts(values.shape, affine)):
+        logger.warning("%s: %s", path, said)
     turned = nib.as_closest_canonical(nib.Nifti1Image(values, affine, dtype=values.dtype))
     return np.asarray(turned.dataobj, dtype=np.float32), np.asarray(turned.affine, dtype=np.float64)
 
@@ -371,9 +373,14 @@ def check_grid(facts: Mapping[str, Any], max_slice_mm: float, min_coverage_mm: f
         raise Rejected(f"slices are {facts['slice_mm']:g} mm apart, max_slice_mm is {max_slice_mm:g}")
     if facts["coverage_mm"] < min_coverage_mm:
         raise Rejected(f"the scan covers {facts['coverage_mm']:g} mm only, min_coverage_mm is {min_coverage_mm:g}")
+    if said := _not_a_chest(facts):
+        raise Rejected(said)
+
+
+def _not_a_chest(facts: Mapping[str, Any]) -> str:
+    """What is wrong with the size of a volume, of `grid_facts`; "" where a person in a scanner may have it."""
     low, high = facts["width_mm"]
-    if low < _NARROWEST_MM or high > _WIDEST_MM or facts["coverage_mm"] > _LONGEST_MM:
-        raise Rejected(
-            f"the scan is {low:g} x {high:g} x {facts['coverage_mm']:g} mm large, which no chest is: are its voxel "
-            "sizes in mm?"
-        )
+    if low >= _NARROWEST_MM and high <= _WIDEST_MM and facts["coverage_mm"] <= _LONGEST_MM:
+        return ""
+    size = f"{low:g} x {high:g} x {facts['coverage_mm']:g} mm"
+    return f"the scan is {size} large, which no chest is: are its voxel sizes in mm?"

@@ -175,6 +175,7 @@ def test_units_of_the_header_count(tmp_path: Path) -> None:
 def test_what_is_not_in_hu_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_hu(write(tmp_path / "x.nii.gz", volume() + np.int16(1024)))
     assert "x.nii.gz: is it a CT in HU? Its values run from 24 to 1064" in caplog.text
+    assert "x.nii.gz: the scan is 32 x 36 x 42 mm large, which no chest is" in caplog.text
 
 
 def test_an_axis_without_end_takes_no_memory(tmp_path: Path) -> None:
