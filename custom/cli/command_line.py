@@ -24,6 +24,7 @@ from custom import __version__
 from custom.cli.arguments import UsageError, add_command, new_app, parsed
 from custom.cli.exit_codes import ExitCode
 from custom.core.file_modes import new_mode
+from custom.core.names import printable
 from custom.core.user_errors import BAD_INPUT_ERRORS
 
 __all__ = ["VERBS", "Verb", "command_app", "main"]
@@ -202,7 +203,7 @@ def _run(arguments: list[str]) -> int:
         if debug:
             logger.exception("%s failed", PROGRAM)
         else:
-            sys.stderr.write(f"error: {_printable(_one_line(error))}\n")
+            sys.stderr.write(f"error: {printable(_one_line(error))}\n")
         return ExitCode.BAD_INPUT if _is_bad_input(error) else ExitCode.FAILED
     return result if isinstance(result, ExitCode) else ExitCode.DONE
 
@@ -246,11 +247,7 @@ class _Printable(logging.Formatter):
     """Messages without characters that a terminal obeys: they may quote what a file or a server says."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _printable(super().format(record))
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+        return printable(super().format(record))
 
 
 def _is_bad_input(error: BaseException) -> bool:

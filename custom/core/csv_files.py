@@ -23,7 +23,7 @@ def text_of(text: str) -> str:
 
 
 def csv_bytes(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
-    """A table in UTF-8, with a line of column names.
+    """A table in UTF-8, with a line of column names; bytes of a file's name that are none as a backslash and a number.
 
     Args:
         rows: a mapping each; keys that are missing are empty.
@@ -33,4 +33,4 @@ def csv_bytes(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> byte
     writer = csv.DictWriter(lines, [cell(name) for name in columns], lineterminator="\n")
     writer.writeheader()
     writer.writerows({cell(key): cell(value) for key, value in row.items()} for row in rows)
-    return lines.getvalue().encode()
+    return lines.getvalue().encode(errors="backslashreplace")

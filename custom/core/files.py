@@ -112,7 +112,7 @@ def parsed_json(text: str) -> Any:
             number that no float can hold.
     """
     depth = deepest = 0
-    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text)):
+    for bracket in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]++|\\.)*+"?', "", text)):
         depth += 1 if bracket in "[{" else -1
         deepest = max(deepest, depth)
     if deepest > DEEPEST_JSON:
@@ -123,8 +123,9 @@ def parsed_json(text: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} is there twice: which one holds?")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice!r} is there twice: which one holds?")
     return content
 
 
@@ -144,7 +145,8 @@ def write_json(path: str | os.PathLike[str], content: object, sort_keys: bool = 
     """
     path = Path(path)
     text = json.dumps(_finite(content), indent=1, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, (text + "\n").encode())
+    # What is no Unicode, such as a byte of a file's name, becomes the escape that JSON has for it.
+    write_bytes(path, (text + "\n").encode(errors="backslashreplace"))
     return path
 
 

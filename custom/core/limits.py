@@ -64,22 +64,24 @@ def check_file_size(path: Path, limit: int) -> None:
         )
 
 
-def check_expansion(path: Path, needed: float, small: int = SMALL_BYTES) -> None:
+def check_expansion(path: Path, needed: float, small: int = SMALL_BYTES, series: int | None = None) -> None:
     """Refuse a compressed file that would become far larger than it is.
 
     Args:
         path: the file.
         needed: bytes that its content takes in memory, as its header says, or as many as were counted so far.
         small: bytes that are always allowed.
+        series: bytes of all files together, where `path` is but one of them.
 
     Raises:
         ValueError: more than `small` and more than `LARGEST_RATIO` times the file.
     """
-    size = path.stat().st_size
+    size = path.stat().st_size if series is None else series
     allowed = raised(max(small, LARGEST_RATIO * size))
     if not needed <= allowed:
+        what = "a file" if series is None else "with the other files of its series one"
         raise ValueError(
-            f"{path}: a file of {_megabytes(size)} that unpacks to {_megabytes(needed)} or more; at most "
+            f"{path}: {what} of {_megabytes(size)} that unpacks to {_megabytes(needed)} or more; at most "
             f"{_megabytes(allowed)} are read; {_remedy()}"
         )
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from pathlib import Path, PurePosixPath
 
-__all__ = ["inside", "no_link", "plain_name"]
+__all__ = ["inside", "no_link", "plain_name", "printable", "safe_name", "short_hash"]
 
 _LONGEST = 200
+#: Characters of a name that `safe_name` makes: files of it have longer ones.
+_LONGEST_NAME = 150
 
 
 def plain_name(name: object, where: str) -> str:
@@ -53,12 +57,30 @@ def inside(folder: Path, relative: object, where: str) -> Path:
     return path
 
 
+def printable(text: str) -> str:
+    """A text without characters that a terminal obeys: it may quote what a file or a server says."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def safe_name(text: str) -> str:
+    """A file name out of any text, a long one cut and told apart by part of its hash; "" if nothing of it is left."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
+    return name if len(name) <= _LONGEST_NAME else f"{name[:100]}_{short_hash(text)}"
+
+
+def short_hash(text: str) -> str:
+    """Eight hexadecimal digits that tell a text from others."""
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
+
+
 def no_link(folder: Path, what: str = "output") -> Path:
     """A folder to write into, which must not be a link: who made the link would choose where the files go.
 
     Raises:
-        ValueError: it is one.
+        ValueError: it is one, or a file.
     """
+    if folder.is_file() and not folder.is_symlink():
+        raise ValueError(f"{folder}: the {what} is a file: name a folder")
     if folder.is_symlink():
         raise ValueError(f"{folder}: the {what} is a link to {os.readlink(folder)}: name the folder itself")
     return folder

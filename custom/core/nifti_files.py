@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import math
 import struct
 import zlib
@@ -12,12 +13,14 @@ from typing import Any, BinaryIO, cast
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.spatialimages import HeaderDataError
 
 from custom.core.limits import check_count, check_expansion
 
 __all__ = ["open_nifti"]
 
+nibabel_logger.setLevel(logging.CRITICAL)  # what it sets right it says without the file's name
 #: Bytes before the voxels: header and extensions.
 LARGEST_HEAD = 16 * 2**20
 _MAGIC = {348: (344, b"n+1"), 540: (4, b"n+2")}
@@ -42,7 +45,12 @@ def open_nifti(path: Path) -> nib.nifti1.Nifti1Image:
         raise ValueError(f"{path}: is not a NIfTI file: its name must end in .nii or .nii.gz")
     try:
         with open(path, "rb") as plain:
-            if name.endswith(".gz"):
+            packed = plain.read(2) == b"\x1f\x8b"
+            plain.seek(0)
+            if packed != name.endswith(".gz"):
+                said = f"it is {'' if packed else 'not '}compressed by gzip"
+                raise ValueError(f"{path}: is truncated or damaged, or its name is wrong: {said}")
+            if packed:
                 with gzip.GzipFile(fileobj=plain) as stream:
                     _check(path, cast(BinaryIO, stream), packed=True)
             else:

@@ -5,8 +5,10 @@ from dataclasses import asdict, dataclass, fields
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from custom.core.csv_files import csv_bytes
+from custom.core.names import printable
 
 
 class Rejected(ValueError):
@@ -50,7 +52,8 @@ def show(rejections: Iterable[Rejection], console: Console | None = None, limit:
     for column in ("source", "kind", "files", "reason"):
         table.add_column(column, overflow="fold")
     for row in rows[:limit]:
-        table.add_row(row.source, row.kind, str(row.files), row.reason)
+        # Text, since rich takes brackets in a plain string for markup; what a terminal obeys, file names may hold.
+        table.add_row(*(Text(printable(cell)) for cell in (row.source, row.kind, str(row.files), row.reason)))
     if len(rows) > limit:
         table.caption = f"{len(rows) - limit} more in rejected.csv"
     (console or Console(stderr=True)).print(table)

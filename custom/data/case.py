@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from custom.dicom import ct_series
 
 logger = logging.getLogger(__name__)
 
-RECIPE = 5
+RECIPE = 6
 """Raised when the code changes what comes out for the same input and options, so that old outputs are made anew."""
 
 
@@ -44,6 +45,11 @@ class CaseOptions:
     remove_couch: bool = True
 
     def __post_init__(self) -> None:
+        for name, value in (("cube_mm", self.cube_mm), ("spacing_mm", self.spacing_mm)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"--{name} is {value}: it must be mm above 0")
+        if math.isnan(self.max_slice_mm + self.min_coverage_mm):
+            raise ValueError("--max_slice_mm or --min_coverage_mm is no number")
         check_count("--size", "voxels of the cube", float(self.size) ** 3, ct_series.LARGEST_VOXELS)
 
 
@@ -135,6 +141,11 @@ def prepare_case(
     volume, affine = load(candidate)
     geometry = grid_facts(volume.shape, affine)
     check_grid(geometry, options.max_slice_mm, options.min_coverage_mm)
+    try:
+        voxels = geometry["coverage_mm"] * math.prod(geometry["width_mm"]) / options.spacing_mm**3
+        check_count(candidate.files[0], "voxels at --spacing_mm", voxels, ct_series.LARGEST_VOXELS)
+    except ValueError as error:
+        raise Rejected(str(error)) from error
     calibration = check_hu(volume)
     prepared = prepare_volume(
         volume, affine, size=options.size, cube_mm=options.cube_mm, anchor=options.anchor,

@@ -13,10 +13,11 @@ from matplotlib.path import Path as Polygon
 from scipy import ndimage
 
 from custom.core.files import read_json_object
+from custom.core.limits import check_file_size
 from custom.core.rejection import Rejected
 from custom.data.scan import volume_suffix, walk
 from custom.data.volume_files import load_nifti
-from custom.dicom.opener import open_dicom
+from custom.dicom.opener import open_dicom, reason
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ Labels = npt.NDArray[np.unsignedinteger[Any]]
 
 _ONE_PLANE_MM = 0.05
 """Contours closer than this lie in one plane."""
+_LARGEST_LABEL, _LARGEST_CSV = 60000, 2**20
 _CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
 
 
@@ -78,19 +80,32 @@ def on_grid(
 
 
 def names_beside(path: Path) -> dict[int, str]:
-    """Names of a map's labels out of a JSON ({"1": "liver"}) or CSV (columns id, structure or name) beside it."""
+    """Names of a map's labels out of a JSON ({"1": "liver"}) or CSV (columns id, structure or name) beside it.
+
+    Raises:
+        Rejected: it cannot be read.
+    """
     stem = path.with_name(path.name[: -len(volume_suffix(path))])
     as_json, as_csv = (stem.with_name(stem.name + suffix) for suffix in (".json", ".csv"))
-    if as_json.is_file():
-        return {int(k): str(v) for k, v in read_json_object(as_json).items()}
-    if as_csv.is_file():
-        with open(as_csv, newline="") as stream:
+    used = as_json if as_json.is_file() else as_csv
+    try:
+        if used == as_json:
+            return {int(k): str(v) for k, v in read_json_object(as_json).items()}
+        if not as_csv.is_file():
+            return {}
+        check_file_size(as_csv, _LARGEST_CSV)
+        with open(as_csv, newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.DictReader(stream))
         key = next((k for k in ("structure", "name", "label") if rows and k in rows[0]), None)
         if key is None or "id" not in rows[0]:
             raise Rejected(f"{as_csv.name} has no columns 'id' and 'structure'")
-        return {int(row["id"]): row[key] for row in rows}
-    return {}
+        return {int(row["id"]): str(row[key] or "") for row in rows}
+    except (ValueError, TypeError, csv.Error) as error:
+        if isinstance(error, Rejected):
+            raise
+        raise Rejected(
+            f"{used.name} holds no names of labels ({reason(error)}): each is a number and a structure, in UTF-8"
+        ) from error
 
 
 def load_labels(
@@ -106,15 +121,17 @@ def load_labels(
         number that is named beside the file but has no voxel keeps its name.
 
     Raises:
-        Rejected: damaged, not whole numbers, negative, or nothing of it inside the cube.
+        Rejected: damaged, not whole numbers, negative, too large, or nothing of it inside the cube.
     """
     merged = np.zeros(shape, dtype=np.uint16)
     names: dict[int, str] = {}
     offset = 0
     for path in paths:
         values, affine = load_nifti(path)
-        if values.min() < 0 or values.max() > 60000 or not np.array_equal(values, np.rint(values)):
-            raise Rejected(f"{path.name} is no label map: values from {values.min():g} to {values.max():g}")
+        low, high = values.min(), values.max()
+        if low < 0 or high > _LARGEST_LABEL or not np.array_equal(values, whole := values.astype(np.uint16)):
+            raise Rejected(f"{path.name} is no label map: values from {low:g} to {high:g}")
+        values = whole
         numbers = [int(n) for n in np.unique(values) if n]
         carried = on_grid(values, affine, grid_affine, shape)
         if numbers and not carried.any():
@@ -125,6 +142,10 @@ def load_labels(
             names[number + offset] = stem if len(numbers) == 1 else f"{stem}:{number}"
         # A structure that is named but has no voxel was looked for and is absent.
         names |= {number + offset: name for number, name in own.items() if number > 0}
+        if max(names, default=0) > _LARGEST_LABEL:
+            raise Rejected(
+                f"{path.name}: its labels would be numbered up to {max(names)}, at most {_LARGEST_LABEL} are carried"
+            )
         merged = np.where(carried > 0, carried.astype(np.uint16) + offset, merged)
         offset = max(names, default=0)
     return _smallest(merged), names
@@ -230,15 +251,18 @@ def off_slices(contours: Sequence[npt.NDArray[np.floating]], affine: npt.NDArray
     return int((off > 0.1).sum()), float(off.max(initial=0.0) * np.linalg.norm(affine[:3, 2]))
 
 
+def _frames_of(dataset: pydicom.Dataset) -> list[str]:
+    """Frames of reference that an RTSTRUCT names (3006,0010)."""
+    return [str(one.get("FrameOfReferenceUID", "")) for one in dataset.get("ReferencedFrameOfReferenceSequence") or []]
+
+
 def _refers_to(dataset: pydicom.Dataset, series_uid: str, frame_of_reference: str) -> bool:
     """Whether an RTSTRUCT refers to the series (3006,0010 ...), or names no series and shares its frame."""
     series = []
-    frames = []
     for frame in dataset.get("ReferencedFrameOfReferenceSequence") or []:
-        frames.append(str(frame.get("FrameOfReferenceUID", "")))
         for study in frame.get("RTReferencedStudySequence") or []:
             series += [str(s.get("SeriesInstanceUID")) for s in study.get("RTReferencedSeriesSequence") or []]
-    return series_uid in series if series else bool(frame_of_reference) and frame_of_reference in frames
+    return series_uid in series if series else bool(frame_of_reference) and frame_of_reference in _frames_of(dataset)
 
 
 def load_rtstruct(
@@ -279,8 +303,8 @@ def load_rtstruct(
             if not _refers_to(dataset, series_uid, frame_of_reference):
                 continue
             contours = {int(r.ReferencedROINumber): r for r in dataset.get("ROIContourSequence") or []}
-            rois = [(int(r.ROINumber), str(r.get("ROIName", ""))) for r in dataset.StructureSetROISequence]
-            polygons = {n: _closed(contours[n]) for n, _ in rois if n in contours}
+            rois = [(int(r.ROINumber), str(r.get("ROIName", ""))) for r in _in_frame(path, dataset, frame_of_reference)]
+            polygons = {n: _closed(path, contours[n]) for n, _ in rois if n in contours}
         except (AttributeError, ValueError, KeyError, TypeError, EOFError, OSError) as error:
             raise Rejected(f"{path.name} is a damaged RTSTRUCT ({type(error).__name__}: {error})") from error
         used.append(path)
@@ -335,11 +359,39 @@ def _numbers(value: Any) -> npt.NDArray[np.float64]:
     return numbers
 
 
-def _closed(roi: pydicom.Dataset) -> list[npt.NDArray[np.float64]]:
-    """Closed contours (3006,0040) of one ROI as (N, 3) points in RAS+ mm."""
-    flip = np.array([-1.0, -1.0, 1.0])
-    return [
-        _numbers(item.get_item("ContourData").value).reshape(-1, 3) * flip
-        for item in roi.get("ContourSequence") or []
-        if str(item.get("ContourGeometricType", "")).strip().upper() in _CLOSED
+def _in_frame(path: Path, dataset: pydicom.Dataset, frame_of_reference: str) -> list[pydicom.Dataset]:
+    """The ROIs (3006,0020) that lie in the CT's frame of reference, as far as the file knows that; others are said."""
+    rois, frames = list(dataset.StructureSetROISequence), _frames_of(dataset)
+    if not frame_of_reference or not any(frames):
+        return rois
+    if frame_of_reference not in frames:
+        logger.warning(
+            "%s names the CT's series, but another frame of reference: its contours are drawn as they stand; were they "
+            "drawn on this CT?", path.name,
+        )  # fmt: skip
+        return rois
+    own = [one for one in rois if str(one.get("ReferencedFrameOfReferenceUID") or "") in ("", frame_of_reference)]
+    if len(own) < len(rois):
+        logger.warning(
+            "%s: %d ROIs lie in another frame of reference than the CT (3006,0024) and are left out", path.name,
+            len(rois) - len(own),
+        )  # fmt: skip
+    return own
+
+
+def _closed(path: Path, roi: pydicom.Dataset) -> list[npt.NDArray[np.float64]]:
+    """Closed contours (3006,0040) of one ROI as (N, 3) points in RAS+ mm; others, but points, are said."""
+    items = list(roi.get("ContourSequence") or [])
+    kinds = [str(item.get("ContourGeometricType", "")).strip().upper() for item in items]
+    closed = [
+        _numbers(item.get_item("ContourData").value).reshape(-1, 3) * np.array([-1.0, -1.0, 1.0])
+        for item, kind in zip(items, kinds, strict=True)
+        if kind in _CLOSED
     ]
+    areas = [points for points in closed if len(points) > 2]
+    if lost := len(items) - len(areas) - kinds.count("POINT"):
+        logger.warning(
+            "%s: %d contours of ROI %s are not closed, or have fewer than three points, and are left out", path.name,
+            lost, roi.get("ReferencedROINumber"),
+        )  # fmt: skip
+    return areas

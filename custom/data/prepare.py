@@ -85,6 +85,10 @@ def prepare(
         OSError: the disk is full; complete files are kept, no partial one is left.
     """
     root, output = Path(input_dir), no_link(Path(output_dir))
+    if output.exists() and root.exists() and output.samefile(root):
+        raise ValueError(
+            f"{output}: is the input, too: the next run would take its own files for CTs; name another folder"
+        )
     if anchor not in ANCHORS:
         raise ValueError(f"anchor is {anchor!r}; choose one of {', '.join(ANCHORS)}")
     options = CaseOptions(
@@ -126,6 +130,7 @@ def prepare(
     if spec is None and usable:
         part_of = seeded_split(usable, shares, numbers, int(seed))
     rejected += [Rejection(p.name, "label", "label map of no prepared case") for p in strays]
+    rejected += _unused_structures(candidates, records)
     for record in records:
         rejected += [Rejection(record["input"], "label", p, record["case"]) for p in record["problems"]]
         if record["case"] not in part_of:
@@ -154,7 +159,7 @@ def prepare(
         {**case.get("provenance", {}), "patient_id": case["patient"], "licence": case["licence"]}
         for case in summary["cases"].values()
     ]
-    write_bytes(output / "NOTICE.md", notice(sources).encode())
+    write_bytes(output / "NOTICE.md", notice(sources).encode(errors="backslashreplace"))
     sizes = ", ".join(f"{list(part_of.values()).count(part)} {part}" for part in PARTS)
     logger.info("%s: %d cases (%s), %d left out", target, len(part_of), sizes, len(rejected))
     if "training" in part_of.values() and "validation" not in part_of.values():
@@ -201,10 +206,12 @@ def _read_provenance(given: str | None, root: Path) -> tuple[dict[str, dict[str,
     entries = content.get("cases") if isinstance(content, dict) else content
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
         raise ValueError(f"{path}: provenance is a JSON list of objects, each with a 'name', or a file of fetch-cohort")
-    facts = {
-        plain_name(entry["name"], f"{path}: the name"): {k: v for k, v in entry.items() if v not in (None, "")}
-        for entry in entries
-    }
+    facts: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        known = {k: v for k, v in entry.items() if v not in (None, "")}
+        name = plain_name(entry["name"], f"{path}: the name")
+        if facts.setdefault(name, known) != known:
+            raise ValueError(f"{path}: {name!r} is there twice, with other facts: which ones hold?")
     return facts, {key: content[key] for key in ("query", "index") if isinstance(content, dict) and key in content}
 
 
@@ -238,6 +245,18 @@ def _choose(
                 part_of[new] = part
     rejected += [c.rejection("the split file does not name it") for c in candidates if c.case not in called]
     return [chosen[case] for case in sorted(chosen)], part_of, rejected
+
+
+def _unused_structures(candidates: Sequence[Candidate], records: Sequence[Mapping[str, Any]]) -> list[Rejection]:
+    """RTSTRUCT files that no prepared case used, nor speaks of."""
+    said = {r["case"]: " ".join([*r.get("labels", {}).get("files", ()), *r["problems"]]) for r in records}
+    owners: dict[Path, list[str]] = {}
+    for candidate in candidates:
+        for path in candidate.structures:
+            owners.setdefault(path, []).append(candidate.case)
+    reason = "an RTSTRUCT that refers to no series which was prepared"
+    unused = [path for path, cases in owners.items() if not any(path.name in said.get(case, "") for case in cases)]
+    return [Rejection(path.name, "label", reason, owners[path][0]) for path in unused]
 
 
 def _run(

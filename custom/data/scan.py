@@ -1,17 +1,17 @@
 """Scans in a folder tree that may become cases, and what is left out at first sight."""
 
-import hashlib
 import itertools
 import logging
 import os
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from custom.core.names import safe_name, short_hash
 from custom.core.rejection import Rejected, Rejection
-from custom.data.volume_files import metaimage_data
+from custom.data.volume_files import OTHER_FORMATS, metaimage_files, volume_kind, volume_suffix
 from custom.dicom import ct_series
 from custom.dicom.ct_series import Header, Slice
 from custom.dicom.ct_stacks import Stack, judge_stacks
@@ -22,11 +22,10 @@ logger = logging.getLogger(__name__)
 
 _NO_IMAGE = frozenset(
     {".json", ".csv", ".tsv", ".txt", ".md", ".xml", ".pdf", ".png", ".jpg", ".jpeg", ".html", ".xls", ".xlsx"}
-    | {".raw", ".zraw", ".py", ".sh", ".log", ".zip", ".npy", ".npz", ".part", ".yaml", ".yml", ".toml"}
+    | {".raw", ".zraw", ".py", ".sh", ".log", ".npy", ".npz", ".part", ".yaml", ".yml", ".toml"}
 )
-_VOLUME_SUFFIXES = {".nii": "nifti", ".nii.gz": "nifti", ".mhd": "metaimage", ".mha": "metaimage"}
-#: Characters of a case's name out of a file: files of it have longer ones.
-_LONGEST_NAME = 150
+#: What the files of one scan share.
+_ONE_A_SCAN = ("ConvolutionKernel", "KVP", "FrameOfReferenceUID")
 _PREFERENCE = ("dicom", "metaimage", "nifti")
 
 
@@ -74,12 +73,6 @@ class Candidate:
 MapHeaders = Callable[[Callable[[Path], Header | str], Sequence[Path]], Iterable[Header | str]]
 
 
-def volume_suffix(path: Path) -> str:
-    """ ".nii.gz", ".nii", ".mhd" or ".mha" in lower case; "" for other files."""
-    name = path.name.lower()
-    return next((s for s in sorted(_VOLUME_SUFFIXES, key=len, reverse=True) if name.endswith(s)), "")
-
-
 def walk(root: Path, skip: Iterable[Path] = ()) -> Iterator[Path]:
     """All files under ``root`` in a fixed order, without hidden ones and without the folders in ``skip``."""
     skipped = {p.resolve() for p in skip}
@@ -89,12 +82,6 @@ def walk(root: Path, skip: Iterable[Path] = ()) -> Iterator[Path]:
         for name in sorted(files):
             if not name.startswith("."):
                 yield here / name
-
-
-def safe_name(text: str) -> str:
-    """A file name out of any text, a long one cut and told apart by part of its hash; "" if nothing of it is left."""
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")
-    return name if len(name) <= _LONGEST_NAME else f"{name[:100]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def scan(
@@ -135,6 +122,9 @@ def scan(
             rejected.append(Rejection(_relative(path, base), "file", "a broken link, or no file but a pipe or device"))
         elif volume_suffix(path):
             volumes.append(path)
+        elif path.suffix.lower() in OTHER_FORMATS:
+            advice = "not read: DICOM, NIfTI and MetaImage are; unpack or convert it"
+            rejected.append(Rejection(_relative(path, base), "file", advice))
         elif path.suffix.lower() not in _NO_IMAGE and looks_like_dicom(path):
             dicom.append(path)
     headers: list[Header] = []
@@ -174,6 +164,7 @@ def _dicom_candidates(
 ) -> tuple[list[Candidate], list[Rejection]]:
     if any(h.compressed and h.slices for h in headers):
         ct_series.require_decoders()
+    alike: dict[tuple[str, str], str] = {}
     identities: dict[str, set[str]] = {}
     series: dict[tuple[str, str, str], list[Header]] = {}
     structures: dict[str, list[Path]] = {}
@@ -183,8 +174,9 @@ def _dicom_candidates(
         if header.sop_class == ct_series.RTSTRUCT_CLASS:
             structures.setdefault(header.patient_id, []).append(header.path)
             continue
-        identities.setdefault(header.patient_id, set()).add(header.identity)
-        series.setdefault((header.patient_id, header.identity, header.series_uid), []).append(header)
+        identity = alike.setdefault((header.patient_id, header.person), header.identity)
+        identities.setdefault(header.patient_id, set()).add(identity)
+        series.setdefault((header.patient_id, identity, header.series_uid), []).append(header)
 
     for patient_id, persons in sorted(identities.items()):
         if patient_id and len(persons) > 1:
@@ -227,16 +219,19 @@ def _dicom_candidates(
                     },
                 )
             )
+    beside = {path for paths in structures.values() for path in paths} - {p for c in found for p in c.structures}
+    reason = "an RTSTRUCT of a patient without a usable DICOM CT here: do their Patient IDs differ?"
+    rejected += [Rejection(_relative(path, base), "label", reason) for path in beside]
     return _name_dicom(_pick_series(found, series_per_study)), rejected
 
 
 def _patient(patient_id: str, identity: str, identities: set[str], study_uid: str) -> tuple[str, dict[str, str]]:
     """Patient identifier, told apart where two persons share a PatientID, or where there is none."""
     if not patient_id:
-        return f"study-{hashlib.sha256(study_uid.encode()).hexdigest()[:8]}", {"note": "no PatientID in the headers"}
+        return f"study-{short_hash(study_uid)}", {"note": "no PatientID in the headers"}
     if len(identities) == 1:
         return patient_id, {}
-    own = f"{patient_id}~{hashlib.sha256(identity.encode()).hexdigest()[:6]}"
+    own = f"{patient_id}~{short_hash(identity)[:6]}"
     return own, {"note": _several_persons(patient_id, identities)}
 
 
@@ -248,9 +243,13 @@ def _several_persons(patient_id: str, identities: set[str]) -> str:
 
 
 def _mixed(members: Sequence[Header]) -> list[str]:
-    """What differs between the files of one scan and changes how they look."""
-    found = {key: sorted({h.facts[key] for h in members} - {""}) for key in ("ConvolutionKernel", "KVP")}
-    return [f"{key} {tag(key)} differs within the scan: {', '.join(v)}" for key, v in found.items() if len(v) > 1]
+    """What differs between the files of one scan and changes how they look, or changed all of them."""
+    found = {key: sorted({h.facts[key] for h in members} - {""}) for key in _ONE_A_SCAN}
+    lossy = any(h.facts["LossyImageCompression"] == "01" for h in members)
+    return [
+        *(f"{key} {tag(key)} differs within the scan: {', '.join(v[:3])}" for key, v in found.items() if len(v) > 1),
+        *(["compressed with losses before it came here"] if lossy else []),
+    ]
 
 
 def _stacks(members: Sequence[Header]) -> list[Stack]:
@@ -310,7 +309,7 @@ def _name_dicom(candidates: Sequence[Candidate]) -> list[Candidate]:
             key = candidate.series_uid + "|".join(s.sop_uid for s in candidate.slices[:1])
             name = stem(candidate)
             while name in taken or (name == stem(candidate) and count[name] > 1):
-                name = f"{stem(candidate)}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+                name = f"{stem(candidate)}_{short_hash(key)}"
                 key += "|".join(candidate.slices[0].acquisition)  # scans that share even the UIDs of their slices
             taken.add(name)
             candidate = replace(candidate, case=name)
@@ -327,35 +326,29 @@ def _volume_candidates(
         for stem, group in itertools.groupby(sorted(stems.items(), key=lambda kv: kv[1]), key=lambda kv: kv[1])
         if len({(p.parent, volume_suffix(p)) for p, _ in group}) > 1
     }
+    called = {
+        path: _relative(path, base)[: -len(volume_suffix(path))] if stem in shared else stem
+        for path, stem in stems.items()
+    }
+    count = Counter(safe_name(name) for name in set(called.values()))
     result = []
     for path, stem in stems.items():
-        relative = _relative(path, base)
-        name = stem if stem not in shared else relative[: -len(volume_suffix(path))].replace("/", "_")
+        relative, name = _relative(path, base), called[path]
         entry = provenance.get(stem, {})
-        case = safe_name(name) or "case"
+        # Names of other letters, or with other separators, must not become one scan.
+        case = (safe_name(name) or "case") + (f"_{short_hash(name)}" if count[safe_name(name)] > 1 else "")
         result.append(
             Candidate(
                 case=stem if entry else case,
                 patient=str(entry.get("patient_id") or case),
                 group=str(entry.get("patient_id") or case),
-                kind=_VOLUME_SUFFIXES[volume_suffix(path)],
+                kind=volume_kind(path),
                 source=relative,
-                files=(path, *_metaimage_data(path)),
+                files=metaimage_files(path),
                 series_uid=_uid(entry),
             )
         )
     return result
-
-
-def _metaimage_data(path: Path) -> tuple[Path, ...]:
-    """The data file which a .mhd header names, where it exists."""
-    if path.suffix.lower() != ".mhd":
-        return ()
-    try:
-        data = metaimage_data(path)
-    except Rejected:  # said when it is loaded
-        return ()
-    return (data,) if data != path else ()
 
 
 def _with_provenance(candidate: Candidate, entry: Mapping[str, Any] | None) -> Candidate:

@@ -19,13 +19,13 @@ from custom.core.attenuation import water_attenuation_per_mm
 from custom.core.devices import usable_device
 from custom.core.files import read_json_object, remove_parts, sha256_file, write_json, write_nifti
 from custom.core.names import inside, no_link, plain_name
-from custom.core.nifti_files import open_nifti
 from custom.core.workers import Workers
 from custom.data.datalist import FILE_KEYS, read_datalist
+from custom.data.volume_files import load_hu
 from custom.dicom.write_dx import write_dx
 from custom.geometry import Geometry, VolumeGrid
 from custom.projection.degradation import DetectorBlur, QuantumNoise, Scatter
-from custom.projection.simulation import SIMULATION_PRESETS, simulate_fine, simulate_paper
+from custom.projection.simulation import SIMULATION_PRESETS, grid_of_ct, simulate_fine, simulate_paper
 
 __all__ = ["Acquisition", "case_geometry", "simulate", "simulate_case"]
 
@@ -99,8 +99,7 @@ def case_geometry(shape: Sequence[int], affine: np.ndarray, acquisition: Acquisi
         affine: of the cube, (4, 4), RAS+ and unrotated.
         acquisition: views and detector.
     """
-    spacing = np.asarray(affine, dtype=float)[:3, :3].diagonal()
-    isocenter = affine[:3, 3] + (np.asarray(shape) - 1) / 2 * spacing
+    cube = grid_of_ct(shape, affine, (0.0, 0.0, 0.0))
     return Geometry.from_angles(
         acquisition.angles_deg,
         acquisition.beam,
@@ -108,8 +107,8 @@ def case_geometry(shape: Sequence[int], affine: np.ndarray, acquisition: Acquisi
         acquisition.source_to_detector_mm,
         acquisition.detector_shape,
         acquisition.pixel_mm,
-        grid=VolumeGrid(tuple(shape), tuple(spacing.tolist())),  # type: ignore[arg-type]
-        isocenter_mm=tuple(isocenter.tolist()),
+        grid=VolumeGrid(cube.shape, cube.spacing_mm),
+        isocenter_mm=cube.center_mm,
     )
 
 
@@ -234,8 +233,12 @@ def simulate(
     content, wanted = _read_datalist(path, parts)
     root, folder = path.parent, no_link(Path(output)) if output is not None else path.parent
     jobs = []
+    cts: dict[str, tuple[Any, Any]] = {}
     for part, entries in content.items():
         for entry in entries if isinstance(entries, list) else []:
+            ct = (entry["label"], entry.get("source"))
+            if cts.setdefault(str(entry["case"]), ct) != ct:
+                raise ValueError(f"{path}: the case {entry['case']!r} is there twice, with other CTs: rename one")
             stem = inside(folder, f"radiographs/{name}/{entry['case']}", f"{path}: the case")
             source = root / entry["source"] if "source" in entry else None
             image, geometry = (stem.with_name(stem.name + suffix) for suffix in (".nii.gz", ".json"))
@@ -274,13 +277,6 @@ def _read_datalist(path: Path, parts: Sequence[str] | None) -> tuple[dict[str, A
     return content, wanted
 
 
-def _load_ct(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the datalist names this CT, but it is not there")
-    image = open_nifti(path)
-    return np.asarray(image.dataobj), np.asarray(image.affine)
-
-
 def _run(job: _Job) -> bool:
     """Radiographs of one case as files; False where they were there already."""
     from_source = SIMULATION_PRESETS[job.acquisition.setting].from_source
@@ -290,17 +286,17 @@ def _run(job: _Job) -> bool:
             f"{job.acquisition.setting!r} needs; use the setting 'paper', or prepare the cohort again"
         )
     used = job.source if from_source and job.source is not None else job.label
-    if not used.is_file():
-        raise FileNotFoundError(f"{used}: the datalist names this CT, but it is not there")
+    if missing := [one for one in (used, job.label) if not one.is_file()]:
+        raise FileNotFoundError(f"{missing[0]}: the datalist names this CT, but it is not there")
     # The cube says where the isocentre is, also where the CT is the uncropped one.
-    cube, cube_affine = _load_ct(job.label)
+    cube, cube_affine = load_hu(job.label)
     try:
         geometry = case_geometry(cube.shape, cube_affine, job.acquisition)
         record = {**asdict(job.acquisition), "ct_sha256": sha256_file(used)}
         record = json.loads(json.dumps({**geometry.to_dict(), "simulation": record}))
         if _is_done(job, record):
             return False
-        source, source_affine = _load_ct(job.source) if from_source and job.source is not None else (None, None)
+        source, source_affine = load_hu(job.source) if from_source and job.source is not None else (None, None)
         image, _ = simulate_case(cube, cube_affine, job.acquisition, source, source_affine, job.case, job.device)
     except ValueError as error:
         raise ValueError(f"{job.case} ({used}): {error}") from error

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from custom.core.files import read_json
+from custom.core.limits import check_count
 
 PARTS = ("training", "validation", "test", "stress")
 """Parts a case belongs to, one each. "stress" holds faulty scans: neither trained on nor averaged."""
 
+MOST_NAMES = 100_000
 FLAG = "sample"
 """A list of a split file that flags cases of other parts: shown as the example, never trained on."""
 
@@ -20,7 +22,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such an object, an unknown part, or a name that stands in two parts.
+        ValueError: not such an object, an unknown part, more names than are read, or one that stands in two parts.
     """
     content = read_json(path, "no such split file")
     if not isinstance(content, dict):
@@ -29,6 +31,7 @@ def read_split(path: Path) -> dict[str, list[str]]:
     unknown = set(lists) - {*PARTS, FLAG}
     if unknown or not lists:
         raise ValueError(f"split file {path} has the lists {sorted(lists)}; known are {', '.join((*PARTS, FLAG))}")
+    check_count(path, "names", sum(map(len, lists.values())), MOST_NAMES)
     split = {key: [str(name) for name in value] for key, value in lists.items()}
     seen: dict[str, str] = {}
     for part in PARTS:

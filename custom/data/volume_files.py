@@ -1,12 +1,13 @@
 """Readers of NIfTI and MetaImage volumes, and the checks which every CT passes."""
 
+import gzip
 import itertools
 import logging
 import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +24,34 @@ logger = logging.getLogger(__name__)
 _LARGEST_HEAD, _LARGEST_VOXELS = 2**16, 2**30
 _BYTES = {"MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_FLOAT": 4}
 _MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+_VOLUME_SUFFIXES = {".nii.gz": "nifti", ".nii": "nifti", ".mhd": "metaimage", ".mha": "metaimage"}
+#: Volumes and archives of formats that are not read, which a folder of CTs may hold.
+OTHER_FORMATS = frozenset(
+    {".nrrd", ".nhdr", ".hdr", ".mgz", ".mgh", ".mnc", ".gipl", ".vtk", ".vti"}
+    | {".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz"}
+)
+#: Every chest has voxels below the first and above the second; beyond the third no HU lie, but 16 bits that wrapped.
+LUNG_HU, WATER_HU, FARTHEST_HU = -400.0, 0.0, 2.0**15
+#: Sides of what may be a chest in a scanner, across the table, and length of a person.
+_NARROWEST_MM, _WIDEST_MM, _LONGEST_MM = 50.0, 1200.0, 2500.0
+
+
+def volume_suffix(path: Path) -> str:
+    """ ".nii.gz", ".nii", ".mhd" or ".mha" in lower case; "" for other files."""
+    return next((suffix for suffix in _VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), "")
+
+
+def volume_kind(path: Path) -> str:
+    """ "nifti" or "metaimage", by `volume_suffix`, which is not empty."""
+    return _VOLUME_SUFFIXES[volume_suffix(path)]
+
+
+def not_hu(values: npt.NDArray[Any]) -> str:
+    """From where to where values run that cannot be those of a CT in HU; "" where they can."""
+    low, high = float(values.min()), float(values.max())
+    if -FARTHEST_HU <= low < LUNG_HU and WATER_HU < high <= FARTHEST_HU:
+        return ""
+    return f"values run from {low:g} to {high:g}; air is -1000 HU, water 0"
 
 
 def _check_affine(affine: npt.NDArray[np.float64], path: Path) -> None:
@@ -67,23 +96,66 @@ def load_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """
     try:
         image = open_nifti(path)
-        header = image.header
-        values = np.squeeze(np.asarray(image.dataobj))
+        header, stored = image.header, cast(Any, image.dataobj)
+        values = stored.get_unscaled()
+        if (stored.slope, stored.inter) != (1, 0) and values.dtype.fields is None:
+            # nibabel would scale in 64 bits, which makes eight times as much of a file of bytes.
+            values = values.astype(np.float32)
+            values *= stored.slope
+            values += stored.inter
+        while values.ndim > 3 and values.shape[-1] == 1:  # of the first three axes the affine speaks
+            values = values[..., 0]
+        _check_to_the_end(path)
     except (EOFError, OSError, ValueError, zlib.error) as error:
         said = str(error).removeprefix(f"{path}: ")
         raise Rejected(
             f"{path.name}: {said}" if said != str(error) else f"{path.name} is truncated or damaged ({said})"
         ) from error
-    if values.dtype.fields is not None or values.ndim != 3:
+    if values.dtype.fields is not None or values.ndim != 3 or min(values.shape) < 2:
         raise Rejected(f"{path.name} is not one volume: shape {values.shape}, type {values.dtype}")
     if int(header["sform_code"]) == 0 and int(header["qform_code"]) == 0:
-        raise Rejected(f"{path.name} has no orientation (sform and qform codes are 0): left and right are unknown")
+        raise Rejected(
+            f"{path.name} has no orientation (sform and qform codes are 0): left and right are unknown; set the "
+            "code of the one that is right"
+        )
     _check_forms(image, path)
     affine = np.array(image.affine, dtype=np.float64)
     affine[:3] *= _MM_PER_UNIT[header.get_xyzt_units()[0]]
     _check_affine(affine, path)
     check_finite(values, path)
     return values, affine
+
+
+def load_hu(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """`load_nifti` of a volume in HU that a command names: values and sizes that cannot be are warned of.
+
+    Returns:
+        (X, Y, Z) float32, axes turned to RAS+ as far as they are along it, and the affine in mm.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: as `load_nifti`.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        values, affine = load_nifti(path)
+    except Rejected as error:
+        raise ValueError(f"{path.parent / str(error)}") from error
+    if said := not_hu(values):
+        logger.warning("%s: is it a CT in HU? Its %s", path, said)
+    if said := _not_a_chest(grid_facts(values.shape, affine)):
+        logger.warning("%s: %s", path, said)
+    turned = nib.as_closest_canonical(nib.Nifti1Image(values, affine, dtype=values.dtype))
+    return np.asarray(turned.dataobj, dtype=np.float32), np.asarray(turned.affine, dtype=np.float64)
+
+
+def _check_to_the_end(path: Path) -> None:
+    """The check sum at the end of a compressed file, which nibabel does not come to."""
+    if path.name.lower().endswith(".gz"):
+        with gzip.open(path) as stream:
+            while stream.read(2**22):
+                pass
 
 
 def check_finite(values: npt.NDArray[Any], path: Path) -> None:
@@ -146,6 +218,15 @@ def _metaimage_direction(path: Path, matrix: npt.NDArray[np.float64]) -> npt.NDA
     return matrix if told else direction
 
 
+def _bytes_before(path: Path, keys: Mapping[str, str], data: Path) -> int:
+    """Bytes of a MetaImage's data file before the voxels; -1 where these stand at its end, whatever comes before."""
+    if data != path:
+        return int(keys.get("HeaderSize") or 0)
+    with open(path, "rb") as stream:
+        head = stream.read(_LARGEST_HEAD)
+    return head.index(b"\n", head.index(b"ElementDataFile")) + 1
+
+
 def metaimage_data(path: Path) -> Path:
     """The file that holds the voxels of a MetaImage: the one that a .mhd names in its own folder, or the .mha itself.
 
@@ -169,12 +250,29 @@ def metaimage_data(path: Path) -> Path:
         check_count(path, "voxels", needed / width, _LARGEST_VOXELS)
         if keys.get("CompressedData", "").lower() in ("true", "t", "1", "yes"):
             check_expansion(data, needed)
-        elif needed > data.stat().st_size:
-            raise ValueError(f"{path.name} is truncated: {data.stat().st_size} bytes, {needed:.0f} are needed")
+        else:
+            size, before = data.stat().st_size, _bytes_before(path, keys, data)
+            if needed + max(before, 0) > size:
+                raise ValueError(f"{path.name} is truncated: {size} bytes, {needed + max(before, 0):.0f} are needed")
+            if before >= 0 and (left := size - needed - before) >= sizes[0] * width:
+                raise ValueError(
+                    f"{path.name}: {left:.0f} bytes are left over behind its voxels of {width} bytes: its DimSize or "
+                    "ElementType is wrong, and voxels would be read askew"
+                )
     except ValueError as error:
         said = str(error)
         raise Rejected(said if path.name in said else f"{path.name}: a damaged header ({said})") from error
     return data
+
+
+def metaimage_files(path: Path) -> tuple[Path, ...]:
+    """A volume's file, and the data file that a .mhd names, where it exists."""
+    if path.suffix.lower() != ".mhd":
+        return (path,)
+    try:
+        return (path, metaimage_data(path))
+    except Rejected:  # said when it is loaded
+        return (path,)
 
 
 def load_metaimage(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
@@ -220,6 +318,8 @@ def check_hu(volume: npt.NDArray[np.generic]) -> dict[str, float]:
     sample = np.asarray(volume[::2, ::2, ::2], dtype=np.float32).ravel()
     inside = sample[sample > -1500]
     span = f"values run from {sample.min():g} to {sample.max():g}"
+    if sample.max() > FARTHEST_HU:
+        raise Rejected(f"not a CT in HU: {span}; did 16 bits wrap round, of padding or of air?")
     if inside.size < 0.1 * sample.size:
         raise Rejected(f"not a CT in HU: hardly any value above -1500 ({span})")
     if float(((inside > -1150) & (inside < -600)).mean()) < 0.01:
@@ -254,11 +354,12 @@ def grid_facts(shape: tuple[int, ...], affine: npt.NDArray[np.floating]) -> dict
         "native_shape": [int(n) for n in shape],
         "slice_mm": round(float(spacing[axis]), 5),
         "coverage_mm": round(float(spacing[axis] * shape[axis]), 2),
+        "width_mm": sorted(round(float(spacing[k] * shape[k]), 1) for k in {0, 1, 2} - {axis}),
     }
 
 
 def check_grid(facts: Mapping[str, Any], max_slice_mm: float, min_coverage_mm: float) -> None:
-    """Whether slices are thin enough and the scan long enough.
+    """Whether slices are thin enough, the scan long enough, and its sides those of a person in a scanner.
 
     Args:
         facts: of `grid_facts`.
@@ -266,9 +367,20 @@ def check_grid(facts: Mapping[str, Any], max_slice_mm: float, min_coverage_mm: f
         min_coverage_mm: smallest length along the slice axis.
 
     Raises:
-        Rejected: too coarse or too short.
+        Rejected: too coarse, too short, or of a size that cannot be.
     """
     if facts["slice_mm"] > max_slice_mm * 1.001:
         raise Rejected(f"slices are {facts['slice_mm']:g} mm apart, max_slice_mm is {max_slice_mm:g}")
     if facts["coverage_mm"] < min_coverage_mm:
         raise Rejected(f"the scan covers {facts['coverage_mm']:g} mm only, min_coverage_mm is {min_coverage_mm:g}")
+    if said := _not_a_chest(facts):
+        raise Rejected(said)
+
+
+def _not_a_chest(facts: Mapping[str, Any]) -> str:
+    """What is wrong with the size of a volume, of `grid_facts`; "" where a person in a scanner may have it."""
+    low, high = facts["width_mm"]
+    if low >= _NARROWEST_MM and high <= _WIDEST_MM and facts["coverage_mm"] <= _LONGEST_MM:
+        return ""
+    size = f"{low:g} x {high:g} x {facts['coverage_mm']:g} mm"
+    return f"the scan is {size} large, which no chest is: are its voxel sizes in mm?"

@@ -12,11 +12,13 @@ import numpy.typing as npt
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from custom.core.limits import check_count
+from custom.core.limits import check_count, check_expansion
 from custom.core.rejection import Rejected
-from custom.dicom.header import tag
-from custom.dicom.opener import decoded_pixels, one_line, open_dicom, quiet_pydicom, reason
+from custom.dicom.header import numbers, tag
+from custom.dicom.identity import meaning
+from custom.dicom.opener import LOSSY_SYNTAXES, decoded_pixels, one_line, open_dicom, quiet_pydicom, reason
 from custom.dicom.padding import padding_beside
+from custom.dicom.pixels import used_bits
 
 CT_CLASSES = frozenset(
     {
@@ -52,9 +54,10 @@ _HEADER_ERRORS = (
 )  # fmt: skip
 FACT_TAGS = (
     "Modality", "SeriesDescription", "SeriesNumber", "Manufacturer", "ConvolutionKernel", "KVP", "PatientPosition",
-    "FrameOfReferenceUID", "SliceThickness",
+    "FrameOfReferenceUID", "SliceThickness", "LossyImageCompression",
 )  # fmt: skip
 """Attributes that go into the manifest as text."""
+_IDENTITY = ("PatientName", "PatientBirthDate", "PatientSex")
 
 _TAGS = [
     *FACT_TAGS,
@@ -108,6 +111,11 @@ class Header:
     slices: tuple[Slice, ...]
     problem: str
     facts: dict[str, str]
+
+    @property
+    def person(self) -> str:
+        """`identity` without case, padding and what nobody sees, in which the slices of one series may differ."""
+        return "|".join(map(meaning, _IDENTITY, self.identity.split("|")))
 
 
 def _numbers(keyword: str, value: Any, count: int) -> tuple[float, ...]:
@@ -180,8 +188,9 @@ def read_header(path: Path) -> Header | str:
         sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID", ""))
         syntax = str(dataset.file_meta.get("TransferSyntaxUID", "1.2.840.10008.1.2"))
         image_type = tuple(str(v).upper() for v in dataset.get("ImageType") or ())
-        identity = "|".join(str(dataset.get(k, "")) for k in ("PatientName", "PatientBirthDate", "PatientSex"))
+        identity = "|".join(str(dataset.get(k, "")) for k in _IDENTITY)
         facts = {keyword: str(dataset.get(keyword, "") or "") for keyword in FACT_TAGS}
+        facts["LossyImageCompression"] = "01" if syntax in LOSSY_SYNTAXES else facts["LossyImageCompression"]
         uid, study, patient = (
             str(dataset.get(k, "") or "").strip() for k in ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")
         )
@@ -303,46 +312,67 @@ def check_stack(slices: Sequence[Slice]) -> tuple[npt.NDArray[np.float64], dict[
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps, facts
 
 
-def stored_pixels(path: Path) -> tuple[npt.NDArray[Any], Any]:
-    """Decoded stored values of a file and its padding value (None where it has none).
+def stored_pixels(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Decoded stored values of a file, (V, U) or (K, V, U), and which of them are padding beside the picture.
 
     Raises:
-        Rejected: truncated or damaged; the message names the file.
+        Rejected: truncated or damaged, or bits that its tags exclude; the message names the file.
     """
     try:
         dataset = open_dicom(path)
         if "PixelData" not in dataset:
             raise Rejected(f"{path.name} holds no pixel data (truncated?)")
+        if hasattr(dataset, "pixel_array_options"):  # pydicom 3 would fold what Bits Stored denies
+            dataset.pixel_array_options(correct_unused_bits=False)
         pixels = decoded_pixels(path, dataset)
+        outside = _padding(dataset, pixels)
     except (*_HEADER_ERRORS, RuntimeError) as error:
         if isinstance(error, Rejected):
             raise
         raise Rejected(f"{path.name} cannot be decoded, it is truncated or damaged ({reason(error)})") from error
-    return pixels, dataset.get("PixelPaddingValue")
+    if pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:
+        return pixels, outside
+    try:
+        return used_bits(path, dataset, np.where(outside, pixels.dtype.type(0), pixels))[0], outside
+    except ValueError as error:
+        raise Rejected(str(error).replace(f"{path}: ", f"{path.name}: ")) from error
+
+
+def _padding(dataset: pydicom.Dataset, pixels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where pixels are padding (0028,0120; 0028,0121), whose tags may be signed where the pixels are not."""
+    first, last = numbers(dataset, "PixelPaddingValue"), numbers(dataset, "PixelPaddingRangeLimit")
+    if first is None or pixels.dtype.kind not in "iu":
+        return np.zeros(pixels.shape, dtype=bool)
+    low, high = sorted(np.array([first[0], (last or first)[0]], np.int64).astype(pixels.dtype).tolist())
+    frames = pixels.reshape(-1, *pixels.shape[-2:]) if pixels.ndim == 3 else pixels[None]
+    return np.stack([padding_beside(frame, low, high) for frame in frames]).reshape(pixels.shape)
 
 
 def load_stack(slices: Sequence[Slice]) -> npt.NDArray[np.float32]:
     """HU volume (columns, rows, slices) of a sorted stack; padding outside the reconstruction circle is -2000.
 
     Raises:
-        Rejected: a file whose pixels are truncated or damaged, named in the message.
+        Rejected: a file whose pixels are truncated or damaged, named in the message, or more than its files explain.
     """
     rows, columns = slices[0].shape
+    voxels = float(rows) * columns * len(slices)
     try:
-        check_count(slices[0].path, "voxels of its series", float(rows) * columns * len(slices), LARGEST_VOXELS)
+        check_count(slices[0].path, "voxels of its series", voxels, LARGEST_VOXELS)
+        check_expansion(slices[0].path, 2 * voxels, series=sum(p.stat().st_size for p in {s.path for s in slices}))
     except ValueError as error:
         raise Rejected(str(error)) from error
     volume = np.empty((columns, rows, len(slices)), dtype=np.float32)
-    opened: tuple[Path, npt.NDArray[Any], Any] | None = None
+    opened: tuple[Path, npt.NDArray[Any], npt.NDArray[np.bool_]] | None = None
     for k, item in enumerate(slices):
         if opened is None or opened[0] != item.path:
             opened = (item.path, *stored_pixels(item.path))
-        stored = opened[1] if item.frame is None or opened[1].ndim == 2 else opened[1][item.frame]
+        stored, outside = opened[1:]
+        if item.frame is not None and stored.ndim > 2:
+            stored, outside = stored[item.frame], outside[item.frame]
         if stored.shape != item.shape:
             raise Rejected(f"{item.path.name} decodes to {stored.shape} pixels, its header says {item.shape}")
         assert item.rescale is not None
         values = stored.astype(np.float32) * item.rescale[0] + item.rescale[1]
-        if opened[2] is not None:
-            values[padding_beside(stored, opened[2], opened[2])] = PADDING_HU
+        values[outside] = PADDING_HU
         volume[:, :, k] = values.T
     return volume

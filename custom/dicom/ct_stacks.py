@@ -79,6 +79,9 @@ def _judge(slices: Sequence[Slice]) -> Stack:
             notes.append(f"{count} files carry one SOP Instance UID (0008,0018), {uid}: told apart by position")
     if any(s.rescale_type == UNSPECIFIED for s in kept):
         notes.append("Rescale Type (0028,1054) is US (unspecified): taken as HU if air and soft tissue measure so")
+    if len(lines := {s.rescale for s in kept if s.rescale}) > 1:
+        # Slopes of their own are usual in PET; of CTs the slices have one.
+        notes.append(f"Rescale Slope and Intercept differ within the scan, {len(lines)} of them: are all slices in HU?")
     turns = [key for key, _ in itertools.groupby(s.acquisition for s in kept)]
     if len(turns) > len(set(turns)):
         notes.append(f"slices of {len(set(turns))} acquisitions alternate (0020,0012; 0020,0100): did anything move?")
@@ -100,9 +103,11 @@ def _without_copies(ordered: Sequence[Slice]) -> tuple[list[Slice], list[str]]:
         elif _equal(kept[-1], item, digests):
             copies.append(item)
         else:
+            same = kept[-1].path.name == item.path.name
+            names = [f"{s.path.parent.name}/{s.path.name}" if same else s.path.name for s in (kept[-1], item)]
             raise Rejected(
-                f"two different images at one position (z = {item.position[2]:g} mm): {kept[-1].path.name} and "
-                f"{item.path.name}; separate the acquisitions into series"
+                f"two different images at one position (z = {item.position[2]:g} mm): {names[0]} and {names[1]}; "
+                "separate the acquisitions into series"
             )
     if not copies:
         return kept, []
@@ -118,8 +123,8 @@ def _equal(one: Slice, other: Slice, digests: dict[Path, list[bytes]]) -> bool:
     found = []
     for item in (one, other):
         if item.path not in digests:
-            pixels, padding = stored_pixels(item.path)
-            frames = pixels if item.frame is not None and pixels.ndim == 3 else pixels[None]
-            digests[item.path] = [hashlib.sha256(f.tobytes() + str(padding).encode()).digest() for f in frames]
+            pairs = stored_pixels(item.path)
+            frames = zip(*(a if item.frame is not None and a.ndim == 3 else a[None] for a in pairs), strict=True)
+            digests[item.path] = [hashlib.sha256(p.tobytes() + outside.tobytes()).digest() for p, outside in frames]
         found.append(digests[item.path][min(item.frame or 0, len(digests[item.path]) - 1)])
     return found[0] == found[1]

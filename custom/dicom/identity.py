@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pydicom.dataset import Dataset
 
-__all__ = ["PATIENT_ATTRIBUTES", "Difference", "count_patients", "differences", "patient_of"]
+__all__ = ["PATIENT_ATTRIBUTES", "Difference", "count_patients", "differences", "meaning", "patient_of"]
 
 #: Attributes that have to be equal where two objects have them.
 PATIENT_ATTRIBUTES = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "IssuerOfPatientID")
@@ -47,7 +47,7 @@ def _text(dataset: Dataset, keyword: str) -> str:
         return ""
 
 
-def _meaning(keyword: str, value: str) -> str:
+def meaning(keyword: str, value: str) -> str:
     """What has to be equal for two values to mean the same: names may be padded and differ in case.
 
     One letter may be written as one character or as two (a letter and its accent), or in the width of ideographs;
@@ -78,7 +78,7 @@ def differences(patients: Sequence[Mapping[str, str]]) -> list[Difference]:
     Args:
         patients: of every object the attributes of `patient_of`.
     """
-    meant = [{key: _meaning(key, patient.get(key, "")) for key in PATIENT_ATTRIBUTES} for patient in patients]
+    meant = [{key: meaning(key, patient.get(key, "")) for key in PATIENT_ATTRIBUTES} for patient in patients]
     found: list[Difference] = []
     for index, patient in enumerate(meant):
         for key in PATIENT_ATTRIBUTES:

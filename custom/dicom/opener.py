@@ -24,6 +24,7 @@ from pydicom import encaps, filereader
 from custom.core.limits import check_count, check_expansion, check_file_size
 
 __all__ = [
+    "LOSSY_SYNTAXES",
     "check_pixel_bytes",
     "decoded_pixels",
     "is_lossy",
@@ -232,7 +233,7 @@ def decoded_pixels(path: Path, dataset: pydicom.Dataset) -> npt.NDArray[Any]:
 
 
 #: Transfer syntaxes that lose: JPEG of 8 and 12 bits, JPEG-LS near-lossless.
-_LOSSY = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
+LOSSY_SYNTAXES = ("1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.81")
 
 
 def is_lossy(dataset: pydicom.Dataset) -> bool:
@@ -243,7 +244,7 @@ def is_lossy(dataset: pydicom.Dataset) -> bool:
     data, syntax = dataset.get("PixelData"), str(getattr(dataset.file_meta, "TransferSyntaxUID", ""))
     start = data.find(_JPEG2000) if isinstance(data, bytes) else -1
     style = data.find(b"\xff\x52", start) if start >= 0 and syntax.startswith("1.2.840.10008.1.2.4.") else -1
-    return syntax in _LOSSY or (style >= 0 and data[style + 13 : style + 14] == b"\0")
+    return syntax in LOSSY_SYNTAXES or (style >= 0 and data[style + 13 : style + 14] == b"\0")
 
 
 def check_pixel_bytes(size: int, needed: int, row: int) -> None:

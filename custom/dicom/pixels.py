@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pydicom
 from custom.dicom.header import LARGEST_FRAMES, Header, numbers, one_line, quiet_pydicom, read_dataset
 from custom.dicom.opener import check_pixel_bytes, decoded_pixels, is_lossy
 
-__all__ = ["LOSSY", "frame_count", "read_pixels"]
+__all__ = ["LOSSY", "frame_count", "read_pixels", "used_bits"]
 
 LOSSY = "the picture was compressed with losses before it came here"
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
@@ -81,7 +82,7 @@ def read_pixels(header: Header, frame: int | None = None) -> tuple[npt.NDArray[n
             f"{path}: pixels of shape {pixels.shape} and type {pixels.dtype}, but its header says {shape}; 8 or 16 "
             "bits are read"
         )
-    values, notes = _used_bits(header, pixels)
+    values, notes = used_bits(path, header.dataset, pixels)
     return values, (*notes, LOSSY) if is_lossy(dataset) else notes
 
 
@@ -104,7 +105,7 @@ def _check_depth(header: Header, dataset: pydicom.Dataset) -> None:
     if allocated not in (8, 16):
         why = _DEPTHS.get(allocated, "it must be 8 or 16")
         raise ValueError(f"{path}: Bits Allocated (0028,0100) is {allocated}: {why}")
-    bits, high = _bits(header)
+    bits, high = _bits(header.dataset)
     if not (1 <= bits <= allocated and bits - 1 <= high < allocated):
         raise ValueError(
             f"{path}: Bits Stored (0028,0101) {bits} and High Bit (0028,0102) {high} do not fit together or into Bits "
@@ -112,9 +113,9 @@ def _check_depth(header: Header, dataset: pydicom.Dataset) -> None:
         )
 
 
-def _bits(header: Header) -> tuple[int, int]:
+def _bits(dataset: pydicom.Dataset) -> tuple[int, int]:
     """Bits Stored (0028,0101), else all that are allocated, and High Bit (0028,0102), else the highest of them."""
-    allocated, stored, high = (numbers(header.dataset, k) for k in ("BitsAllocated", "BitsStored", "HighBit"))
+    allocated, stored, high = (numbers(dataset, k) for k in ("BitsAllocated", "BitsStored", "HighBit"))
     bits = int((stored or allocated or (16,))[0])
     return bits, int(high[0]) if high is not None else bits - 1
 
@@ -135,26 +136,38 @@ def _native(
     return np.frombuffer(data, kind, size, frame * size * kind.itemsize).reshape(shape)
 
 
-def _used_bits(header: Header, pixels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
+def used_bits(
+    path: Path, dataset: pydicom.Dataset, pixels: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
     """Values without what other bits than Bits Stored (0028,0101) up to High Bit (0028,0102) hold, as overlays did.
+
+    Args:
+        path: of the file, which an error begins with.
+        dataset: its header.
+        pixels: stored values of 8 or 16 bits, all their bits as the file has them.
+
+    Returns:
+        The values, and what is to be said of bits that are not used.
 
     Raises:
         ValueError: the values need other bits than these tags say.
     """
-    signed = numbers(header.dataset, "PixelRepresentation")
-    (bits, high), overlays = _bits(header), _overlay_bits(header.dataset)
+    signed = numbers(dataset, "PixelRepresentation")
+    (bits, high), overlays = _bits(dataset), _overlay_bits(dataset)
+    if bits == high + 1 == 8 * pixels.dtype.itemsize:
+        return pixels.astype(np.int32), ()
     shift = high + 1 - bits
     values = pixels.astype(np.int32)
     share = _share_above(values, shift + bits, overlays)
     told = f"Bits Stored (0028,0101) {bits} and High Bit (0028,0102) {high}"
     if share > _STRAY:
         raise ValueError(
-            f"{header.path}: {100 * share:.2g} % of the pixels have bits above High Bit: their values reach "
+            f"{path}: {100 * share:.2g} % of the pixels have bits above High Bit: their values reach "
             f"{int(values.max())}, which {told} do not allow; correct these tags, or remove what is not the picture"
         )
     if shift and _lie_below(values, bits, shift, overlays):
         raise ValueError(
-            f"{header.path}: {told} say that values lie in bits {high} to {shift}, but those of the pixels lie in bits "
+            f"{path}: {told} say that values lie in bits {high} to {shift}, but those of the pixels lie in bits "
             f"{bits - 1} to 0; correct these tags"
         )
     notes: tuple[str, ...] = ()

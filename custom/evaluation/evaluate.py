@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,8 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from custom.core.names import inside, no_link
-from custom.core.nifti_files import open_nifti
 from custom.data.datalist import read_datalist
+from custom.data.volume_files import load_hu
 from custom.metrics import HU_WINDOW, evaluate_volume
 from custom.metrics.tables import cohort_table, write_metrics
 from custom.report.figures import reconstruction_figure
@@ -40,29 +39,6 @@ class Case(NamedTuple):
     patient: str
     pred: Path
     truth: Path
-
-
-def load_hu(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Reads a volume of HU, its axes turned to RAS+.
-
-    Returns:
-        (X, Y, Z) float32 HU and its affine in mm.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a 3D NIfTI.
-    """
-    opened = open_nifti(path)
-    try:
-        image = nib.as_closest_canonical(opened)
-        values = np.asarray(image.dataobj, dtype=np.float32)
-    except (ValueError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: not a readable NIfTI volume: {error}") from error
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.ndim != 3:
-        raise ValueError(f"{path}: expected a 3D volume; its shape is {values.shape}")
-    return values, np.asarray(image.affine, dtype=np.float64)
 
 
 def _stem(path: Path) -> str:
@@ -115,9 +91,8 @@ def pair_cases(pred: Path, truth: Path) -> list[Case]:
     truths = _truths(truth)
     orphans = [name for name in preds if name not in truths]
     if orphans:
-        raise ValueError(
-            f"{truth} has no volume for {', '.join(orphans)}; it has {', '.join(sorted(truths)) or 'none'}"
-        )
+        missing, there = (", ".join([*names[:10], *["..."][: len(names) > 10]]) for names in (orphans, sorted(truths)))
+        raise ValueError(f"{truth} has no volume for {missing}; it has {there or 'none'}")
     return [Case(name, truths[name][0], path, truths[name][1]) for name, path in preds.items()]
 
 

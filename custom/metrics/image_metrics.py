@@ -37,6 +37,8 @@ __all__ = [
 HU_WINDOW = (-1000.0, 1000.0)
 PEAK_12_BIT = 4095.0
 SSIM_WINDOW = 11
+#: Voxels along an axis whose smoothing matrix fits into memory (64 MB).
+LONGEST_AXIS = 4096
 SSIM_SIGMA = 1.5
 BODY_THRESHOLD_HU = -500.0
 OUTSIDE_AIR_HU = -950.0
@@ -133,12 +135,14 @@ def ssim3d(pred: torch.Tensor, truth: torch.Tensor, data_range: float) -> float:
         data_range: width of the window, fixed; never taken from the volumes themselves.
 
     Raises:
-        ValueError: an axis shorter than the window.
+        ValueError: an axis shorter than the window, or longer than any CT's.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004, eq. 13.
     """
     if min(pred.shape) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs at least {SSIM_WINDOW} voxels along each axis; got shape {tuple(pred.shape)}")
+    if max(pred.shape) > LONGEST_AXIS:
+        raise ValueError(f"SSIM takes at most {LONGEST_AXIS} voxels along each axis; got shape {tuple(pred.shape)}")
     pred, truth = pred / data_range, truth / data_range
     matrices = [_smoothing_matrix(length, pred.device) for length in pred.shape]
     with torch.autocast(pred.device.type, enabled=False):

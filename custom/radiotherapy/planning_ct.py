@@ -14,6 +14,7 @@ from scipy import ndimage
 from custom.core.limits import check_count
 from custom.data.case import load
 from custom.data.scan import scan
+from custom.data.volume_files import not_hu
 from custom.geometry import VolumeGrid
 from custom.radiotherapy.planning_numbers import NUMBERS
 
@@ -22,11 +23,6 @@ __all__ = ["AIR_HU", "PlanningCT", "planning_ct", "read_planning_ct", "resampled
 AIR_HU = -1000.0
 #: A chest of 600 mm on each side at 2.5 mm has 14 million.
 LARGEST_VOXELS = 2**25
-
-#: Every chest has voxels below it, and above water.
-_LUNG_HU = -400.0
-#: Beyond it no scanner's values lie, those of padding neither.
-_FARTHEST_HU = 1e5
 #: Shortest side of what may be a chest.
 _SHORTEST_MM = 30.0
 
@@ -126,10 +122,8 @@ def read_planning_ct(path: Path, grid: VolumeGrid | None = None) -> PlanningCT:
         volume, affine = load(found[0])
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if not (-_FARTHEST_HU <= volume.min() < _LUNG_HU and 0 < volume.max() <= _FARTHEST_HU):
-        raise ValueError(
-            f"{path}: not a CT in HU, values run from {volume.min():g} to {volume.max():g}; air is -1000, water 0"
-        )
+    if said := not_hu(volume):
+        raise ValueError(f"{path}: not a CT in HU, {said}")
     sides = np.array(volume.shape) * nib.affines.voxel_sizes(affine)
     if sides.min() < _SHORTEST_MM:
         text = " x ".join(f"{side:.3g}" for side in sides)

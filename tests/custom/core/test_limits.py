@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -291,3 +292,20 @@ def test_a_pickle_of_many_small_things_is_not_unpacked(operation: bytes, tmp_pat
         archive.writestr("x/data.pkl", b"\x80\x02(" + operation * 2_200_000 + b"l.")
     with pytest.raises(ValueError, match=r"x.pt: .* operations of its pickle are more than the 2097152"):
         load_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"a": "' + '\\"' * 200_000,
+        '{"a": "' + "x" * 2_000_000,
+        "{" + ",".join(f'"{number}": 1' for number in range(100_000)) + ',"z": 1, "z": 2}',
+    ],
+)
+def test_json_takes_time_with_its_length_alone(tmp_path: Path, content: str) -> None:
+    """Each took minutes, and a few MB hours: time grew with the square."""
+    (tmp_path / "x.json").write_text(content)
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"x\.json: is not a JSON file"):
+        read_json(tmp_path / "x.json")
+    assert time.process_time() - start < 5

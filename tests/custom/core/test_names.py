@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from custom.core.files import write_json, write_nifti
+from custom.core.csv_files import csv_bytes
+from custom.core.files import read_json, write_json, write_nifti
 from custom.core.names import inside, no_link, plain_name
 from custom.data.prepare import prepare
 from custom.data.simulate import simulate
@@ -95,3 +96,16 @@ def test_a_metaimage_names_a_file_of_its_folder(tmp_path: Path) -> None:
         path.write_text(f"NDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\nElementDataFile = {name}\n")
         with pytest.raises(Rejected, match=r"x.mhd: ElementDataFile .* cannot name a file"):
             metaimage_data(path)
+
+
+def test_an_output_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "x").touch()
+    with pytest.raises(ValueError, match="x: the output is a file: name a folder"):
+        no_link(tmp_path / "x")
+
+
+def test_what_is_no_unicode_is_written(tmp_path: Path) -> None:
+    """Bytes of a file's name that are none, and halves of a pair in JSON."""
+    write_json(tmp_path / "x.json", {"a": "M\udcfcller"})
+    assert read_json(tmp_path / "x.json") == {"a": "M\udcfcller"}
+    assert csv_bytes([{"a": "M\udcfcller"}], ["a"]) == b"a\nM\\udcfcller\n"

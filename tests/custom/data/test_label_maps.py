@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from custom.core.rejection import Rejected
@@ -168,3 +169,76 @@ def test_damaged_structures_are_named(tmp_path: Path) -> None:
     write_rtstruct(path, {"GTV": []})
     with pytest.raises(Rejected, match=r"rs\.dcm: no ROI has a closed contour"):
         load_rtstruct([path], SERIES, "", affine(), SHAPE, GRID, GRID_SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [
+        (".json", b'{"liver": 1}'),
+        (".json", b'{"1":'),
+        (".json", b'["liver"]'),
+        (".csv", b"id,structure\none,liver\n"),
+        (".csv", b"structure,id\nliver\n"),
+        (".csv", "id,structure\n1,Näbel\n".encode("latin-1")),
+        (".csv", b"id,structure\n1," + b"a" * 200_000),
+        (".csv", b"id,structure\n" + b"1,\n" * 400_000),
+        (".csv", b"id;structure\n1;liver\n"),
+    ],
+)
+def test_names_that_cannot_be_read_are_one_case_s_own(tmp_path: Path, suffix: str, content: bytes) -> None:
+    """Each ended the preparation of all cases, some without a word on the file."""
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[30:40, 30:40, 20:30] = 1
+    path = write_nifti(tmp_path / "c.nii.gz", labels)
+    (tmp_path / f"c{suffix}").write_bytes(content)
+    with pytest.raises(Rejected, match=rf"^\S*c\{suffix}"):
+        load_labels([path], GRID, GRID_SHAPE)
+
+
+def test_names_with_a_byte_order_mark(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[30:40, 30:40, 20:30] = 1
+    path = write_nifti(tmp_path / "c.nii.gz", labels)
+    (tmp_path / "c.csv").write_text("id,structure\n1,liver\n", encoding="utf-8-sig")
+    assert load_labels([path], GRID, GRID_SHAPE)[1] == {1: "liver"}
+
+
+def test_numbers_of_several_maps_do_not_wrap_round(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, dtype=np.int32)
+    labels[30:40, 30:40, 20:30] = 40000
+    paths = [write_nifti(tmp_path / f"c_{n}.nii.gz", labels) for n in "ab"]
+    with pytest.raises(Rejected, match=r"c_b\.nii\.gz: its labels would be numbered up to 80000"):
+        load_labels(paths, GRID, GRID_SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "left"),
+    [
+        ("roi", "1 ROIs lie in another frame of reference than the CT", {2: "b"}),
+        ("file", "another frame of reference: its contours are drawn as they stand", {1: "a", 2: "b"}),
+        ("open", "1 contours of ROI 5 are not closed", {1: "a", 2: "b"}),
+        ("short", "1 contours of ROI 5 are not closed, or have fewer than three points", {1: "a", 2: "b"}),
+        ("point", "", {1: "a", 2: "b"}),
+    ],
+)
+def test_contours_that_are_not_drawn_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: str, said: str, left: dict[int, str]
+) -> None:
+    path = tmp_path / "rs.dcm"
+    heights = affine()[2, 3] + 5.0 * np.arange(20, 24)
+    write_rtstruct(path, {name: [circle(30, z, (x, 0)) for z in heights] for name, x in (("a", -40), ("b", 40))})
+    dataset = pydicom.dcmread(path)
+    contour = dataset.ROIContourSequence[0].ContourSequence[0]
+    if change == "roi":
+        dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = f"{ROOT}.8"
+    elif change == "file":
+        dataset.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = f"{ROOT}.8"
+    elif change == "short":
+        contour.ContourData = contour.ContourData[:6]
+    else:
+        contour.ContourGeometricType = "OPEN_PLANAR" if change == "open" else "POINT"
+    dataset.save_as(path)
+    found = load_rtstruct([path], SERIES, f"{ROOT}.9", affine(), SHAPE, GRID, GRID_SHAPE)
+    assert found is not None
+    names = list(found[1].values())
+    assert names == list(left.values()) and (said in caplog.text if said else "rs.dcm" not in caplog.text)

@@ -210,6 +210,10 @@ def test_values_decide_where_the_rescale_type_says_nothing(tmp_path: Path) -> No
         ({"fractions": "0.8;0.1"}, ValueError, "not three numbers"),
         ({"split": "x", "counts": (1, 1, 1)}, ValueError, "one of them"),
         ({"workers": -2}, ValueError, "workers is -2"),
+        ({"cube_mm": float("inf")}, ValueError, "--cube_mm is inf: it must be mm above 0"),
+        ({"spacing_mm": float("nan")}, ValueError, "--spacing_mm is nan: it must be mm above 0"),
+        ({"spacing_mm": 0}, ValueError, "--spacing_mm is 0"),
+        ({"max_slice_mm": float("nan")}, ValueError, "is no number"),
     ],
 )
 def test_bad_options(tree: Path, tmp_path: Path, options: dict, error: type, message: str) -> None:
@@ -271,3 +275,43 @@ def test_first_line_says_what_was_found_in_the_input(tmp_path: Path, caplog: pyt
     entries = [entry for part in ("training", "validation", "test") for entry in second[part]]
     assert len(entries) == 3 and not any("segmentation" in entry for entry in entries)
     assert not any("found in the input" in said for said in caplog.messages)
+
+
+def test_output_in_place_of_the_input_is_refused(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", chest())
+    with pytest.raises(ValueError, match="is the input, too"):
+        prepare(str(tmp_path), str(tmp_path), **SMALL)
+
+
+def test_two_facts_about_one_case_are_refused(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "in" / "a.nii.gz", chest())
+    facts = [{"name": "a", "patient_id": "P1"}, {"name": "a", "patient_id": "P2"}]
+    (tmp_path / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"facts\.json: 'a' is there twice"):
+        prepare(str(tmp_path / "in"), str(tmp_path / "out"), provenance=str(tmp_path / "facts.json"), **SMALL)
+
+
+def test_names_that_are_no_unicode_and_markup_end_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Archives of other systems have file names in Latin-1; rich takes brackets for markup."""
+    write_nifti(tmp_path / "in" / "a.nii.gz", chest())
+    for name in (b"M\xfcller.mha", b"\x1b[31m[/red].mha"):
+        path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path / "in"), name)))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image")
+    write_series(tmp_path / "in" / os.fsdecode(b"h\xf6he"), chest()[:, :, :48], "11")
+    write_rtstruct(tmp_path / "in" / "rs.dcm", {"heart": []}, series="99")
+    prepare(str(tmp_path / "in"), str(tmp_path / "out"), **SMALL)
+    written = (tmp_path / "out" / "rejected.csv").read_text()
+    assert "M\\udcfcller.mha" in written and "refers to no series which was prepared" in written
+    cases = json.loads((tmp_path / "out" / "manifest.json").read_text())["cases"]
+    assert sorted(cases) == ["P1", "a"]
+    said = capsys.readouterr().err
+    assert "?[31m[/red].mha" in said and "\x1b[31m[/red]" not in said
+
+
+def test_a_spacing_that_takes_a_terabyte_is_refused(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "in" / "a.nii.gz", chest())
+    with pytest.raises(ValueError, match="voxels at --spacing_mm are more than the 1073741824 that are read"):
+        prepare(str(tmp_path / "in"), str(tmp_path / "out"), **{**SMALL, "spacing_mm": 0.05})

@@ -14,7 +14,7 @@ from pydicom.filewriter import write_dataset
 from custom.core.names import plain_name
 from custom.data.case import load
 from custom.data.scan import Candidate, safe_name, scan
-from tests.ct_samples import CT_CLASS, ROOT, chest, save, slice_dataset, write_nifti, write_series
+from tests.ct_samples import CT_CLASS, ROOT, chest, save, slice_dataset, write_nifti, write_rtstruct, write_series
 
 FEW = chest()[:, :, :4]
 
@@ -222,3 +222,58 @@ def test_dicom_without_preamble_and_name_is_read(tmp_path: Path, implicit: bool)
     assert [len(c.slices) for c in candidates] == [4] and not rejected
     volume = np.asarray(nib.as_closest_canonical(nib.Nifti1Image(*load(candidates[0]))).dataobj)
     np.testing.assert_array_equal(volume, FEW)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("患者一.nii.gz", "患者二.nii.gz"),
+        ("Müller.nii.gz", "Möller.nii.gz"),
+        ("a b.nii.gz", "a_b.nii.gz"),
+        ("a/b/ct.nii.gz", "a_b/ct.nii.gz"),
+    ],
+)
+def test_names_that_are_one_in_ascii_are_two_cases(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """The second was left out as the same scan."""
+    for name in names:
+        write_nifti(tmp_path / name, FEW)
+    candidates, rejected = scan(tmp_path)
+    assert sorted(c.source for c in candidates) == sorted(names) and not rejected
+    assert len({c.case for c in candidates}) == 2 and all(plain_name(c.case, "case") for c in candidates)
+    (tmp_path / names[0]).unlink()
+    assert len(scan(tmp_path)[0]) == 1
+
+
+@pytest.mark.parametrize("name", ["x.nrrd", "x.nhdr", "x.img.hdr", "x.zip", "x.dcm.gz", "x.mgz", "x.tar.gz"])
+def test_formats_that_are_not_read_are_said(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    candidates, rejected = scan(tmp_path)
+    assert not candidates and [(r.source, r.reason[:40]) for r in rejected] == [
+        (name, "not read: DICOM, NIfTI and MetaImage are")
+    ]
+
+
+def test_slices_whose_names_differ_in_writing_are_one_scan(tmp_path: Path) -> None:
+    for number, path in enumerate(write_series(tmp_path, FEW)):
+        dataset = pydicom.dcmread(path)
+        dataset.PatientName = "ONE^" if number % 2 else "One"
+        dataset.save_as(path)
+    candidates, rejected = scan(tmp_path)
+    assert [len(c.slices) for c in candidates] == [4] and not rejected
+
+
+def test_losses_and_frames_of_reference_are_noted(tmp_path: Path) -> None:
+    path = write_series(tmp_path, FEW, LossyImageCompression="01")[0]
+    dataset = pydicom.dcmread(path)
+    dataset.FrameOfReferenceUID = f"{ROOT}.10"
+    dataset.save_as(path)
+    (candidate,), _ = scan(tmp_path)
+    assert candidate.facts["note"].startswith("FrameOfReferenceUID (0020,0052) differs within the scan")
+    assert candidate.facts["note"].endswith("compressed with losses before it came here")
+
+
+def test_structures_of_a_patient_without_a_ct_are_said(tmp_path: Path) -> None:
+    write_series(tmp_path, FEW)
+    write_rtstruct(tmp_path / "rs.dcm", {"heart": []}, patient="P2")
+    _, rejected = scan(tmp_path)
+    assert [(r.source, r.kind) for r in rejected] == [("rs.dcm", "label")]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -254,3 +256,70 @@ def test_what_is_there_is_judged_by_its_content(cohort: Path) -> None:
     image.write_bytes(whole[:-20])
     simulate(cohort, setting="paper", angles_deg=(0.0, 90.0))
     assert image.read_bytes() == whole
+
+
+def _rewritten(cohort: Path, change: Callable[[nib.nifti1.Nifti1Image], nib.nifti1.Nifti1Image]) -> None:
+    """All CTs of the cohort as `change` makes them."""
+    for entry in entries(cohort):
+        for key in ("label", "source"):
+            path = cohort.parent / entry[key]
+            nib.nifti1.save(change(nib.nifti1.load(path)), path)
+
+
+def _in_metres(image: nib.nifti1.Nifti1Image) -> nib.nifti1.Nifti1Image:
+    changed = nib.nifti1.Nifti1Image(np.asarray(image.dataobj), np.diag([1e-3, 1e-3, 1e-3, 1.0]) @ image.affine)
+    changed.header.set_xyzt_units("meter")
+    return changed
+
+
+def _other_axes(image: nib.nifti1.Nifti1Image) -> nib.nifti1.Nifti1Image:
+    return image.as_reoriented(nib.orientations.axcodes2ornt("PSL"))
+
+
+def _big_endian(image: nib.nifti1.Nifti1Image) -> nib.nifti1.Nifti1Image:
+    return nib.nifti1.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header.as_byteswapped(">"))
+
+
+def _one_frame(image: nib.nifti1.Nifti1Image) -> nib.nifti1.Nifti1Image:
+    return nib.nifti1.Nifti1Image(np.asarray(image.dataobj)[..., None], image.affine)
+
+
+@pytest.mark.parametrize("change", [_in_metres, _other_axes, _big_endian, _one_frame])
+@pytest.mark.parametrize("setting", ["fine", "paper"])
+def test_a_ct_means_the_same_however_it_is_stored(cohort: Path, change: Callable[..., Any], setting: str) -> None:
+    options = {"setting": setting, "angles_deg": [90.0], "detector_shape": (24, 32), "pixel_mm": 20.0}
+    simulate(cohort, name="before", **options)
+    _rewritten(cohort, change)
+    simulate(cohort, name="after", **options)
+    for case in ("a0001", "a0002"):
+        one, other = (
+            nib.nifti1.load(cohort.parent / "radiographs" / name / f"{case}.nii.gz") for name in ("before", "after")
+        )
+        np.testing.assert_allclose(np.asarray(one.dataobj), np.asarray(other.dataobj), rtol=1e-4, atol=1e-4)
+
+
+def _mirrored_qform(image: nib.nifti1.Nifti1Image) -> nib.nifti1.Nifti1Image:
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) @ image.affine, 1)
+    return image
+
+
+def _turned(image: nib.nifti1.Nifti1Image) -> nib.nifti1.Nifti1Image:
+    turn = np.array([[0.955, -0.296, 0, 0], [0.296, 0.955, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    return nib.nifti1.Nifti1Image(np.asarray(image.dataobj), turn @ image.affine)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(_mirrored_qform, "left and right are unknown"), (_turned, "must be RAS. and unrotated")]
+)
+def test_a_ct_that_cannot_be_placed_is_refused(cohort: Path, change: Callable[..., Any], message: str) -> None:
+    _rewritten(cohort, change)
+    with pytest.raises(ValueError, match=rf"a000\d\.nii\.gz.*{message}"):
+        simulate(cohort, angles_deg=[90.0])
+
+
+def test_one_name_for_two_cts_is_refused(cohort: Path) -> None:
+    content = json.loads(cohort.read_text())
+    content["test"][0]["case"] = "a0001"
+    cohort.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the case 'a0001' is there twice, with other CTs"):
+        simulate(cohort, angles_deg=[90.0])

@@ -97,3 +97,9 @@ def test_splits_that_cannot_be(options: dict, message: str) -> None:
 def test_leak_names_the_patient_and_both_scans() -> None:
     with pytest.raises(ValueError, match=r"patient 'P'.*scan a.*scan b"):
         check_leaks({"a": "training", "b": "test"}, {"a": "P", "b": "P"})
+
+
+def test_names_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text(json.dumps({"training": [str(number) for number in range(100_001)]}))
+    with pytest.raises(ValueError, match=r"split\.json: 100001 names are more than the 100000 that are read"):
+        read_split(tmp_path / "split.json")

@@ -153,13 +153,14 @@ def test_metaimage_without_orientation_is_refused(tmp_path: Path, orientation: s
             "AnatomicalOrientation = ARI\nElementDataFile",
             "name different directions: left and right",
         ),
+        ("ElementType", "HeaderSize = 160\nElementType", "is truncated"),
     ],
 )
 def test_metaimage_headers_that_cannot_be(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = tmp_path / "x.mhd"
     _metaimage(path, "", matrix=True)
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(Rejected, match=rf"x\.mhd: .*{message}"):
+    with pytest.raises(Rejected, match=rf"x\.mhd.* {message}|x\.mhd {message}"):
         load_metaimage(path)
 
 
@@ -229,3 +230,64 @@ def test_grid_limits_use_the_slice_axis() -> None:
         check_grid(facts, 5.0, 200)
     with pytest.raises(Rejected, match="384 mm only, min_coverage_mm is 400"):
         check_grid(facts, 8.0, 400)
+
+
+@pytest.mark.parametrize("shape", [(1, 80, 64, 48), (80, 1, 64, 48)])
+def test_an_axis_of_one_among_the_first_three_is_not_passed_over(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """The affine speaks of the first three axes: without one of them it would mean others."""
+    path = write_nifti(tmp_path / "x.nii.gz", chest().reshape(shape))
+    with pytest.raises(Rejected, match="is not one volume"):
+        load_nifti(path)
+
+
+def test_a_check_sum_that_does_not_fit_is_found(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "x.nii.gz", chest())
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Rejected, match=r"x\.nii\.gz is truncated or damaged \(CRC check failed"):
+        load_nifti(path)
+
+
+@pytest.mark.parametrize(("written", "called"), [("y.nii", "x.nii.gz"), ("y.nii.gz", "x.nii")])
+def test_a_suffix_that_lies_is_said(tmp_path: Path, written: str, called: str) -> None:
+    write_nifti(tmp_path / written, chest()).rename(tmp_path / called)
+    with pytest.raises(Rejected, match=r"or its name is wrong: it is (not )?compressed by gzip"):
+        load_nifti(tmp_path / called)
+
+
+def test_a_scaled_file_takes_four_bytes_a_voxel(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(chest().astype(np.uint8), affine())
+    image.header.set_slope_inter(2.5, -1000)
+    nib.save(image, tmp_path / "x.nii")
+    values, _ = load_nifti(tmp_path / "x.nii")
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(values, chest().astype(np.uint8) * np.float32(2.5) - 1000)
+
+
+def test_values_that_wrapped_round_are_not_hu() -> None:
+    """Padding of -2000 read as 16 bits without sign."""
+    volume = chest().astype(np.int32)
+    volume[:8, :8] = 63536
+    with pytest.raises(Rejected, match="did 16 bits wrap round"):
+        check_hu(volume)
+
+
+@pytest.mark.parametrize("spacing", [(700.0, 700.0, 5.0), (0.05, 0.05, 5.0), (1.0, 1.0, 5000.0)])
+def test_a_scan_that_fits_no_person_is_refused_before_memory_is_taken(spacing: tuple[float, float, float]) -> None:
+    facts = grid_facts((512, 512, 60), np.diag([*spacing, 1.0]))
+    with pytest.raises(Rejected, match="are its voxel sizes in mm"):
+        check_grid(facts, 1e4, 200.0)
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+@pytest.mark.parametrize(("size", "wrong"), [("79 64 48", True), ("80 64 41", True), ("80 64 48", False)])
+def test_metaimage_with_voxels_left_over(tmp_path: Path, suffix: str, size: str, wrong: bool) -> None:
+    path = tmp_path / f"x{suffix}"
+    sitk.WriteImage(sitk.GetImageFromArray(chest().transpose(2, 1, 0)), str(path))
+    path.write_bytes(path.read_bytes().replace(b"DimSize = 80 64 48", f"DimSize = {size}".encode()))
+    if not wrong:
+        assert load_metaimage(path)[0].shape == (80, 64, 48)
+        return
+    with pytest.raises(Rejected, match=r"bytes are left over .* read askew"):
+        load_metaimage(path)

@@ -1,6 +1,7 @@
 """Slices become a stack in HU, or the reason why not."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +265,64 @@ def test_missing_decoders_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"fewview-ct\[dicom\]"):
         require_decoders()
+
+
+@pytest.mark.parametrize(
+    ("tags", "stored"),
+    [
+        ({"PixelPaddingValue": ("SS", -2000)}, 63536),  # the same bits
+        ({"PixelPaddingValue": ("US", 63536)}, 63536),
+        ({"PixelPaddingValue": ("US", 4000), "PixelPaddingRangeLimit": ("US", 4095)}, 4050),
+        ({"PixelPaddingValue": ("US", 4095), "PixelPaddingRangeLimit": ("US", 4000)}, 4050),
+        ({"PixelPaddingValue": ("US", 63536), "BitsStored": ("US", 12), "HighBit": ("US", 11)}, 63536),
+    ],
+)
+def test_padding_is_found_by_its_bits_and_range(tmp_path: Path, tags: dict[str, Any], stored: int) -> None:
+    """Each was tissue denser than metal beside the circle of reconstruction."""
+    for k in range(3):
+        dataset = slice_dataset(np.full((6, 5), 100, np.int16), (0, 0, 5.0 * k), "5", k)
+        pixels = np.full((6, 5), 1124, np.uint16)
+        pixels[0] = stored
+        dataset.PixelData = pixels.tobytes()
+        for keyword, (kind, value) in tags.items():
+            dataset.add_new(keyword, kind, value)
+        save(dataset, tmp_path / f"{k}.dcm", CT_CLASS, f"{ROOT}.5.{k}")
+    volume = load_stack(_slices(sorted(tmp_path.iterdir())))
+    assert (volume[:, 0] == -2000).all() and (volume[:, 1:] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "high", "shift", "message"),
+    [(12, 11, 0, "have bits above High Bit"), (12, 15, 4, ""), (13, 12, 0, ""), (12, 15, 0, "those of the pixels lie")],
+)
+def test_bits_are_those_that_the_tags_name(tmp_path: Path, bits: int, high: int, shift: int, message: str) -> None:
+    """Dense bone above 12 bits came back as lung."""
+    hu = chest()[:, :, :2].copy()
+    hu[30:50, 30:40] = 3300 if shift == 0 and high != 15 else 500
+    for path in write_series(tmp_path, hu, BitsStored=bits, HighBit=high):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = (np.frombuffer(dataset.PixelData, np.uint16) << shift).astype(np.uint16).tobytes()
+        dataset.save_as(path)
+    slices = _slices(sorted(tmp_path.iterdir()))
+    if message:
+        with pytest.raises(Rejected, match=rf"^\d\d-11\.dcm: .*{message}"):
+            load_stack(slices)
+        return
+    np.testing.assert_array_equal(_world(load_stack(slices), check_stack(slices)[0]), hu)
+
+
+def test_a_series_of_small_files_takes_no_gigabytes(tmp_path: Path) -> None:
+    slices = _slices(write_series(tmp_path, chest()[:, :, :2]))
+    many = [replace(slices[0], shape=(8192, 4096)) for _ in range(8)]
+    with pytest.raises(Rejected, match=r"with the other files of its series one of .* that unpacks to 512 MB"):
+        load_stack(many)
+
+
+@pytest.mark.parametrize(("one", "other", "same"), [("Doe^Jane", "DOE^JANE^", True), ("Doe^Jane", "Doe^John", False)])
+def test_a_name_may_be_written_in_two_ways(tmp_path: Path, one: str, other: str, same: bool) -> None:
+    names = [
+        read_header(write_series(tmp_path / str(k), chest()[:, :, :1], PatientName=name)[0])
+        for k, name in enumerate((one, other))
+    ]
+    assert all(isinstance(header, Header) for header in names)
+    assert (names[0].person == names[1].person) == same  # type: ignore[union-attr]

@@ -102,3 +102,19 @@ def test_an_unspecified_rescale_type_is_noted(tmp_path: Path) -> None:
     assert stack.notes == (
         "Rescale Type (0028,1054) is US (unspecified): taken as HU if air and soft tissue measure so",
     )
+
+
+def test_slices_with_a_rescale_of_their_own_are_noted(tmp_path: Path) -> None:
+    path = write_series(tmp_path, VOLUME)[1]
+    dataset = pydicom.dcmread(path)
+    dataset.RescaleIntercept = 0
+    dataset.save_as(path)
+    (stack,) = _judged(tmp_path)
+    assert [note[:60] for note in stack.notes] == ["Rescale Slope and Intercept differ within the scan, 2 of the"]
+
+
+def test_files_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> None:
+    write_series(tmp_path / "a", VOLUME)
+    write_series(tmp_path / "b", VOLUME[:, ::-1])
+    (stack,) = _judged(tmp_path)
+    assert "a/00-11.dcm and b/00-11.dcm" in stack.refused

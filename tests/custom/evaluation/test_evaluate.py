@@ -107,15 +107,78 @@ def test_bad_input_names_the_file(tmp_path: Path) -> None:
     holed = volume().astype(np.float32)
     holed[0, 0, 0] = np.nan
     pred = write(tmp_path / "nan.nii.gz", holed)
-    with pytest.raises(ValueError, match=r"nan\.nii\.gz against .* 1 voxels"):
+    with pytest.raises(ValueError, match=r"nan\.nii\.gz has 1 voxels"):
         evaluate(str(pred), str(truth), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     torn = tmp_path / "torn.nii.gz"
     torn.write_bytes(truth.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"torn\.nii\.gz: not a readable NIfTI"):
+    with pytest.raises(ValueError, match=r"torn\.nii\.gz is truncated or damaged"):
         load_hu(torn)
     (tmp_path / "text.nii").write_text("no volume")
     with pytest.raises(ValueError, match=r"text\.nii: .*not a NIfTI file"):
         load_hu(tmp_path / "text.nii")
-    with pytest.raises(ValueError, match="expected a 3D volume"):
+    with pytest.raises(ValueError, match="is not one volume"):
         load_hu(write(tmp_path / "four.nii.gz", np.zeros((3, 3, 3, 2))))
+
+
+def _other_units(path: Path) -> None:
+    image = nib.Nifti1Image(volume(), np.diag([1e-3, 1e-3, 1e-3, 1.0]) @ AFFINE)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, path)
+
+
+def _mirrored_qform(path: Path) -> None:
+    image = nib.Nifti1Image(volume(), AFFINE)
+    image.set_qform(np.diag([-1.0, 1, 1, 1]) @ AFFINE, 1)
+    nib.save(image, path)
+
+
+def _no_orientation(path: Path) -> None:
+    image = nib.Nifti1Image(volume(), AFFINE)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, path)
+
+
+def _colours(path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((16, 18, 14), [("R", "u1"), ("G", "u1"), ("B", "u1")]), AFFINE), path)
+
+
+def _cut_off(path: Path) -> None:
+    write(path, np.random.default_rng(0).integers(-900, 900, (16, 18, 14)).astype(np.int16))
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+BAD = [
+    (_mirrored_qform, "left and right are unknown"),
+    (_no_orientation, "left and right are unknown"),
+    (_colours, "is not one volume"),
+    (_cut_off, "is truncated or damaged"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD)
+def test_volumes_that_prepare_refuses_are_refused(tmp_path: Path, make, message: str) -> None:
+    """Each was compared in silence, left for right, or ended with another program's error."""
+    make(tmp_path / "x.nii.gz")
+    truth = write(tmp_path / "t.nii.gz", volume())
+    for pair in ((tmp_path / "x.nii.gz", truth), (truth, tmp_path / "x.nii.gz")):
+        with pytest.raises(ValueError, match=rf"{tmp_path}/x\.nii\.gz.*{message}"):
+            evaluate(*map(str, pair), str(tmp_path / "out"), figures=False)
+
+
+def test_units_of_the_header_count(tmp_path: Path) -> None:
+    _other_units(tmp_path / "x.nii.gz")
+    np.testing.assert_allclose(load_hu(tmp_path / "x.nii.gz")[1], AFFINE, atol=1e-4)
+
+
+def test_what_is_not_in_hu_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_hu(write(tmp_path / "x.nii.gz", volume() + np.int16(1024)))
+    assert "x.nii.gz: is it a CT in HU? Its values run from 24 to 1064" in caplog.text
+    assert "x.nii.gz: the scan is 32 x 36 x 42 mm large, which no chest is" in caplog.text
+
+
+def test_an_axis_without_end_takes_no_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.nii.gz", np.zeros((5000, 12, 12), np.int16))
+    with pytest.raises(ValueError, match=r"x\.nii\.gz: SSIM takes at most 4096 voxels along each axis"):
+        evaluate(str(path), str(path), str(tmp_path / "out"), figures=False)
