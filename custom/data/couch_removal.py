@@ -176,7 +176,4 @@ def body_mask(
 
     zoomed = np.repeat(np.repeat(np.repeat(mask, steps[0], 0), steps[1], 1), steps[2], 2)
     full = np.pad(zoomed, [(0, n - c) for n, c in zip(volume_hu.shape, counts, strict=True)], mode="edge")
-    smooth = ndimage.gaussian_filter(
-        full.astype(np.float32), [0.5 * s * m for s, m in zip(steps, (1, 1, 1), strict=True)]
-    )
-    return smooth > 0.35
+    return ndimage.gaussian_filter(full.astype(np.float32), [0.5 * s for s in steps]) > 0.35
