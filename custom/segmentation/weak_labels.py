@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from custom.metrics import body_mask
 
-__all__ = ["WEAK_CLASSES", "segment_bone", "segment_lungs", "weak_masks"]
+__all__ = ["WEAK_CLASSES", "weak_masks"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +52,10 @@ def weak_masks(
     spacing = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
     body = _patient(hu)
     masks, doubt = {"body": body}, {}
-    lungs = segment_lungs(hu, spacing, body)
+    lungs = _lungs(hu, spacing, body)
     if lungs is not None:
         masks["lung_left"], masks["lung_right"] = lungs
-    masks["bone"], doubt["bone"] = segment_bone(hu, spacing, body, None if lungs is None else lungs[0] | lungs[1])
+    masks["bone"], doubt["bone"] = _bone(hu, spacing, body, None if lungs is None else lungs[0] | lungs[1])
     return masks, doubt
 
 
@@ -126,21 +126,13 @@ def _split(air: BoolArray, voxel_cm3: float) -> tuple[BoolArray, BoolArray] | No
     return None
 
 
-def segment_lungs(
-    hu: npt.NDArray[np.floating], spacing_mm: Sequence[float], body: BoolArray | None = None
+def _lungs(
+    hu: npt.NDArray[np.floating], spacing: Sequence[float], body: BoolArray
 ) -> tuple[BoolArray, BoolArray] | None:
     """Left and right lung: air inside the body without the trachea, split in two and closed over its vessels.
 
-    Args:
-        hu: (X, Y, Z) HU, RAS+ axes.
-        spacing_mm: voxel size along X, Y, Z.
-        body: mask of the patient; computed where missing.
-
-    Returns:
-        Two masks; None where two lungs of plausible size cannot be found (a collapsed or resected lung).
+    None where two lungs of plausible size cannot be found (a collapsed or resected lung).
     """
-    spacing = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
-    body = _patient(hu) if body is None else body
     voxel_cm3 = float(np.prod(spacing)) / 1000
     air = (hu < LUNG_HU) & ndimage.binary_erosion(body, _ball(5.0, spacing), border_value=1)
     trachea = ndimage.binary_dilation(_airways(air, spacing, body), _ball(spacing[0] * 1.5, spacing))
@@ -178,28 +170,15 @@ def _between(lungs: BoolArray) -> BoolArray:
     return span | depth
 
 
-def segment_bone(
-    hu: npt.NDArray[np.floating],
-    spacing_mm: Sequence[float],
-    body: BoolArray | None = None,
-    lungs: BoolArray | None = None,
+def _bone(
+    hu: npt.NDArray[np.floating], spacing: Sequence[float], body: BoolArray, lungs: BoolArray | None
 ) -> tuple[BoolArray, BoolArray]:
     """Bone above 250 HU with its marrow, and where it is in doubt.
 
     Contrast medium is as dense as bone. Dense voxels between the lungs (heart, vessels, vertebral bodies) are in
-    doubt, as is everything from 120 HU on that the bone does not enclose.
-
-    Args:
-        hu: (X, Y, Z) HU, RAS+ axes.
-        spacing_mm: voxel size along X, Y, Z.
-        body: mask of the patient; computed where missing.
-        lungs: mask of both; without it nothing dense is sure to be bone.
-
-    Returns:
-        Two masks.
+    doubt, as is everything from 120 HU on that the bone does not enclose. Without lungs nothing dense is sure to be
+    bone.
     """
-    spacing = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
-    body = _patient(hu) if body is None else body
     dense = (hu > BONE_HU) & body
     labelled, sizes = _pieces(dense)
     dense &= (sizes * np.prod(spacing) / 1000 >= _BONE_CM3)[labelled]
