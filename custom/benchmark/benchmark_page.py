@@ -39,9 +39,6 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
         reference: row that the paired tests compare the others with.
         montages: number of cases that get montages.
         title: of the page.
-
-    Returns:
-        The page.
     """
     rows = [_ordered(row) for job in plan.jobs for row in plan.rows(job) or []]
     names = summary.measured_names(rows)

@@ -209,9 +209,6 @@ def reconstruction_figure(
         view_labels: one text per radiograph.
         pixel_mm: detector pixel along U and V; only its ratio matters.
 
-    Returns:
-        The path written.
-
     Raises:
         ValueError: shapes that do not fit together.
     """

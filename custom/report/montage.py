@@ -75,9 +75,6 @@ def montage(
         title: first line, for example the case and the view set.
         caption: line below the title.
 
-    Returns:
-        The path written.
-
     Raises:
         ValueError: no method, no or an unknown plane, slices of another shape than the truth's.
     """

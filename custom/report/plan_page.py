@@ -131,7 +131,7 @@ def write_plan_page(path: str | os.PathLike[str], content: PlanContent) -> Path:
         "contours": _contours(patient),
         "modes": _modes(content.modes),
         "mode_words": [MODE_WORDS[mode] for mode in content.modes],
-        "impossible": _impossible(content.modes),
+        "impossible": [[MODE_WORDS[mode][0], one.reason] for mode, one in content.modes.items() if not one.possible],
         "files": [[name, hashes(digest)] for name, digest in content.files.items()],
         "plan": None,
     }
@@ -239,11 +239,6 @@ def _modes(modes: Mapping[Mode, ModeResult]) -> list[list[str]]:
     """Errors by mode, a row each; where a mode has no plan its column is a dash."""
     names = [name for name in ERROR_WORDS if any(name in one.errors for one in modes.values())]
     return [[ERROR_WORDS[name], *(_number(one.errors.get(name)) for one in modes.values())] for name in names]
-
-
-def _impossible(modes: Mapping[Mode, ModeResult]) -> list[list[str]]:
-    """Modes without a plan, and why."""
-    return [[MODE_WORDS[mode][0], one.reason] for mode, one in modes.items() if not one.possible]
 
 
 def _dvh(content: PlanContent) -> Markup:

@@ -156,9 +156,6 @@ def uncertainty_figure(
             than the few largest values.
         limit_hu: HU (its square if ``squared``) at the bright end of spread and error.
 
-    Returns:
-        The path written.
-
     Raises:
         ValueError: no case, volumes of different shapes, columns that only some cases have, an unknown plane.
     """
@@ -212,9 +209,6 @@ def calibration_figure(
         convergence: rows of `SampleStatistics.convergence` by label, such as ``{"2 views": [...]}``.
         coverage: rows of `custom.metrics.interval_coverage` by label; empty to leave that panel out.
         path: where the PNG goes.
-
-    Returns:
-        The path written.
 
     Raises:
         ValueError: nothing to plot.
