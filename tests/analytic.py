@@ -62,6 +62,13 @@ def ellipsoid_integrals(views: Tensor, detector_shape: Sequence[int], power: int
     return total
 
 
+def turned(views: Tensor, seed: int = 3) -> Tensor:
+    """The views (K, 13), float64, after an arbitrary rotation of the gantry."""
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(seed)).double())[0]
+    rotation = rotation * torch.linalg.det(rotation)
+    return torch.cat([(views[:, :12].reshape(-1, 4, 3) @ rotation.mT).reshape(-1, 12), views[:, 12:]], -1)
+
+
 def relative_error(found: Tensor, truth: Tensor) -> float:
     """|found - truth| / |truth| in the L2 norm."""
     return float((found.double() - truth.double()).norm() / truth.double().norm())

@@ -39,9 +39,6 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
         reference: row that the paired tests compare the others with.
         montages: number of cases that get montages.
         title: of the page.
-
-    Returns:
-        The page.
     """
     rows = [_ordered(row) for job in plan.jobs for row in plan.rows(job) or []]
     names = summary.measured_names(rows)
@@ -70,7 +67,7 @@ def write_report(plan: Plan, reference: str, montages: int, title: str) -> Path:
         ranking=_ranking(plan, rows, names[0]) if names else None,
         **_tables(plan, rows, names, record),
         **_tests(tests),
-        gaps=[[gap[key] for key in ("method", "views", "cases", "status", "reason")] for gap in summary.gaps(rows)],
+        gaps=summary.gaps(rows),
         planned=planned,
         boxes=[
             (
@@ -198,22 +195,15 @@ def _tables(
     """A table for every metric: its name, cells, and which of them are the best; and the first one by patient."""
     columns = [views.name for views in plan.cohort.views]
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    tables = []
-    for name, cells in summary.cells(rows, names).items():
-        best = summary.best_cells(cells, name) if name not in ("seconds", "memory_mb") else set()
-        texts = [[m, *[summary.cell_text(name, cells.get((m, v))) for v in columns]] for m in methods]
-        bold = [(methods.index(method), columns.index(views) + 1) for method, views in best]
-        tables.append((summary.metric_name(name), texts, bold))
+    tables = [
+        (summary.metric_name(name), *summary.metric_table(cells, name, methods, columns))
+        for name, cells in summary.cells(rows, names).items()
+    ]
     few = record["patients"] < summary.MIN_PATIENTS_FOR_INTERVAL
     content: dict[str, Any] = {"columns": columns, "tables": tables, "few": few, "patients": [], "patients_of": ""}
     if names and record["patients"] <= summary.MOST_PATIENTS_SHOWN:
-        patients, values = summary.patient_cells(rows, names[0])
         content["patients_of"] = summary.metric_name(names[0])
-        content["patients"] = [
-            [m, p, *[summary.shown(names[0], values.get((m, p), {}).get(views, math.nan)) for views in columns]]
-            for m in methods
-            for p in patients
-        ]
+        content["patients"] = summary.patient_rows(rows, names[0], methods, columns)
     return content
 
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from ignite.utils import manual_seed
 from torch import Tensor
 
 from custom import __version__
@@ -213,7 +213,7 @@ def _run(plan: Plan, job: Job, method: Method, truth: Tensor, before_mb: float) 
     """The rows of a job. Whatever goes wrong with a method is one of them."""
     names = job.entry.row_names(job.shuffled)
     head = {"case": job.case.name, "patient": job.case.patient, "views": job.views.name}
-    seed_everything(_SEED)
+    manual_seed(_SEED)  # every job begins alike, whatever ran before it and in whichever process
     try:
         if method.of_truth is not None:
             shown = truth_of(plan.shown(job), plan.cohort.cube, plan.setting.grid)
@@ -332,10 +332,3 @@ def slices(hu: Tensor) -> dict[str, npt.NDArray[np.int16]]:
     limits = np.iinfo(np.int16)
     volume = hu.round().clamp(limits.min, limits.max).to(torch.int16).numpy()
     return {name: np.ascontiguousarray(plane(volume, name)) for name in PLANES}
-
-
-def seed_everything(seed: int) -> None:
-    """Every job begins alike, whatever ran before it and in whichever process."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)

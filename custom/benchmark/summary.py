@@ -196,8 +196,8 @@ def _holm(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**test, "p_holm": adjusted[index]} for index, test in enumerate(tests)]
 
 
-def gaps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """What gave no volume: method, view set, status, reason, and for which cases; a row for each reason."""
+def gaps(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """What gave no volume: method, view set, for which cases, status and reason; a row for each reason."""
     found: dict[tuple[str, str, str, str], list[str]] = {}
     for row in rows:
         if row["status"] != DONE:
@@ -205,13 +205,7 @@ def gaps(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
             found.setdefault(key, []).append(row["case"])
     total = len({row["case"] for row in rows})
     return [
-        {
-            "method": method,
-            "views": views,
-            "status": status,
-            "reason": reason,
-            "cases": "all" if len(cases) == total else ", ".join(cases),
-        }
+        [method, views, "all" if len(cases) == total else ", ".join(cases), status, reason]
         for (method, views, status, reason), cases in found.items()
     ]
 
@@ -224,6 +218,27 @@ def cell_text(name: str, cell: Cell | None) -> str:
     if cell.ci95 is not None and name not in _COSTS:
         text += f" ({shown(name, cell.ci95[0])} to {shown(name, cell.ci95[1])})"
     return text + (f" [{cell.patients} patients]" if cell.missing else "")
+
+
+def metric_table(
+    table: Mapping[tuple[str, str], Cell], name: str, methods: Sequence[str], columns: Sequence[str]
+) -> tuple[list[list[str]], list[tuple[int, int]]]:
+    """The texts of a metric's `cells`, a row for each method, and where (row, column) the best ones stand."""
+    best = set() if name in _COSTS else best_cells(table, name)
+    texts = [[method, *(cell_text(name, table.get((method, views))) for views in columns)] for method in methods]
+    return texts, [(methods.index(method), columns.index(views) + 1) for method, views in best]
+
+
+def patient_rows(
+    rows: Sequence[Mapping[str, Any]], name: str, methods: Sequence[str], columns: Sequence[str]
+) -> list[list[str]]:
+    """A metric of every method and patient, as texts."""
+    patients, table = patient_cells(rows, name)
+    return [
+        [method, patient, *(shown(name, table.get((method, patient), {}).get(views, math.nan)) for views in columns)]
+        for method in methods
+        for patient in patients
+    ]
 
 
 def markdown(
@@ -239,25 +254,14 @@ def markdown(
     patients = len({row["patient"] for row in rows})
     lines = []
     for name in names:
-        best = best_cells(tables[name], name)
+        texts, best = metric_table(tables[name], name, methods, columns)
+        for row, column in best:
+            texts[row][column] = f"**{texts[row][column]}**"
         lines += [f"Mean {metric_name(name)} of {patients} patients, `{name}`:", "", *_head(["method", *columns])]
-        for method in methods:
-            texts = [cell_text(name, tables[name].get((method, views))) for views in columns]
-            texts = [
-                f"**{text}**" if (method, views) in best and name not in _COSTS else text
-                for text, views in zip(texts, columns, strict=True)
-            ]
-            lines.append(_line([method, *texts]))
-        lines.append("")
+        lines += [*map(_line, texts), ""]
     if names and patients <= MOST_PATIENTS_SHOWN:
-        names_of, table = patient_cells(rows, names[0])
         lines += [f"{metric_name(names[0])} of every patient:", "", *_head(["method", "patient", *columns])]
-        for method in methods:
-            for patient in names_of:
-                by_views = table.get((method, patient), {})
-                values = [shown(names[0], by_views.get(views, math.nan)) for views in columns]
-                lines.append(_line([method, patient, *values]))
-        lines.append("")
+        lines += [*map(_line, patient_rows(rows, names[0], methods, columns)), ""]
     if tests:
         lines += [f"Differences from {tests[0]['reference']}, paired by patient:", ""]
         lines += _head(["metric", "views", "method", "difference", "95% interval", "p", "p (Holm)"])
@@ -267,8 +271,7 @@ def markdown(
     missing = gaps(rows)
     if missing:
         lines += ["Without a volume:", "", *_head(["method", "views", "cases", "status", "reason"])]
-        keys = ("method", "views", "cases", "status", "reason")
-        lines += [_line([gap[key] for key in keys]) for gap in missing] + [""]
+        lines += [*map(_line, missing), ""]
     return "\n".join(lines)
 
 

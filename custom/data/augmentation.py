@@ -24,7 +24,7 @@ from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import ensure_tuple_rep
 from scipy.interpolate import PchipInterpolator
 
-from custom.data.diffeomorphism import lattice, random_diffeomorphism
+from custom.data.diffeomorphism import lattice, random_diffeomorphism, rotation_matrix
 from custom.data.shapes import ShapeModel
 
 __all__ = [
@@ -258,16 +258,10 @@ class RandThoraxAugment(Randomizable, Transform):
         if self.oversize_prob and self.R.random_sample() < self.oversize_prob:
             larger = self.R.uniform(1, self.oversize)
             size *= [larger, larger, (1 + larger) / 2]
-        angles = np.deg2rad(self.R.uniform(-self.rotation_deg, self.rotation_deg, size=3))
+        rotation = rotation_matrix(self.R.uniform(-self.rotation_deg, self.rotation_deg, size=3))
         shears = self.R.uniform(-self.shear, self.shear, size=3)
         shift = self.R.uniform(-self.shift_mm, self.shift_mm, size=3)
         mirror = -1.0 if self.R.random_sample() < self.flip_prob else 1.0
-        (cx, cy, cz), (sx, sy, sz) = np.cos(angles), np.sin(angles)
-        rotation = (
-            np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-            @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-            @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-        )
         shear = np.array([[1, shears[0], shears[1]], [0, 1, shears[2]], [0, 0, 1]])
         # The map goes from output to input: a larger person is a map that shrinks.
         linear = rotation @ shear @ np.diag(1.0 / size) @ np.diag([mirror, 1.0, 1.0])

@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from custom.core.morphology import pieces
+
 TISSUE_HU = -400.0
 """Above this a voxel may be tissue; foam, mattresses and most clothing lie below."""
 
@@ -83,8 +85,8 @@ def lateral_truncation(body: BoolArray, view: BoolArray, spacing_mm: tuple[float
         if not body[:, :, k].any():
             continue
         slices += 1
-        pieces, _ = ndimage.label(body[:, :, k] & rim, np.ones((3, 3)))
-        lengths = [(box[1].stop - box[1].start) * spacing_mm[1] for box in ndimage.find_objects(pieces)]
+        runs, _ = ndimage.label(body[:, :, k] & rim, np.ones((3, 3)))
+        lengths = [(box[1].stop - box[1].start) * spacing_mm[1] for box in ndimage.find_objects(runs)]
         cut += max(lengths, default=0.0) >= _CONTACT_MM
     return cut / slices if slices else 0.0
 
@@ -123,32 +125,23 @@ def _fill_opened_lungs(solid: BoolArray, tissue: BoolArray, coarse: npt.NDArray[
 
 def _parts(mask: BoolArray, voxel_cm3: float, minimum_cm3: float) -> BoolArray:
     """The largest connected part and every other above ``minimum_cm3`` (arms beside the trunk)."""
-    labelled, count = ndimage.label(mask)
-    if count == 0:
-        return mask
-    sizes = np.bincount(labelled.ravel())
-    sizes[0] = 0
+    labelled, sizes = pieces(mask)
     keep = sizes * voxel_cm3 >= minimum_cm3
     keep[int(np.argmax(sizes))] = True
     keep[0] = False
     return keep[labelled]
 
 
-def body_mask(
-    volume_hu: npt.NDArray[np.floating],
-    spacing_mm: tuple[float, float, float],
-    opening_mm: float = _OPENING_MM,
-) -> BoolArray:
+def body_mask(volume_hu: npt.NDArray[np.floating], spacing_mm: tuple[float, float, float]) -> BoolArray:
     """Mask of the patient: trunk, arms and all they enclose, without couch, clothing and air.
 
     Tissue (> ``TISSUE_HU``) is opened with a ball, which cuts shells of couches, sheets and tubes, thinner than
-    ``2 * opening_mm``, away from the body; what is left in large parts is the patient; its holes are filled slice
+    ``2 * _OPENING_MM``, away from the body; what is left in large parts is the patient; its holes are filled slice
     by slice; a second opening takes off what still bridges. The work runs on a 2 mm grid.
 
     Args:
         volume_hu: (X, Y, Z) HU, RAS+ axes.
         spacing_mm: voxel size along X, Y, Z in mm.
-        opening_mm: ball radius in mm.
 
     Returns:
         Boolean (X, Y, Z); all False where there is no body.
@@ -165,18 +158,15 @@ def body_mask(
     voxel_cm3 = float(np.prod(spacing)) / 1000.0
 
     tissue = coarse > TISSUE_HU
-    solid = _parts(_opening(tissue, opening_mm, spacing), voxel_cm3, _SMALL_PART_CM3)
+    solid = _parts(_opening(tissue, _OPENING_MM, spacing), voxel_cm3, _SMALL_PART_CM3)
     solid = _fill_opened_lungs(solid, tissue, coarse)
     filled = _fill_axial(_close_cut_lungs(solid, coarse))
-    opened = _opening(filled, 2.0 * opening_mm, spacing)
+    opened = _opening(filled, 2.0 * _OPENING_MM, spacing)
     core = _parts(opened, voxel_cm3, _SMALL_PART_CM3)
     # The openings round corners off (breasts, axillae): give back tissue that lies within the ball of the core.
-    reach = ndimage.distance_transform_edt(~core, sampling=spacing) <= opening_mm if core.any() else core
+    reach = ndimage.distance_transform_edt(~core, sampling=spacing) <= _OPENING_MM if core.any() else core
     mask = (filled & reach) | core
 
     zoomed = np.repeat(np.repeat(np.repeat(mask, steps[0], 0), steps[1], 1), steps[2], 2)
     full = np.pad(zoomed, [(0, n - c) for n, c in zip(volume_hu.shape, counts, strict=True)], mode="edge")
-    smooth = ndimage.gaussian_filter(
-        full.astype(np.float32), [0.5 * s * m for s, m in zip(steps, (1, 1, 1), strict=True)]
-    )
-    return smooth > 0.35
+    return ndimage.gaussian_filter(full.astype(np.float32), [0.5 * s for s in steps]) > 0.35

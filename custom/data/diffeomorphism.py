@@ -1,4 +1,4 @@
-"""Random diffeomorphisms: a stationary velocity field, integrated by scaling and squaring.
+"""Random diffeomorphisms (a stationary velocity field, integrated by scaling and squaring), and rotations.
 
 Source: Arsigny et al., MICCAI 2006.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-__all__ = ["largest_gradient", "lattice", "random_diffeomorphism"]
+__all__ = ["largest_gradient", "lattice", "random_diffeomorphism", "rotation_matrix"]
 
 SQUARING_STEPS = 5
 
@@ -52,6 +52,16 @@ def random_diffeomorphism(
         displacement = _integrate(velocity, span_mm)
         gradient = largest_gradient(displacement, span_mm)
     return displacement
+
+
+def rotation_matrix(degrees: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Rotations (3, 3) about x, then y, then z."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return (
+        np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+        @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+        @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    )
 
 
 def largest_gradient(displacement_mm: torch.Tensor, span_mm: Sequence[float]) -> float:

@@ -257,7 +257,8 @@ def register_cohort(
     hashes = {case["case"]: sha256_files([Path(case["source"]), Path(case["label"])]) for case in cases}
     volumes = {case["case"]: ct_on_grid(case, grid) for case in tqdm(cases, desc="CTs", disable=None)}
     reference = _most_typical(volumes)
-    pairs, fields = [], {reference: _zero_fields(grid)}
+    still = {key: torch.zeros(3, *grid.shape, dtype=torch.half) for key in ("to_reference", "from_reference")}
+    pairs, fields = [], {reference: still}
     for name in tqdm([n for n in volumes if n != reference], desc="registrations", disable=None):
         found, record = {}, {"case": name, "reference": reference}
         for key, fixed, moving in (("to_reference", name, reference), ("from_reference", reference, name)):
@@ -326,10 +327,6 @@ def _warped(moving: Tensor, displacement_mm: Tensor, grid: VolumeGrid) -> Tensor
     half = torch.tensor(grid.half_extent_mm)[:, None, None, None]
     where = (positions / half).flip(0).permute(1, 2, 3, 0)[None]
     return F.grid_sample((moving - AIR_HU)[None, None], where, align_corners=False)[0, 0] + AIR_HU
-
-
-def _zero_fields(grid: VolumeGrid) -> dict[str, Tensor]:
-    return {key: torch.zeros(3, *grid.shape, dtype=torch.half) for key in ("to_reference", "from_reference")}
 
 
 def _registered(

@@ -22,7 +22,7 @@ from custom.geometry import VolumeGrid
 from custom.geometry.detector import match_detector
 from custom.projection.radiograph_stack import load_stack
 
-__all__ = ["LoadNiftid", "LoadRadiographsd", "PlaceVolumed", "RepeatRandom", "SampleOnGridd"]
+__all__ = ["LoadNiftid", "LoadRadiographsd", "PlaceOnGridd", "PlaceVolumed", "RepeatRandom", "SampleOnGridd"]
 
 AIR_HU = -1000.0
 
@@ -157,9 +157,10 @@ class RepeatRandom(RandomizableTransform):
 class LoadRadiographsd(Transform):
     """Loads a stack of radiographs with its geometry and, if asked, keeps some of the views.
 
+    The geometry is that of the file (`Geometry.save`) named "geometry"; it becomes "views" (K, 13), "view_mask" (K,).
+
     Args:
         image_key: NIfTI file (U, V, K) of line integrals; becomes a float32 tensor (K, V, U).
-        geometry_key: geometry file (`Geometry.save`); becomes "views" (K, 13) and "view_mask" (K,).
         angles_deg: views to keep, by angle; None for all, in the file's order.
         pixel_at_isocenter_mm: resample to this pixel size, demagnified to the isocentre (`match_detector`); None
             leaves the pixels alone.
@@ -172,19 +173,18 @@ class LoadRadiographsd(Transform):
     def __init__(
         self,
         image_key: str = "image",
-        geometry_key: str = "geometry",
         angles_deg: Sequence[float] | None = None,
         pixel_at_isocenter_mm: float | None = None,
     ) -> None:
-        self.image_key, self.geometry_key, self.pixel_mm = image_key, geometry_key, pixel_at_isocenter_mm
+        self.image_key, self.pixel_mm = image_key, pixel_at_isocenter_mm
         self.angles_deg = None if angles_deg is None else [float(a) for a in angles_deg]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         path = out[self.image_key]
-        stack, geometry = load_stack(path, out[self.geometry_key])
+        stack, geometry = load_stack(path, out["geometry"])
         if self.angles_deg is not None:
-            chosen = [_index_of(angle, geometry.angles_deg, out[self.geometry_key]) for angle in self.angles_deg]
+            chosen = [_index_of(angle, geometry.angles_deg, out["geometry"]) for angle in self.angles_deg]
             stack, geometry = stack[chosen], geometry.select(chosen)
         views = geometry.tensor()
         if self.pixel_mm is not None:
@@ -197,39 +197,54 @@ class LoadRadiographsd(Transform):
         return out
 
 
-class PlaceVolumed(MapTransform):
-    """A network's volume back into HU and into the CT's frame.
+class PlaceOnGridd(MapTransform):
+    """What a network gives, as float32 in the CT's frame.
 
-    The affine is the reconstruction grid's, moved by the isocentre of the acquisition ("isocenter_mm", as
-    `LoadRadiographsd` reads it); it is never inherited from the radiographs.
+    The affine is the grid's, moved by the isocentre of the acquisition ("isocenter_mm", as `LoadRadiographsd` reads
+    it); it is never inherited from the radiographs.
 
     Args:
-        keys: volumes (1, X, Y, Z), `hu_window` as [-1, 1].
-        grid: the reconstruction grid.
-        hu_window: CT values of -1 and 1.
+        keys: tensors (C, X, Y, Z), which become MetaTensors.
+        grid: theirs.
         name_key: entry that names the output file.
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        grid: VolumeGrid,
-        hu_window: Sequence[float] = (-1000.0, 1000.0),
-        name_key: str = "name",
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, grid: VolumeGrid, name_key: str = "name", allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.grid, self.hu_window, self.name_key = grid, tuple(hu_window), name_key
+        self.grid, self.name_key = grid, name_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """MetaTensors (1, X, Y, Z) of rounded HU, float32."""
         out = dict(data)
-        affine = self.grid.affine(torch.as_tensor(out["isocenter_mm"]).tolist())
+        affine = torch.as_tensor(self.grid.affine(torch.as_tensor(out["isocenter_mm"]).tolist()))
+        meta = {"filename_or_obj": f"{out.get(self.name_key, 'reconstruction')}.nii.gz"}
         for key in self.key_iterator(out):
-            hu = unit_to_hu(torch.as_tensor(out[key]), self.hu_window).round()
-            meta = {"filename_or_obj": f"{out.get(self.name_key, 'reconstruction')}.nii.gz"}
-            out[key] = MetaTensor(hu, affine=torch.as_tensor(affine), meta=meta)
+            out[key] = MetaTensor(self.shown(torch.as_tensor(out[key])), affine=affine, meta=dict(meta))
         return out
+
+    def shown(self, value: torch.Tensor) -> torch.Tensor:
+        """What is written of a tensor."""
+        return value.float()
+
+
+class PlaceVolumed(PlaceOnGridd):
+    """A network's volume (1, X, Y, Z), `hu_window` as [-1, 1], as rounded HU in the CT's frame.
+
+    Args:
+        keys, grid: as in `PlaceOnGridd`.
+        hu_window: CT values of -1 and 1.
+        **options: as in `PlaceOnGridd`.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, grid: VolumeGrid, hu_window: Sequence[float] = (-1000.0, 1000.0), **options: Any
+    ) -> None:
+        super().__init__(keys, grid, **options)
+        self.hu_window = tuple(hu_window)
+
+    def shown(self, value: torch.Tensor) -> torch.Tensor:
+        return unit_to_hu(value, self.hu_window).round()
 
 
 def _index_of(angle: float, angles: Sequence[float], path: Any) -> int:

@@ -16,6 +16,8 @@ __all__ = ["isocenter_pixel_mm", "match_detector", "resample_detector"]
 
 #: A pixel of the new detector belongs to the field where at least this part of its area does.
 _FIELD_PART = 0.5
+#: Rows and columns are multiples of the first; pixel sizes that differ by less than the second are alike.
+_MULTIPLE, _TOLERANCE = 8, 0.02
 
 
 def isocenter_pixel_mm(views: Float[Tensor, "K 13"]) -> Float[Tensor, "K 2"]:
@@ -29,36 +31,33 @@ def match_detector(
     image: Float[Tensor, "K V U"],
     views: Float[Tensor, "K 13"],
     pixel_at_isocenter_mm: float,
-    multiple: int = 8,
-    tolerance: float = 0.02,
 ) -> tuple[Float[Tensor, "K V2 U2"], Float[Tensor, "K 13"]]:
     """Resample radiographs to a pixel size at the isocentre, covering the same part of the detector.
 
     Args:
         image: line integrals (K, V, U).
         views: (K, 13).
-        pixel_at_isocenter_mm: wanted pixel size, demagnified to the isocentre.
-        multiple: rows and columns of the result are multiples of it; the rest is cut off evenly at the borders.
-        tolerance: relative difference of pixel sizes that is left alone where rows and columns fit already.
+        pixel_at_isocenter_mm: wanted pixel size, demagnified to the isocentre; pixels within 2 % of it are left alone.
 
     Returns:
-        Image (K, V', U') and views (K, 13). Averaged where the result is coarser, bilinear where it is finer.
+        Image (K, V', U') and views (K, 13). Averaged where the result is coarser, bilinear where it is finer. Rows and
+        columns are multiples of 8; the rest is cut off evenly at the borders.
 
     Raises:
-        ValueError: if the detector is smaller than `multiple` wanted pixels.
+        ValueError: if the detector is smaller than 8 wanted pixels.
     """
     rows, columns = image.shape[1:]
     pixel = isocenter_pixel_mm(views)
-    fits = rows % multiple == 0 and columns % multiple == 0
-    if fits and bool(((pixel / pixel_at_isocenter_mm - 1).abs() <= tolerance).all()):
+    fits = rows % _MULTIPLE == 0 and columns % _MULTIPLE == 0
+    if fits and bool(((pixel / pixel_at_isocenter_mm - 1).abs() <= _TOLERANCE).all()):
         return image, views
     # The smallest area in pixels of the result; views may differ in magnification.
     sizes = torch.tensor([rows, columns]) * pixel / pixel_at_isocenter_mm
-    shape = [int(n) for n in (sizes.amin(0) + 1e-3) // multiple * multiple]
-    if min(shape) < multiple:
+    shape = [int(n) for n in (sizes.amin(0) + 1e-3) // _MULTIPLE * _MULTIPLE]
+    if min(shape) < _MULTIPLE:
         raise ValueError(
             f"a detector of {rows} x {columns} pixels of {pixel.amin():.3g} mm (at the isocentre) is smaller than "
-            f"{multiple} x {multiple} pixels of {pixel_at_isocenter_mm} mm"
+            f"{_MULTIPLE} x {_MULTIPLE} pixels of {pixel_at_isocenter_mm} mm"
         )
     ratio = pixel_at_isocenter_mm / pixel
     matched, steps = [], views.clone()

@@ -24,7 +24,6 @@ def volume_metrics(
     names: Sequence[str] = ("psnr_range",),
     hu_window: Sequence[float] = HU_WINDOW,
     pred_key: str = "pred",
-    label_key: str = "label",
     in_hu: bool = False,
 ) -> dict[str, IgniteMetricHandler]:
     """Metrics by name, as ``key_val_metric`` and ``additional_metrics`` of an evaluator take them.
@@ -32,14 +31,14 @@ def volume_metrics(
     Args:
         names: of `custom.metrics.METRIC_NAMES`.
         hu_window: HU at -1 and at 1 of the network's range.
-        pred_key: entry of the engine's output with the reconstruction, (B, 1, X, Y, Z) in [-1, 1].
-        label_key: entry with the truth.
+        pred_key: entry of the engine's output with the reconstruction, (B, 1, X, Y, Z) in [-1, 1], beside the truth
+            ("label").
         in_hu: both are in HU already.
 
     Raises:
         ValueError: an unknown name.
     """
-    pair = from_engine([pred_key, label_key])
+    pair = from_engine([pred_key, "label"])
     return {
         name: IgniteMetricHandler(metric_fn=VolumeMetric(name, hu_window, in_hu=in_hu), output_transform=pair)
         for name in names
@@ -59,8 +58,7 @@ class CaseMetricsWriter:
         names: which metrics, all by default.
         stem: name of the files.
         context: what goes into the JSON beside the numbers, for example the checkpoint and the number of views.
-        pred_key: entry of the engine's output with the reconstruction.
-        label_key: entry with the truth.
+        pred_key: entry of the engine's output with the reconstruction; "label" is the truth.
         in_hu: both are in HU already.
     """
 
@@ -72,7 +70,6 @@ class CaseMetricsWriter:
         stem: str = "metrics",
         context: Mapping[str, Any] | None = None,
         pred_key: str = "pred",
-        label_key: str = "label",
         in_hu: bool = False,
     ) -> None:
         self.output_dir = output_dir
@@ -81,7 +78,7 @@ class CaseMetricsWriter:
         self.stem = stem
         self.context = dict(context or {})
         self.in_hu = in_hu
-        self.pair = from_engine([pred_key, label_key])
+        self.pair = from_engine([pred_key, "label"])
         self.rows: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:

@@ -19,6 +19,8 @@ from monai.metrics.utils import do_metric_reduction
 from monai.utils import MetricReduction
 from scipy import ndimage
 
+from custom.core.morphology import largest_piece
+
 __all__ = [
     "HU_WINDOW",
     "METRIC_NAMES",
@@ -170,12 +172,7 @@ def body_mask(truth_hu: torch.Tensor | np.ndarray) -> np.ndarray:
         bool (X, Y, Z); all False when nothing is above -500 HU.
     """
     volume = truth_hu.detach().cpu().numpy() if isinstance(truth_hu, torch.Tensor) else np.asarray(truth_hu)
-    pieces, count = ndimage.label(volume > BODY_THRESHOLD_HU)
-    if count == 0:
-        return np.zeros(volume.shape, dtype=bool)
-    sizes = np.bincount(pieces.ravel())
-    sizes[0] = 0
-    tissue = pieces == sizes.argmax()
+    tissue = largest_piece(volume > BODY_THRESHOLD_HU)
     body = np.zeros(volume.shape, dtype=bool)
     for z in np.flatnonzero(tissue.any(axis=(0, 1))):
         gaps, _ = ndimage.label(~tissue[:, :, z])
@@ -331,7 +328,7 @@ class VolumeMetric(CumulativeIterationMetric):
         return result
 
 
-def summarise_cohort(rows: Sequence[Mapping[str, Any]], resamples: int = 10_000, seed: int = 0) -> dict[str, Any]:
+def summarise_cohort(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
     """Mean, median and, for five or more patients, the bootstrap 95% interval of the mean.
 
     The patient is the unit: several cases of one patient are averaged first, so that they do not count twice.
@@ -339,7 +336,6 @@ def summarise_cohort(rows: Sequence[Mapping[str, Any]], resamples: int = 10_000,
     Args:
         rows: one mapping per case: its metrics as numbers, and its "patient" (where that is missing, each case is
             taken for a patient of its own). Other texts are ignored.
-        resamples: bootstrap samples.
         seed: of the bootstrap; the same rows give the same interval.
 
     Returns:
@@ -369,7 +365,7 @@ def summarise_cohort(rows: Sequence[Mapping[str, Any]], resamples: int = 10_000,
             "mean": _mean(values),
             "median": float(np.median(values)) if len(values) else math.nan,
             "patients": len(values),
-            "ci95": _bootstrap_interval(values, resamples, seed) if enough else None,
+            "ci95": _bootstrap_interval(values, seed) if enough else None,
         }
     return {"patients": len(per_patient), "per_patient": per_patient, "metrics": metrics}
 
@@ -380,8 +376,8 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
     return float(known.mean()) if len(known) else math.nan
 
 
-def _bootstrap_interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    draws = np.random.default_rng(seed).integers(0, len(values), size=(resamples, len(values)))
+def _bootstrap_interval(values: np.ndarray, seed: int) -> tuple[float, float]:
+    draws = np.random.default_rng(seed).integers(0, len(values), size=(10_000, len(values)))
     means = values[draws].mean(axis=1)
     # No interpolation between two means: an infinite PSNR (equal volumes) would turn the limit into NaN.
     return float(np.quantile(means, 0.025, method="lower")), float(np.quantile(means, 0.975, method="higher"))

@@ -48,18 +48,13 @@ def band_power(
     return [float(power[(length > low) & (length <= high)].sum()) for low, high in bands_mm]
 
 
-def spectrum_ratio(
-    volume: Tensor,
-    truth: Tensor,
-    spacing_mm: Sequence[float],
-    bands_mm: Sequence[Sequence[float]] = SPECTRUM_BANDS_MM,
-) -> dict[str, float]:
+def spectrum_ratio(volume: Tensor, truth: Tensor, spacing_mm: Sequence[float]) -> dict[str, float]:
     """A volume's power over the truth's, as "spectrum_8_10_mm" and so on: 1 where it is as rough as the truth.
 
     Args:
         volume, truth: (X, Y, Z), same unit.
-        spacing_mm, bands_mm: see `band_power`; bands that the voxels do not show are left out.
+        spacing_mm: of their voxels; those of `SPECTRUM_BANDS_MM` that they do not show are left out.
     """
-    shown = [band for band in bands_mm if band[0] >= 2 * max(spacing_mm)]
+    shown = [band for band in SPECTRUM_BANDS_MM if band[0] >= 2 * max(spacing_mm)]
     pairs = zip(band_power(volume, spacing_mm, shown), band_power(truth, spacing_mm, shown), strict=True)
     return {f"spectrum_{low:g}_{high:g}_mm": a / b for (low, high), (a, b) in zip(shown, pairs, strict=True)}

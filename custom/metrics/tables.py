@@ -29,7 +29,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -
     """Writes one line per case; the columns are the keys in order of appearance. NaN becomes an empty field."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     path = Path(path)
-    known = ({key: "" if _is_nan(value) else value for key, value in row.items()} for row in rows)
+    known = ({key: "" if value != value else value for key, value in row.items()} for row in rows)
     write_bytes(path, csv_bytes(known, columns))
     return path
 
@@ -50,10 +50,6 @@ def read_csv(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     with path.open(newline="", encoding="utf-8") as lines:
         return [{key: parse(key, text or "") for key, text in row.items()} for row in csv.DictReader(lines)]
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def write_metrics(

@@ -60,9 +60,6 @@ def write_bundle_archive(
             beside it goes along.
         thresholds: made by `fewview-ct calibrate` with these weights.
 
-    Returns:
-        The file.
-
     Raises:
         FileNotFoundError: no such bundle, weights or thresholds, or a parent's weights are not there.
         FileExistsError: the output exists.

@@ -43,9 +43,6 @@ def fetch_weights(
         max_gib: how much is fetched at most.
         overwrite: replace a model that is there.
 
-    Returns:
-        The folder.
-
     Raises:
         FileNotFoundError: the source, or a file that its model.json lists, is not there.
         FileExistsError: the output exists.

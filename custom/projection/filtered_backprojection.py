@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from custom.fusion import sample_features
-from custom.geometry import VolumeGrid, is_cone, rays
+from custom.geometry import ViewRow, VolumeGrid, is_cone, rays
 from custom.projection.projector import Projector, full_precision
-from custom.projection.view_geometry import detector_normal, isocenter_pixels_mm, source_distances_mm, views_of_each
+from custom.projection.view_geometry import isocenter_pixels_mm, views_of_each
 
 __all__ = [
     "FILTER_WINDOWS",
@@ -99,7 +99,8 @@ def angular_weights(views: Float[Tensor, "*B K 13"], view_mask: Tensor | None = 
     Returns:
         (B, K), float64.
     """
-    direction = torch.where(is_cone(views)[..., None], detector_normal(views), views[..., 0:3]).double()
+    row = ViewRow.from_tensor(views)
+    direction = torch.where(row.is_cone[..., None], row.normal, row.head).double()
     angles = torch.atan2(direction[..., 1], direction[..., 0]) % math.pi
     weights = torch.zeros_like(angles)
     for b in range(len(views)):
@@ -114,10 +115,9 @@ def angular_weights(views: Float[Tensor, "*B K 13"], view_mask: Tensor | None = 
 
 
 def _check_upright(views: Tensor) -> None:
-    tilt = torch.stack([F.normalize(views[..., 6:9], dim=-1)[..., 2].abs(), detector_normal(views)[..., 2].abs()]).amax(
-        0
-    )
-    tilt = torch.where(is_cone(views), tilt, torch.maximum(tilt, views[..., 2].abs()))
+    row = ViewRow.from_tensor(views)
+    tilt = torch.maximum(F.normalize(row.u_step, dim=-1)[..., 2].abs(), row.normal[..., 2].abs())
+    tilt = torch.where(row.is_cone, tilt, torch.maximum(tilt, row.head[..., 2].abs()))
     if bool((tilt > _LARGEST_TILT).any()):
         b, k = (int(i) for i in (tilt > _LARGEST_TILT).nonzero()[0])
         raise ValueError(
@@ -131,7 +131,7 @@ def _cosine(view: Tensor, detector_shape: Sequence[int]) -> Tensor:
     if not bool(is_cone(view)):
         return torch.ones((), dtype=view.dtype, device=view.device)
     direction = rays(view[None], detector_shape)[1][0]
-    return (direction * detector_normal(view)).sum(-1)
+    return (direction * ViewRow.from_tensor(view).normal).sum(-1)
 
 
 def _filter_rows(rows: Tensor, step_mm: float, window: str, cutoff: float) -> Tensor:
@@ -166,8 +166,8 @@ def _back_project(
     points = grid.points(filtered.device).reshape(-1, 3)
     volume = filtered.new_zeros(len(filtered), len(points))
     views = views.float()
-    to_isocenter = source_distances_mm(views)[1]
-    cone = is_cone(views)
+    row = ViewRow.from_tensor(views)
+    to_isocenter, cone = row.source_to_isocenter_mm, row.is_cone
     for first in range(0, len(points), _POINTS_AT_A_TIME):
         piece = points[first : first + _POINTS_AT_A_TIME]
         for k in range(filtered.shape[1]):
@@ -175,7 +175,7 @@ def _back_project(
             values, _ = sample_features(filtered[:, k : k + 1, None], own, piece, detector_shape)
             factor = weights[:, k, None].to(filtered)
             if bool(cone[:, k].any()):
-                depth = (piece - own[..., 0:3]) @ detector_normal(own)[:, 0, :, None]
+                depth = (piece - own[..., 0:3]) @ row.normal[:, k, :, None]
                 ratio = depth[..., 0] / to_isocenter[:, k, None]
                 factor = torch.where(cone[:, k, None], factor / ratio.square(), factor)
             volume[:, first : first + len(piece)] += values[:, 0, 0] * factor

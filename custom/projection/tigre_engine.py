@@ -25,21 +25,14 @@ __all__ = ["tigre_forward"]
 _TIMEOUT_S = 600
 
 
-def tigre_forward(
-    volume: Tensor,
-    views: Tensor,
-    grid: VolumeGrid,
-    detector_shape: Sequence[int],
-    projection_type: str = "Siddon",
-) -> Tensor:
-    """Line integrals by TIGRE.
+def tigre_forward(volume: Tensor, views: Tensor, grid: VolumeGrid, detector_shape: Sequence[int]) -> Tensor:
+    """Line integrals by TIGRE, by Siddon's method.
 
     Args:
         volume: attenuation [1/mm], (B, X, Y, Z).
         views: (K, 13).
         grid: the volume's grid.
         detector_shape: rows and columns (V, U).
-        projection_type: TIGRE's "Siddon" (its default) or "interpolated".
 
     Returns:
         (B, K, V, U), float32, on the volume's device; no gradient.
@@ -55,7 +48,7 @@ def tigre_forward(
     volumes = volume_to_tigre(volume.detach().float().cpu().numpy())
     with tempfile.TemporaryDirectory(prefix="fewview-tigre-") as folder:
         source, target = Path(folder) / "input.npz", Path(folder) / "output.npy"
-        np.savez(source, volumes=volumes, projection_type=projection_type, **parameters)
+        np.savez(source, volumes=volumes, **parameters)
         # -P: the worker must not find the modules beside it under their short names.
         command = [sys.executable, "-P", str(Path(tigre_worker.__file__)), str(source), str(target)]
         try:

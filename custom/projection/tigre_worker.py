@@ -47,13 +47,12 @@ def main(source: str, target: str) -> None:
     with np.load(source, allow_pickle=False) as stored:
         parameters = {key: stored[key] for key in stored.files}
     volumes, angles = parameters.pop("volumes"), parameters.pop("angles")
-    projection_type = str(parameters.pop("projection_type"))
     mode = str(parameters.pop("mode"))
     geo = tigre.geometry(mode=mode, nVoxel=parameters["nVoxel"])
     geo.mode = mode
     for name, value in parameters.items():
         setattr(geo, name, float(value) if value.ndim == 0 else value)
-    images = [tigre.Ax(volume, geo, angles, projection_type=projection_type) for volume in volumes]
+    images = [tigre.Ax(volume, geo, angles, projection_type="Siddon") for volume in volumes]
     with open(target, "wb") as stream:
         np.save(stream, np.stack(images).astype(np.float32))
 

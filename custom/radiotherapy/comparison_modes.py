@@ -76,7 +76,7 @@ class ModeResult:
         errors: of the two doses; `isocenter_error_percent` is signed, positive where the reconstruction shows too much.
             Empty where no plan is possible.
         reason: why no plan is possible; empty where one is.
-        true_dose_gy, estimated_dose_gy: (X, Y, Z) Gy of all fractions.
+        true_dose_gy: (X, Y, Z) Gy of all fractions.
     """
 
     mode: Mode
@@ -85,7 +85,6 @@ class ModeResult:
     errors: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
     true_dose_gy: FloatArray | None = field(default=None, repr=False, compare=False)
-    estimated_dose_gy: FloatArray | None = field(default=None, repr=False, compare=False)
 
     @property
     def possible(self) -> bool:
@@ -160,7 +159,7 @@ def _same_mu(estimate: Patient, truth: Patient, engine: DoseEngine) -> ModeResul
     true = dose_numbers(truth.ct, truth.contours, plan, truth.case.dose_gy)
     shown = dose_numbers(estimate.ct, truth.contours, plan, dose)
     errors = _errors(estimate, truth, plan, true, shown, truth.case.dose_gy, dose)
-    return ModeResult("same_mu", true, shown, errors, "", truth.case.dose_gy, dose)
+    return ModeResult("same_mu", true, shown, errors, "", truth.case.dose_gy)
 
 
 def _papers(estimate: Patient, truth: Patient) -> ModeResult:
@@ -171,7 +170,7 @@ def _papers(estimate: Patient, truth: Patient) -> ModeResult:
     true, shown = (dose_numbers(c.ct, c.contours, c.plan, c.dose_gy) for c in (truth.case, estimate.case))
     errors = _isocenter_error(shown, true)
     errors |= _plan_errors(estimate.case.plan, truth.case.plan)
-    return ModeResult("papers", true, shown, errors, "", truth.case.dose_gy, estimate.case.dose_gy)
+    return ModeResult("papers", true, shown, errors, "", truth.case.dose_gy)
 
 
 def _delivered(estimate: Patient, truth: Patient, engine: DoseEngine) -> ModeResult:
@@ -184,7 +183,7 @@ def _delivered(estimate: Patient, truth: Patient, engine: DoseEngine) -> ModeRes
     errors = _errors(estimate, truth, plan, true, shown, dose, estimate.case.dose_gy)
     if truth.case is not None:
         errors |= _plan_errors(plan, truth.case.plan)
-    return ModeResult("delivered", true, shown, errors, "", dose, estimate.case.dose_gy)
+    return ModeResult("delivered", true, shown, errors, "", dose)
 
 
 def _dose(patient: Patient, plan: Plan, engine: DoseEngine) -> FloatArray:

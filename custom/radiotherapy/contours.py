@@ -15,6 +15,7 @@ import torch
 from scipy import ndimage
 
 from custom.core.hu_window import hu_to_unit
+from custom.core.morphology import ball, largest_piece
 from custom.geometry import VolumeGrid
 from custom.networks import SegmentationUNet
 from custom.radiotherapy.planning_ct import AIR_HU, PlanningCT, resampled
@@ -84,21 +85,6 @@ class Contours:
         return self.structures[name].mask
 
 
-def ball(radius_mm: float, grid: VolumeGrid) -> BoolArray:
-    """Voxels within a radius, for morphology; at least the middle one."""
-    reach = [int(radius_mm // s) for s in grid.spacing_mm]
-    axes = np.meshgrid(*[np.arange(-r, r + 1) * s for r, s in zip(reach, grid.spacing_mm, strict=True)], indexing="ij")
-    return sum(a**2 for a in axes) <= radius_mm**2 + 1e-6
-
-
-def largest_piece(mask: BoolArray) -> BoolArray:
-    """The largest connected part; an empty mask stays empty."""
-    labelled, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    return labelled == 1 + int(np.bincount(labelled.ravel())[1:].argmax())
-
-
 def external_contour(ct: PlanningCT) -> BoolArray:
     """The patient's outline by one rule: above -500 HU, opened, the largest piece, its holes filled in axial slices.
 
@@ -114,7 +100,7 @@ def external_contour(ct: PlanningCT) -> BoolArray:
     # Beyond the volume's end the body goes on: without a margin the opening would take its first and last slices.
     reach = [int(rule.opening_mm // s) for s in ct.grid.spacing_mm]
     solid = np.pad(ct.hu > rule.threshold_hu, [(r, r) for r in reach], mode="edge")
-    opened = ndimage.binary_opening(solid, ball(rule.opening_mm, ct.grid))
+    opened = ndimage.binary_opening(solid, ball(rule.opening_mm, ct.grid.spacing_mm))
     body = largest_piece(opened[tuple(slice(r, r + n) for r, n in zip(reach, ct.hu.shape, strict=True))])
     if not body.any():
         raise NotPossible(f"no body: nothing of the CT is denser than {rule.threshold_hu:g} HU")

@@ -38,7 +38,7 @@ _COLOURS = {"External": [0, 200, 0], "Heart": [255, 120, 100], "Spine": [255, 22
 _LUNG_COLOUR, _TARGET_COLOUR = [120, 180, 255], [255, 0, 255]
 
 
-def write_rt_objects(case: PlannedCase, ct: CTReference, folder: Path, *, uid_seed: str | None = None) -> list[Path]:
+def write_rt_objects(case: PlannedCase, ct: CTReference, folder: Path) -> list[Path]:
     """Write `RT_FILES` into a folder.
 
     Contours are polygons in the planes of the CT's slices; holes in an axial slice are closed, since planning systems
@@ -48,16 +48,12 @@ def write_rt_objects(case: PlannedCase, ct: CTReference, folder: Path, *, uid_se
         case: contours, plan and dose, in the frame of the CT series.
         ct: the series.
         folder: exists.
-        uid_seed: makes the UIDs a function of it; None gives random ones.
-
-    Returns:
-        The files.
 
     Raises:
         ValueError: slices of several patients or studies, text that breaks the standard.
     """
     now = datetime.datetime.now()
-    uids = {name: new_uid(name, uid_seed) for name in RT_FILES}
+    uids = {name: new_uid(name, None) for name in RT_FILES}
     for number, (name, sop_class, modality, fill) in enumerate(
         zip(
             RT_FILES,
@@ -67,14 +63,14 @@ def write_rt_objects(case: PlannedCase, ct: CTReference, folder: Path, *, uid_se
             strict=True,
         )
     ):
-        target = subject(ct.headers, {}, uid_seed, now)
+        target = subject(ct.headers, {}, None, now)
         target.pop("LossyImageCompression", None)
         if not "".join([case.plan.template, *(one.name for one in case.plan.fields)]).isascii():
             target.SpecificCharacterSet = "ISO_IR 192"  # the CT's may lack the letters of a given plan
         values = {
             "SOPClassUID": sop_class, "SOPInstanceUID": uids[name], "Modality": modality,
             "InstanceCreationDate": now.strftime("%Y%m%d"), "InstanceCreationTime": now.strftime("%H%M%S"),
-            "SeriesInstanceUID": new_uid(f"series of {name}", uid_seed), "SeriesNumber": 9101 + number,
+            "SeriesInstanceUID": new_uid(f"series of {name}", None), "SeriesNumber": 9101 + number,
             "SeriesDescription": NOTE, "OperatorsName": "", "Manufacturer": "fewview-ct",
             "ManufacturerModelName": "fewview-ct plan", "SoftwareVersions": f"fewview-ct {__version__}",
             "FrameOfReferenceUID": ct.frame_of_reference_uid, "PositionReferenceIndicator": "",

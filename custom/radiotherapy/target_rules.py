@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from custom.radiotherapy.contours import ball, largest_piece
+from custom.core.morphology import ball, largest_piece
 from custom.radiotherapy.planning_ct import PlanningCT
 from custom.radiotherapy.planning_numbers import NUMBERS, BreastRule, ChestWallRule
 
@@ -66,7 +66,7 @@ def breast(ct: PlanningCT, masks: Masks, side: str) -> BoolArray | str:
     region, hull = _front(ct, masks, side, rule)
     from_hull = ndimage.distance_transform_edt(~hull, sampling=ct.grid.spacing_mm)
     tissue = masks["External"] & region & (from_hull > rule.wall_mm)
-    piece = largest_piece(ndimage.binary_opening(tissue, ball(rule.opening_mm, ct.grid)))
+    piece = largest_piece(ndimage.binary_opening(tissue, ball(rule.opening_mm, ct.grid.spacing_mm)))
     found = piece & _below_skin(ct, masks["External"], rule.rim_mm)
     volume = float(found.sum()) * float(np.prod(ct.grid.spacing_mm)) / 1000
     if volume < rule.smallest_cm3:

@@ -8,7 +8,6 @@ are Xg = (-cos g, -sin g, 0), towards the patient's left at gantry 0, and Yg = (
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,9 +16,9 @@ import numpy.typing as npt
 
 from custom.radiotherapy.planning_numbers import NUMBERS
 
-__all__ = ["AS_GIVEN", "ISOCENTER", "MEDIAN_OF_TARGET", "Field", "Leaves", "Plan"]
+__all__ = ["AS_GIVEN", "ISOCENTER", "Field", "Leaves", "Plan"]
 
-ISOCENTER, MEDIAN_OF_TARGET = "isocenter", "median of target"
+ISOCENTER = "isocenter"
 AS_GIVEN = "nothing: monitor units as given"
 #: Half the side of the largest field.
 _LARGEST_MM = 200.0
@@ -209,8 +208,3 @@ class Plan:
         """What plan.json says of it."""
         beam = {"tpr_20_10": self.tpr_20_10, "source_to_axis_mm": self.source_to_axis_mm}
         return {**asdict(self), **beam, "frame": "RAS+ mm of the CT; angles and jaws IEC 61217, supine, head first"}
-
-    def point_mm(self, one: Field, across: Sequence[float]) -> npt.NDArray[np.float64]:
-        """A point of the isocentre plane, given along Xg and Yg, in the CT's frame."""
-        _, x_axis, y_axis = one.axes
-        return np.asarray(self.isocenter_mm) + across[0] * x_axis + across[1] * y_axis

@@ -141,7 +141,7 @@ def reconstruct(
         if folder is not None:
             logger.debug("step: writing CT and report")
             write_outputs(folder, found, dicom is not False, no_maps, report, uid_seed)
-            logger.info("%s: %s, %s", output, found.verdict.value, _total(found.seconds))
+            logger.info("%s: %s, %.1f s", output, found.verdict.value, sum(found.seconds.values()))
             for check in found.checks:
                 if check.verdict in (Verdict.REVIEW, Verdict.REJECT):
                     logger.warning("%s: %s", check.verdict.value, check.message)
@@ -333,7 +333,3 @@ def _isocenter(radiographs: list[Radiograph]) -> tuple[tuple[float, float, float
         ]
     x, y, z = known[0]
     return (x, y, z), []
-
-
-def _total(seconds: dict[str, float]) -> str:
-    return f"{sum(seconds.values()):.1f} s"

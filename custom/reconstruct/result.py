@@ -136,7 +136,10 @@ class Reconstruction:
             "created": self.created.isoformat(timespec="seconds"),
             "warning": WARNING,
             "verdict": self.verdict.value,
-            "checks": [_check(check) for check in self.checks],
+            "checks": [
+                {**asdict(check), "verdict": check.verdict.value, "statistic": _finite(check.statistic)}
+                for check in self.checks
+            ],
             "intervals": _intervals(self.intervals),
             "poses": _poses(self.poses, [radiograph.name for radiograph in self.radiographs]),
             "warnings": self.all_warnings(),
@@ -166,17 +169,6 @@ class Reconstruction:
 def _finite(value: float | None) -> float | None:
     """None also for what JSON has no number for, such as how far a beam is from those that were trained."""
     return None if value is None or not math.isfinite(value) else value
-
-
-def _check(check: CheckResult) -> dict[str, Any]:
-    return {
-        "name": check.name,
-        "verdict": check.verdict.value,
-        "statistic": _finite(check.statistic),
-        "review_above": check.review_above,
-        "reject_above": check.reject_above,
-        "message": check.message,
-    }
 
 
 def _intervals(stated: StatedIntervals | None) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 HU_DISPLAY = (-1000.0, 400.0)
 DIFFERENCE_HU = 500.0
+DIFFERENCE_LIMITS = (-DIFFERENCE_HU, DIFFERENCE_HU)
 PLANES = {
     # name: axis cut, axis across, axis down, letters at the left, right, top and bottom edge
     "axial": (2, 0, 1, "R", "L", "A", "P"),
@@ -193,8 +194,6 @@ def reconstruction_figure(
     caption: str = "",
     view_labels: Sequence[str] | None = None,
     pixel_mm: Sequence[float] = (1.0, 1.0),
-    hu_display: Sequence[float] = HU_DISPLAY,
-    difference_hu: float = DIFFERENCE_HU,
 ) -> Path:
     """Draws radiographs, truth, reconstruction and difference into one PNG.
 
@@ -209,11 +208,6 @@ def reconstruction_figure(
         caption: line below the title, for example the metrics.
         view_labels: one text per radiograph.
         pixel_mm: detector pixel along U and V; only its ratio matters.
-        hu_display: HU shown black and white.
-        difference_hu: HU at the ends of the difference's colours.
-
-    Returns:
-        The path written.
 
     Raises:
         ValueError: shapes that do not fit together.
@@ -248,16 +242,15 @@ def reconstruction_figure(
         _radiograph_row(page, first_row, np.asarray(radiographs), view_labels or [], aspect, radiograph_width)
 
     columns: list[tuple[str, FloatArray, str | Colormap, tuple[float, float]]] = []
-    grey = (float(hu_display[0]), float(hu_display[1]))
     if truth_hu is not None:
         truth_hu = np.asarray(truth_hu)
         difference = pred_hu.astype(np.float32) - truth_hu.astype(np.float32)
-        columns.append(("truth", truth_hu, "gray", grey))
-        columns.append(("reconstruction", pred_hu, "gray", grey))
-        columns.append(("reconstruction − truth", difference, DIFFERENCE_COLOURS, (-difference_hu, difference_hu)))
+        columns.append(("truth", truth_hu, "gray", HU_DISPLAY))
+        columns.append(("reconstruction", pred_hu, "gray", HU_DISPLAY))
+        columns.append(("reconstruction − truth", difference, DIFFERENCE_COLOURS, DIFFERENCE_LIMITS))
     top = first_plane + 0.3
     for row, (name, (_, across, _down, *letters)) in enumerate(PLANES.items()):
-        shown = columns or [(name, pred_hu, "gray", grey)]
+        shown = columns or [(name, pred_hu, "gray", HU_DISPLAY)]
         for column, (label, volume, cmap, limits) in enumerate(shown):
             position = column if truth_hu is not None else row
             left = MARGIN + position * (width + GAP)
@@ -272,8 +265,8 @@ def reconstruction_figure(
             top += heights[name] + GAP
     bars = page.height - 0.55
     grey_left, grey_width = (MARGIN + 0.5 * width, width + GAP) if columns else (MARGIN + width, width)
-    colour_bar(page, (grey_left, bars, grey_width), grey, "gray", "HU")
+    colour_bar(page, (grey_left, bars, grey_width), HU_DISPLAY, "gray", "HU")
     if columns:
         box = (MARGIN + 2 * (width + GAP) + 0.1 * width, bars, 0.8 * width)
-        colour_bar(page, box, (-difference_hu, difference_hu), DIFFERENCE_COLOURS, "difference in HU")
+        colour_bar(page, box, DIFFERENCE_LIMITS, DIFFERENCE_COLOURS, "difference in HU")
     return save_figure(page.figure, path)

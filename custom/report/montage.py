@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from custom.report.figures import (
     DIFFERENCE_COLOURS,
-    DIFFERENCE_HU,
+    DIFFERENCE_LIMITS,
     GAP,
     HU_DISPLAY,
     MARGIN,
@@ -64,8 +64,6 @@ def montage(
     path: str | os.PathLike[str],
     title: str = "",
     caption: str = "",
-    hu_display: Sequence[float] = HU_DISPLAY,
-    difference_hu: float = DIFFERENCE_HU,
 ) -> Path:
     """Draws the slices of one case into one PNG: in every plane a row of pictures, below it a row of differences.
 
@@ -76,11 +74,6 @@ def montage(
         path: where the PNG goes.
         title: first line, for example the case and the view set.
         caption: line below the title.
-        hu_display: HU shown black and white.
-        difference_hu: HU at the ends of the difference's colours.
-
-    Returns:
-        The path written.
 
     Raises:
         ValueError: no method, no or an unknown plane, slices of another shape than the truth's.
@@ -94,15 +87,12 @@ def montage(
     top = 0.2 + 0.36 * bool(title) + 0.3 * bool(caption)
     page = Page(top + sum(heights) + 0.75)
     page.heading(title, caption)
-    grey = (float(hu_display[0]), float(hu_display[1]))
     for band, count, height in zip(bands, lines, heights, strict=True):
-        _band(page, top, truth, band, layout, count * _LINE + 0.1, spacing_mm, grey, difference_hu)
+        _band(page, top, truth, band, layout, count * _LINE + 0.1, spacing_mm)
         top += height
     bars, width = page.height - 0.55, 2.6
-    colour_bar(page, (WIDTH / 2 - width - 0.4, bars, width), grey, "gray", "HU")
-    colour_bar(
-        page, (WIDTH / 2 + 0.4, bars, width), (-difference_hu, difference_hu), DIFFERENCE_COLOURS, "difference in HU"
-    )
+    colour_bar(page, (WIDTH / 2 - width - 0.4, bars, width), HU_DISPLAY, "gray", "HU")
+    colour_bar(page, (WIDTH / 2 + 0.4, bars, width), DIFFERENCE_LIMITS, DIFFERENCE_COLOURS, "difference in HU")
     return save_figure(page.figure, path)
 
 
@@ -141,8 +131,6 @@ def _band(
     layout: _Layout,
     head: float,
     spacing_mm: Sequence[float],
-    grey: tuple[float, float],
-    difference_hu: float,
 ) -> None:
     """One row of methods, with the truth at its left."""
     shown = [Panel("truth", truth), *band]
@@ -159,10 +147,10 @@ def _band(
         below = top + height + GAP
         for panel, left in zip(shown, layout.lefts, strict=False):
             values = panel.slices[name].astype(np.float32)
-            page.picture((left, top, layout.width, height), values, "gray", grey)
+            page.picture((left, top, layout.width, height), values, "gray", HU_DISPLAY)
             if panel.slices is not truth:
-                box, limits = (left, below, layout.width, height), (-difference_hu, difference_hu)
-                page.picture(box, values - picture.astype(np.float32), DIFFERENCE_COLOURS, limits)
+                box = (left, below, layout.width, height)
+                page.picture(box, values - picture.astype(np.float32), DIFFERENCE_COLOURS, DIFFERENCE_LIMITS)
                 continue
             axes = page.figure.axes[-1]
             compass(axes, *letters)

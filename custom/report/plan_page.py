@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -131,7 +131,7 @@ def write_plan_page(path: str | os.PathLike[str], content: PlanContent) -> Path:
         "contours": _contours(patient),
         "modes": _modes(content.modes),
         "mode_words": [MODE_WORDS[mode] for mode in content.modes],
-        "impossible": _impossible(content.modes),
+        "impossible": [[MODE_WORDS[mode][0], one.reason] for mode, one in content.modes.items() if not one.possible],
         "files": [[name, hashes(digest)] for name, digest in content.files.items()],
         "plan": None,
     }
@@ -195,7 +195,7 @@ def _contours(patient: Patient) -> list[list[str]]:
     return rows + [[name, "–", reason] for name, reason in patient.contours.missing.items()]
 
 
-def _label(name: str, structures: Sequence[str] = ()) -> str:
+def _label(name: str, structures: Iterable[str]) -> str:
     """A number's name in words, such as "Lung_L, mean dose, Gy".
 
     Args:
@@ -214,16 +214,12 @@ def _number(value: float | None) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:.2f}"
 
 
-def _names(content: PlanContent) -> list[str]:
-    return list(content.patient.contours.structures)
-
-
 def _numbers(content: PlanContent) -> list[list[str]]:
     """Each number on the plan's own CT, its interval over the samples, and what the true CT receives."""
     delivered = content.modes.get("delivered")
     rows = []
     for name, value in content.numbers.items():
-        row = [_label(name, _names(content)), _number(value)]
+        row = [_label(name, content.patient.contours.structures), _number(value)]
         if content.samples:
             found = content.samples.intervals.get(name)
             row.append(f"{found.low:.2f} to {found.high:.2f} ({found.median:.2f})" if found else "–")
@@ -245,22 +241,14 @@ def _modes(modes: Mapping[Mode, ModeResult]) -> list[list[str]]:
     return [[ERROR_WORDS[name], *(_number(one.errors.get(name)) for one in modes.values())] for name in names]
 
 
-def _impossible(modes: Mapping[Mode, ModeResult]) -> list[list[str]]:
-    """Modes without a plan, and why."""
-    return [[MODE_WORDS[mode][0], one.reason] for mode, one in modes.items() if not one.possible]
-
-
 def _dvh(content: PlanContent) -> Markup:
     case = content.patient.case
     assert case is not None
     doses = dvh_doses(case.plan.prescription_gy)
     drawn = {name: one for name, one in case.contours.structures.items() if one.kind != "EXTERNAL"}
     curves = {name: dvh(case.dose_gy, one.mask, doses) for name, one in drawn.items()}
-    bands = {}
-    if content.samples:
-        for name, rows in content.samples.histograms.items():
-            low, high = np.percentile(rows, INTERVAL_PERCENT, axis=0)
-            bands[name] = (low, high)
+    of_samples = content.samples.histograms if content.samples else {}
+    bands = {name: np.percentile(rows, INTERVAL_PERCENT, axis=0) for name, rows in of_samples.items()}
     delivered, true = content.modes.get("delivered"), {}
     if content.true_contours is not None and delivered is not None and delivered.true_dose_gy is not None:
         true = {

@@ -134,7 +134,7 @@ def _from_the_source(
 def dvh_picture(
     doses_gy: npt.NDArray[np.floating],
     curves: Mapping[str, npt.NDArray[np.floating]],
-    bands: Mapping[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]],
+    bands: Mapping[str, npt.NDArray[np.floating]],
     true: Mapping[str, npt.NDArray[np.floating]],
 ) -> Image.Image:
     """Cumulative dose-volume histograms.
@@ -142,7 +142,7 @@ def dvh_picture(
     Args:
         doses_gy: (N,).
         curves: of the plan's own CT, percent by structure.
-        bands: lower and upper percentile of the samples, by structure.
+        bands: lower and upper percentile of the samples, (2, N) by structure.
         true: of the same plan on the true CT, dashed.
     """
     figure = Figure(figsize=(8, 3.8), layout="constrained", facecolor="white")

@@ -139,7 +139,6 @@ def uncertainty_figure(
     caption: str = "",
     squared: bool = False,
     limit_hu: float = DIFFERENCE_HU,
-    hu_display: Sequence[float] = HU_DISPLAY,
 ) -> Path:
     """Draws truth, sample, mean, standard deviation and error of the mean into one PNG, a row per plane and case.
 
@@ -156,10 +155,6 @@ def uncertainty_figure(
         squared: variance and squared error in HU^2, as in the paper, instead of their roots in HU, which show more
             than the few largest values.
         limit_hu: HU (its square if ``squared``) at the bright end of spread and error.
-        hu_display: HU shown black and white.
-
-    Returns:
-        The path written.
 
     Raises:
         ValueError: no case, volumes of different shapes, columns that only some cases have, an unknown plane.
@@ -179,7 +174,7 @@ def uncertainty_figure(
     _headings(page, top, title, caption, {name: left + width / 2 for name, left in zip(names, lefts, strict=True)})
 
     power = 2 if squared else 1
-    grey = _Scale("gray", (float(hu_display[0]), float(hu_display[1])), "HU")
+    grey = _Scale("gray", HU_DISPLAY, "HU")
     spread = _Scale(SPREAD_COLOURS, (0.0, limit_hu**power), "HU²" if squared else "HU")
     for name in planes:
         for label, columns in rows.items():
@@ -214,9 +209,6 @@ def calibration_figure(
         convergence: rows of `SampleStatistics.convergence` by label, such as ``{"2 views": [...]}``.
         coverage: rows of `custom.metrics.interval_coverage` by label; empty to leave that panel out.
         path: where the PNG goes.
-
-    Returns:
-        The path written.
 
     Raises:
         ValueError: nothing to plot.

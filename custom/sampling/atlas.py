@@ -217,9 +217,6 @@ def write_atlas(
             what the network expects, and ends up beside the patient.
         overwrite: replace a file that is there.
 
-    Returns:
-        The file.
-
     Raises:
         FileExistsError: the output exists.
         FileNotFoundError, ValueError: as `load_cases`, for test patients, unknown names, or CTs on different grids.

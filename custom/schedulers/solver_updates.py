@@ -22,8 +22,7 @@ __all__ = [
     "alpha",
     "dpm_solver_update",
     "first_order",
-    "second_order_multistep",
-    "second_order_singlestep",
+    "second_order",
     "sigma",
     "third_order",
 ]
@@ -50,27 +49,16 @@ def first_order(x_s: Tensor, at_s: Node, lambda_t: float) -> Tensor:
     return sigma(lambda_t) / sigma(lambda_s) * x_s + alpha(lambda_t) * _phi_1(lambda_t - lambda_s) * original
 
 
-def second_order_multistep(x_s: Tensor, at_s: Node, before: Node, lambda_t: float) -> Tensor:
-    """DPM-Solver++(2M), a step of Algorithm 2: a line through the predictions here and at the step before.
+def second_order(x_s: Tensor, at_s: Node, other: Node, lambda_t: float) -> Tensor:
+    """A line through the predictions here and, DPM-Solver++(2M), a step of Algorithm 2, at the step before; or,
+    DPM-Solver++(2S), a step of Algorithm 1, inside the step.
 
-    D = (1 + 1 / 2r) x_0(s) - 1 / 2r x_0(before), r = (lambda_s - lambda_before) / h
+    D = (1 - 1 / 2r) x_0(s) + 1 / 2r x_0(other), r = (lambda_other - lambda_s) / h: negative for the step before
     x_t = sigma_t / sigma_s x_s - alpha_t (e^-h - 1) D
     """
     h = lambda_t - at_s[0]
-    r = (at_s[0] - before[0]) / h
-    slope = (at_s[1] - before[1]) / r
-    return first_order(x_s, at_s, lambda_t) + alpha(lambda_t) * _phi_1(h) / 2 * slope
-
-
-def second_order_singlestep(x_s: Tensor, at_s: Node, inside: Node, lambda_t: float) -> Tensor:
-    """DPM-Solver++(2S), a step of Algorithm 1: a line through the predictions here and inside the step.
-
-    D = (1 - 1 / 2r) x_0(s) + 1 / 2r x_0(inside), r = (lambda_inside - lambda_s) / h
-    x_t = sigma_t / sigma_s x_s - alpha_t (e^-h - 1) D
-    """
-    h = lambda_t - at_s[0]
-    r = (inside[0] - at_s[0]) / h
-    slope = (inside[1] - at_s[1]) / r
+    r = (other[0] - at_s[0]) / h
+    slope = (other[1] - at_s[1]) / r
     return first_order(x_s, at_s, lambda_t) + alpha(lambda_t) * _phi_1(h) / 2 * slope
 
 
@@ -105,8 +93,7 @@ def dpm_solver_update(sample: Tensor, nodes: Sequence[Node], lambda_t: float) ->
         return first_order(sample, at_s, lambda_t)
     if len(others) == 2:
         return third_order(sample, at_s, others, lambda_t)
-    update = second_order_multistep if others[0][0] < at_s[0] else second_order_singlestep
-    return update(sample, at_s, others[0], lambda_t)
+    return second_order(sample, at_s, others[0], lambda_t)
 
 
 def _phi_1(h: float) -> float:

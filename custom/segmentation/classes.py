@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -275,8 +275,3 @@ def unpack(packed: Tensor, count: int) -> Tensor:
     packed = packed.to(torch.int32)
     member, unknown = (packed >> bits) & 1, (packed >> (bits + count)) & 1
     return torch.where(unknown.bool(), UNKNOWN, member).to(torch.uint8)
-
-
-def names_of(classes: Iterable[str], numbers: Collection[int] | None = None) -> dict[str, str]:
-    """Numbers (from 1) and names of classes, as label maps carry them in the JSON file beside them."""
-    return {str(n): name for n, name in enumerate(classes, 1) if numbers is None or n in numbers}

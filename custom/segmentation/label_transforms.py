@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.engines import PrepareBatch
 from monai.transforms import MapTransform, Transform
 from torch import Tensor
@@ -19,8 +18,9 @@ from torch import Tensor
 from custom.core.files import write_json
 from custom.core.hu_window import hu_to_unit
 from custom.data.augmentation import RandThoraxAugment
+from custom.data.transforms import PlaceOnGridd
 from custom.geometry import VolumeGrid
-from custom.segmentation.classes import class_masks, class_rules, names_of, pack, unpack
+from custom.segmentation.classes import class_masks, class_rules, pack, unpack
 from custom.segmentation.weak_labels import weak_masks
 
 __all__ = ["ClassMasksd", "JitterHUd", "LabelledVolumes", "PlaceClassesd", "UnpackClassesd", "WriteClassNamesd"]
@@ -39,10 +39,7 @@ class ClassMasksd(Transform):
         classes: names, in the order of the network's channels.
         grid: voxels around the isocentre, the cube's centre.
         label_names: further names by class, see `custom.segmentation.classes.class_rules`.
-        ct_key: the prepared cube, a MetaTensor (1, X, Y, Z) in HU.
-        segmentation_key: its label map, where there is one.
         air_key: CT (1, *grid.shape) in HU, where the grid reaches beyond the cube: the air in it is no organ.
-        output_key: int32 (1, *grid.shape), two bits a class (`pack`).
 
     Raises:
         ValueError: while running: a label map on another grid than its CT, or that is no label map.
@@ -53,26 +50,25 @@ class ClassMasksd(Transform):
         classes: Sequence[str],
         grid: VolumeGrid,
         label_names: Mapping[str, Sequence[str]] | None = None,
-        ct_key: str = "image",
-        segmentation_key: str = "segmentation",
         air_key: str | None = None,
-        output_key: str = "classes",
     ) -> None:
         self.classes, self.grid, self.rules = list(classes), grid, class_rules(classes, label_names)
-        self.ct_key, self.segmentation_key, self.air_key = ct_key, segmentation_key, air_key
-        self.output_key = output_key
+        self.air_key = air_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Adds the packed classes; "names", "known" and "weak" of `load_labelled_cases` say what they are made of."""
+        """Adds the packed "classes" of an "image" and, where there is one, its "segmentation".
+
+        "names", "known" and "weak" of `load_labelled_cases` say what they are made of.
+        """
         out = dict(data)
-        ct = data[self.ct_key]
+        ct = data["image"]
         hu = np.asarray(ct, dtype=np.float32)[0]
         affine = np.asarray(ct.affine, dtype=np.float64)
         masks: dict[str, np.ndarray] = {}
         doubt: dict[str, np.ndarray] = {}
         strange = np.zeros(hu.shape, dtype=bool)
-        if self.segmentation_key in data:
-            labels = self._labels(data[self.segmentation_key], hu.shape, affine)
+        if "segmentation" in data:
+            labels = self._labels(data["segmentation"], hu.shape, affine)
             masks, strange = class_masks(labels, data["names"], self.rules)
         if data.get("weak"):
             weak, weak_doubt = weak_masks(hu, affine[:3, :3].diagonal().tolist())
@@ -96,7 +92,7 @@ class ClassMasksd(Transform):
         if self.air_key is not None:
             air = torch.as_tensor(np.asarray(data[self.air_key])) < _AIR_HU
             unknown_mask &= ~(air & (cube < 0.5))
-        out[self.output_key] = pack(packed_member, unknown_mask)
+        out["classes"] = pack(packed_member, unknown_mask)
         return out
 
     def _labels(self, segmentation: Any, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
@@ -134,22 +130,21 @@ def _overlaps(grid: VolumeGrid, axis: int, count: int, spacing: float) -> Tensor
 
 
 class UnpackClassesd(MapTransform):
-    """Packed classes (1, X, Y, Z) as uint8 (C, X, Y, Z): 0, 1, and 255 where the truth is not known.
+    """Packed classes (1, X, Y, Z) as "label", uint8 (C, X, Y, Z): 0, 1, and 255 where the truth is not known.
 
     Args:
-        keys: one entry.
+        keys: one entry, which is dropped.
         count: C.
-        output_key: where to; the packed entry is dropped.
     """
 
-    def __init__(self, keys: KeysCollection, count: int, output_key: str = "label") -> None:
+    def __init__(self, keys: KeysCollection, count: int) -> None:
         super().__init__(keys)
-        self.count, self.output_key = count, output_key
+        self.count = count
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(data):
-            out[self.output_key] = unpack(torch.as_tensor(out.pop(key)), self.count)
+            out["label"] = unpack(torch.as_tensor(out.pop(key)), self.count)
         return out
 
 
@@ -192,11 +187,10 @@ class LabelledVolumes(PrepareBatch):
     Args:
         hu_window: CT values that become -1 and 1.
         image_key: batch entry (B, 1, X, Y, Z) in HU.
-        label_key: batch entry (B, C, X, Y, Z) of 0, 1 and 255 for not known; may be missing.
     """
 
-    def __init__(self, hu_window: Sequence[float], image_key: str = "image", label_key: str = "label") -> None:
-        self.hu_window, self.image_key, self.label_key = tuple(hu_window), image_key, label_key
+    def __init__(self, hu_window: Sequence[float], image_key: str = "image") -> None:
+        self.hu_window, self.image_key = tuple(hu_window), image_key
 
     def __call__(
         self,
@@ -205,39 +199,22 @@ class LabelledVolumes(PrepareBatch):
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 1, X, Y, Z) in [-1, 1], and labels."""
+        """Images (B, 1, X, Y, Z) in [-1, 1], and the entry "label", (B, C, X, Y, Z), where there is one."""
         volume = torch.as_tensor(batchdata[self.image_key]).to(device, torch.float32, non_blocking=non_blocking)
         label = None
-        if self.label_key in batchdata:
-            label = torch.as_tensor(batchdata[self.label_key]).to(device, non_blocking=non_blocking)
+        if "label" in batchdata:
+            label = torch.as_tensor(batchdata["label"]).to(device, non_blocking=non_blocking)
             label = label.as_subclass(Tensor)
         return hu_to_unit(volume.as_subclass(Tensor), self.hu_window), label
 
 
-class PlaceClassesd(MapTransform):
-    """A segmenter's logits as one label map in the CT's frame: where classes overlap, the later one stands.
+class PlaceClassesd(PlaceOnGridd):
+    """A segmenter's logits (C, X, Y, Z) as one label map (1, X, Y, Z) in the CT's frame: 0 for nothing, n for the n-th
+    class; where classes overlap, the later one stands."""
 
-    Args:
-        keys: logits (C, X, Y, Z).
-        grid: theirs.
-        name_key: entry that names the output file.
-    """
-
-    def __init__(self, keys: KeysCollection, grid: VolumeGrid, name_key: str = "name") -> None:
-        super().__init__(keys)
-        self.grid, self.name_key = grid, name_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """MetaTensors (1, X, Y, Z) of 0 for nothing and n for the n-th class."""
-        out = dict(data)
-        affine = self.grid.affine(torch.as_tensor(out["isocenter_mm"]).tolist())
-        for key in self.key_iterator(out):
-            inside = torch.as_tensor(out[key]) > 0
-            numbers = torch.arange(1, len(inside) + 1, device=inside.device).reshape(-1, 1, 1, 1)
-            labels = (inside * numbers).amax(0, keepdim=True).to(torch.uint8)
-            meta = {"filename_or_obj": f"{out.get(self.name_key, 'case')}.nii.gz"}
-            out[key] = MetaTensor(labels, affine=torch.as_tensor(affine), meta=meta)
-        return out
+    def shown(self, value: Tensor) -> Tensor:
+        numbers = torch.arange(1, len(value) + 1, device=value.device).reshape(-1, 1, 1, 1)
+        return ((value > 0) * numbers).amax(0, keepdim=True).to(torch.uint8)
 
 
 class WriteClassNamesd(Transform):
@@ -256,5 +233,6 @@ class WriteClassNamesd(Transform):
         self.classes, self.output_dir, self.postfix, self.name_key = list(classes), Path(output_dir), postfix, name_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-        write_json(self.output_dir / f"{data.get(self.name_key, 'case')}_{self.postfix}.json", names_of(self.classes))
+        names = {str(number): name for number, name in enumerate(self.classes, 1)}
+        write_json(self.output_dir / f"{data.get(self.name_key, 'case')}_{self.postfix}.json", names)
         return data

@@ -53,9 +53,6 @@ def write_lidc_labels(
         lung_masks: folder of LUNA16's lung masks; none by default.
         min_readers: contours of a finding by fewer of the four readers teach nothing, neither nodule nor none.
 
-    Returns:
-        The output folder.
-
     Raises:
         FileNotFoundError: an input that does not exist.
         ModuleNotFoundError: pylidc is missing.

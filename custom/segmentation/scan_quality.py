@@ -27,9 +27,8 @@ class RandScanQualityd(Randomizable, Transform):
 
     Args:
         image_key: CT (1, X, Y, Z) in HU.
-        classes_key: packed classes (1, X, Y, Z), see `custom.segmentation.classes.pack`; where the scan is cut they
-            become empty.
-        classes: names of the packed classes.
+        classes: names of the packed classes, entry "classes" (1, X, Y, Z), see `custom.segmentation.classes.pack`;
+            where the scan is cut they become empty.
         contrast_classes: those of them that take up contrast medium; others are ignored.
         spacing_mm: voxel size.
         contrast_hu: largest mean enhancement; half of the scans have none.
@@ -45,7 +44,6 @@ class RandScanQualityd(Randomizable, Transform):
     def __init__(
         self,
         image_key: str = "source",
-        classes_key: str = "classes",
         classes: Sequence[str] = (),
         contrast_classes: Sequence[str] = (),
         spacing_mm: Sequence[float] = (5.0, 5.0, 5.0),
@@ -65,14 +63,14 @@ class RandScanQualityd(Randomizable, Transform):
         for name, value in amplitudes.items():
             if not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be zero or positive, got {value}")
-        self.image_key, self.classes_key = image_key, classes_key
+        self.image_key = image_key
         self.contrast_classes = [n for n, name in enumerate(classes) if name in contrast_classes]
         self.spacing_mm, self.contrast_hu, self.shading_hu = tuple(spacing_mm), contrast_hu, shading_hu
         self.blur_mm, self.noise_hu, self.cut_mm = blur_mm, noise_hu, cut_mm
 
     def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         out = dict(data)
-        hu, classes = out[self.image_key].float(), out[self.classes_key]
+        hu, classes = out[self.image_key].float(), out["classes"]
         air = hu <= _AIR_MARGIN_HU
         if self.contrast_classes and self.R.random_sample() < 0.5:
             hu = self._enhanced(hu, classes)
@@ -83,7 +81,7 @@ class RandScanQualityd(Randomizable, Transform):
         noise = self._blurred(self._normal(hu.shape), float(self.R.choice([0.0, 0.0, 3.0, 5.0])))
         noise *= self.R.uniform(0, self.noise_hu) / noise.std().clamp(min=1e-6)
         hu = torch.where(air, hu, hu + noise).clamp_(min=AIR_HU)
-        out[self.image_key], out[self.classes_key] = self._cut(hu, classes)
+        out[self.image_key], out["classes"] = self._cut(hu, classes)
         return out
 
     def _normal(self, shape: Sequence[int]) -> Tensor:

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from custom.core.morphology import ball, pieces
 from custom.metrics import body_mask
 
-__all__ = ["WEAK_CLASSES", "segment_bone", "segment_lungs", "weak_masks"]
+__all__ = ["WEAK_CLASSES", "weak_masks"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +53,10 @@ def weak_masks(
     spacing = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
     body = _patient(hu)
     masks, doubt = {"body": body}, {}
-    lungs = segment_lungs(hu, spacing, body)
+    lungs = _lungs(hu, spacing, body)
     if lungs is not None:
         masks["lung_left"], masks["lung_right"] = lungs
-    masks["bone"], doubt["bone"] = segment_bone(hu, spacing, body, None if lungs is None else lungs[0] | lungs[1])
+    masks["bone"], doubt["bone"] = _bone(hu, spacing, body, None if lungs is None else lungs[0] | lungs[1])
     return masks, doubt
 
 
@@ -63,22 +64,9 @@ def _patient(hu: npt.NDArray[np.floating]) -> BoolArray:
     """The body; a lung that the cube's side cuts open belongs to it wherever the air around was set to -1000 HU."""
     body = body_mask(hu)
     if (hu[~body] <= AIR_HU).mean() > 0.5:
-        labelled, sizes = _pieces(hu > AIR_HU + _AIR_MARGIN_HU)
+        labelled, sizes = pieces(hu > AIR_HU + _AIR_MARGIN_HU)
         body = body | (labelled == sizes.argmax())
     return body
-
-
-def _pieces(mask: BoolArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    labelled, _ = ndimage.label(mask)
-    sizes = np.bincount(labelled.ravel())
-    sizes[0] = 0
-    return labelled, sizes
-
-
-def _ball(radius_mm: float, spacing: Sequence[float]) -> BoolArray:
-    reach = [int(radius_mm // s) for s in spacing]
-    axes = np.meshgrid(*[np.arange(-r, r + 1) * s for r, s in zip(reach, spacing, strict=True)], indexing="ij")
-    return sum(a**2 for a in axes) <= radius_mm**2 + 1e-6
 
 
 def _airways(air: BoolArray, spacing: Sequence[float], body: BoolArray) -> BoolArray:
@@ -91,7 +79,7 @@ def _airways(air: BoolArray, spacing: Sequence[float], body: BoolArray) -> BoolA
             continue
         columns = np.flatnonzero(body[:, :, z].any(1))
         middle, width = (columns[0] + columns[-1]) / 2, columns[-1] - columns[0] + 1
-        labelled, sizes = _pieces(air[:, :, z])
+        labelled, sizes = pieces(air[:, :, z])
         if above is None:
             fits = [n for n in np.flatnonzero(sizes) if 30.0 <= sizes[n] * area <= _AIRWAY_MM2 / 1.5]
             centres = {n: float(np.nonzero(labelled == n)[0].mean()) for n in fits}
@@ -113,7 +101,7 @@ def _split(air: BoolArray, voxel_cm3: float) -> tuple[BoolArray, BoolArray] | No
     """Left and right lung (RAS+: left has the smaller x) of air that may touch between them."""
     inner = air
     for _ in range(6):
-        labelled, sizes = _pieces(inner)
+        labelled, sizes = pieces(inner)
         order = np.argsort(sizes)[::-1]
         if len(order) > 1 and sizes[order[1]] > 0.25 * sizes[order[0]] and sizes[order[1]] * voxel_cm3 > 100:
             first, second = labelled == order[0], labelled == order[1]
@@ -126,25 +114,17 @@ def _split(air: BoolArray, voxel_cm3: float) -> tuple[BoolArray, BoolArray] | No
     return None
 
 
-def segment_lungs(
-    hu: npt.NDArray[np.floating], spacing_mm: Sequence[float], body: BoolArray | None = None
+def _lungs(
+    hu: npt.NDArray[np.floating], spacing: Sequence[float], body: BoolArray
 ) -> tuple[BoolArray, BoolArray] | None:
     """Left and right lung: air inside the body without the trachea, split in two and closed over its vessels.
 
-    Args:
-        hu: (X, Y, Z) HU, RAS+ axes.
-        spacing_mm: voxel size along X, Y, Z.
-        body: mask of the patient; computed where missing.
-
-    Returns:
-        Two masks; None where two lungs of plausible size cannot be found (a collapsed or resected lung).
+    None where two lungs of plausible size cannot be found (a collapsed or resected lung).
     """
-    spacing = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
-    body = _patient(hu) if body is None else body
     voxel_cm3 = float(np.prod(spacing)) / 1000
-    air = (hu < LUNG_HU) & ndimage.binary_erosion(body, _ball(5.0, spacing), border_value=1)
-    trachea = ndimage.binary_dilation(_airways(air, spacing, body), _ball(spacing[0] * 1.5, spacing))
-    labelled, sizes = _pieces(air & ~trachea)
+    air = (hu < LUNG_HU) & ndimage.binary_erosion(body, ball(5.0, spacing), border_value=1)
+    trachea = ndimage.binary_dilation(_airways(air, spacing, body), ball(spacing[0] * 1.5, spacing))
+    labelled, sizes = pieces(air & ~trachea)
     # Bowel gas and the stomach's bubble are apart from the lungs, or smaller than a third of them.
     if not sizes.any():
         return None
@@ -178,32 +158,19 @@ def _between(lungs: BoolArray) -> BoolArray:
     return span | depth
 
 
-def segment_bone(
-    hu: npt.NDArray[np.floating],
-    spacing_mm: Sequence[float],
-    body: BoolArray | None = None,
-    lungs: BoolArray | None = None,
+def _bone(
+    hu: npt.NDArray[np.floating], spacing: Sequence[float], body: BoolArray, lungs: BoolArray | None
 ) -> tuple[BoolArray, BoolArray]:
     """Bone above 250 HU with its marrow, and where it is in doubt.
 
     Contrast medium is as dense as bone. Dense voxels between the lungs (heart, vessels, vertebral bodies) are in
-    doubt, as is everything from 120 HU on that the bone does not enclose.
-
-    Args:
-        hu: (X, Y, Z) HU, RAS+ axes.
-        spacing_mm: voxel size along X, Y, Z.
-        body: mask of the patient; computed where missing.
-        lungs: mask of both; without it nothing dense is sure to be bone.
-
-    Returns:
-        Two masks.
+    doubt, as is everything from 120 HU on that the bone does not enclose. Without lungs nothing dense is sure to be
+    bone.
     """
-    spacing = (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
-    body = _patient(hu) if body is None else body
     dense = (hu > BONE_HU) & body
-    labelled, sizes = _pieces(dense)
+    labelled, sizes = pieces(dense)
     dense &= (sizes * np.prod(spacing) / 1000 >= _BONE_CM3)[labelled]
-    bone = ndimage.binary_closing(dense, _ball(1.5 * max(spacing), spacing)) | dense
+    bone = ndimage.binary_closing(dense, ball(1.5 * max(spacing), spacing)) | dense
     bone = np.stack([ndimage.binary_fill_holes(bone[:, :, k]) for k in range(bone.shape[2])], axis=2)
     inside = np.ones_like(bone) if lungs is None else _between(lungs)
     doubt = (bone & inside) | ((hu > _DOUBT_HU) & body & ~bone)

@@ -144,7 +144,6 @@ class NoisyLatents(PrepareBatch):
         min_snr_gamma: see `loss_weight`.
         noises_per_case: R, noisy latents of every case in a step. Its radiographs and features are computed once for
             all of them.
-        latent_key: batch entry (B, C, X, Y, Z), not normalised.
 
     Raises:
         ValueError: if drop_prob is no share, or noises_per_case less than 1; in a step, if there is "known" and the
@@ -158,7 +157,6 @@ class NoisyLatents(PrepareBatch):
         drop_prob: float = 0.1,
         min_snr_gamma: float | None = None,
         noises_per_case: int = 1,
-        latent_key: str = "latent",
     ) -> None:
         if not 0 <= drop_prob < 1:
             raise ValueError(f"drop_prob must lie in [0, 1), got {drop_prob}")
@@ -167,7 +165,7 @@ class NoisyLatents(PrepareBatch):
         self.network: Any = getattr(network, "module", network)
         self.scheduler, self.radiographs = self.network.scheduler(), radiographs
         self.drop_prob, self.min_snr_gamma = drop_prob, min_snr_gamma
-        self.noises_per_case, self.latent_key = noises_per_case, latent_key
+        self.noises_per_case = noises_per_case
 
     def __call__(
         self,
@@ -191,7 +189,7 @@ class NoisyLatents(PrepareBatch):
         keywords: dict[str, Any] = {"image": image, "views": views["views"], "view_mask": views["view_mask"]}
         if "known" in batchdata:
             keywords["known"] = normalised("known")
-        latent = normalised(self.latent_key)
+        latent = normalised("latent")
         share = self.network.view_share(views["views"], views["view_mask"])
         target = self.network.to_residual(latent, keywords.get("known"), share)
         target = target.repeat_interleave(self.noises_per_case, 0)

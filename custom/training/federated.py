@@ -42,9 +42,6 @@ def join_weights(weights: Mapping[str, Any], site: str | os.PathLike[str], targe
         site: checkpoint of a network of the same kind, which brings the prior.
         target: file to write.
 
-    Returns:
-        The target.
-
     Raises:
         ValueError: the weights are those of another network.
     """

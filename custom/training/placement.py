@@ -1,4 +1,4 @@
-"""Transforms that remember where a CT lies, and place what is computed from it there."""
+"""A transform that remembers where a CT lies, so that what is computed from it is placed there."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from custom.geometry import VolumeGrid
-
-__all__ = ["PlaceLatentsd", "RememberCentred"]
+__all__ = ["RememberCentred"]
 
 
 class RememberCentred(MapTransform):
@@ -32,29 +28,4 @@ class RememberCentred(MapTransform):
             middle = torch.tensor([(n - 1) / 2 for n in volume.shape[1:]] + [1.0], dtype=torch.float64)
             out["isocenter_mm"] = (torch.as_tensor(volume.affine).double() @ middle)[:3]
             out["name"] = Path(os.fspath(volume.meta.get("filename_or_obj", "volume"))).name.split(".")[0]
-        return out
-
-
-class PlaceLatentsd(MapTransform):
-    """Latents with the affine of their grid in the CT's frame.
-
-    Args:
-        keys: latents (D, x, y, z), as a `VQGAN` gives them.
-        grid: its `latent_grid`.
-        name_key: entry that names the output file.
-    """
-
-    def __init__(
-        self, keys: KeysCollection, grid: VolumeGrid, name_key: str = "name", allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.grid, self.name_key = grid, name_key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """MetaTensors (D, x, y, z), float32."""
-        out = dict(data)
-        affine = self.grid.affine(torch.as_tensor(out["isocenter_mm"]).tolist())
-        for key in self.key_iterator(out):
-            meta = {"filename_or_obj": f"{out.get(self.name_key, 'latent')}.nii.gz"}
-            out[key] = MetaTensor(torch.as_tensor(out[key]).float(), affine=torch.as_tensor(affine), meta=meta)
         return out

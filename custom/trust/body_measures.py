@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from custom.core.files import sha256_file
 from custom.core.hu_window import hu_to_unit, unit_to_hu
+from custom.core.morphology import largest_piece
 from custom.geometry import VolumeGrid
 from custom.models import find_model
 from custom.models.model_files import SEGMENTER
@@ -117,9 +117,7 @@ def _organs(
         name: (logits[[segmenter.classes.index(one) for one in classes]] > 0).any(0)
         for name, classes in _ORGANS.items()
     }
-    pieces, count = ndimage.label(masks["heart_volume_ml"].numpy())
-    if count > 1:
-        masks["heart_volume_ml"] = torch.from_numpy(pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax()))
+    masks["heart_volume_ml"] = torch.from_numpy(largest_piece(masks["heart_volume_ml"].numpy()))
     voxel_ml = float(np.prod(segmenter.grid.spacing_mm)) / 1000
     return unit_to_hu(shown[0, 0], segmenter.hu_window), masks, voxel_ml
 

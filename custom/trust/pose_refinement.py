@@ -27,7 +27,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 
 from custom.geometry import ViewRow, is_cone, is_vertical_parallel
-from custom.geometry.detector import isocenter_pixel_mm
+from custom.networks.feature_unet import averaging_factor
 from custom.networks.population_prior import average_pixels
 from custom.trust.check_statistics import primary_that_agrees
 from custom.trust.pose_consistency import FEWEST_ROWS, centers_of_mass, rotated, row_misfit
@@ -151,7 +151,7 @@ def refine_poses(
     Returns:
         `why_not` is set for a single view, two parallel views, beams of both kinds, and bodies that are cut off.
     """
-    factor = max(1, round(_PIXEL_MM / float(isocenter_pixel_mm(views).mean())))
+    factor = averaging_factor(_PIXEL_MM, views)
     both = torch.stack([torch.where(field_mask, image, 0.0), field_mask]).double()
     (picture, whole), coarse = average_pixels(both, views.double().expand(2, -1, -1), factor)
     mask, stated, cone, others = whole > 0.999, coarse[0], bool(is_cone(views).all()), len(views) - 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from custom.core.attenuation import water_attenuation_per_mm
-from custom.geometry.detector import isocenter_pixel_mm
+from custom.networks.feature_unet import averaging_factor
 from custom.networks.population_prior import PopulationPrior, average_pixels
 from custom.projection import ProjectorCache
 
@@ -68,8 +68,7 @@ class RadiographLikelihood:
         Returns:
             Water paths (K, V', U') [mm], bool (K, V', U') of the pixels that are exposed in full, views (K, 13).
         """
-        size = float(isocenter_pixel_mm(views).mean())
-        factor = max(1, round(self.prior.grid.spacing_mm[0] / size))
+        factor = averaging_factor(self.prior.grid.spacing_mm[0], views)
         shown = torch.where(field_mask, image, torch.zeros_like(image)).float() / self.water
         coarse, moved = average_pixels(shown[None], views[None].float(), factor)
         whole, _ = average_pixels(field_mask[None].float(), views[None].float(), factor)

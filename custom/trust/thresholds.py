@@ -186,18 +186,7 @@ class Thresholds:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write as JSON, whole or not at all."""
-        content = {
-            "format": FORMAT,
-            "groups": {g: {s: asdict(t) for s, t in group.items()} for g, group in self.groups.items()},
-            "quantiles": {beam: asdict(q) for beam, q in self.quantiles.items()},
-            "trained": asdict(self.trained),
-            "made_from": dict(self.made_from),
-            "expected_error": {g: asdict(e) for g, e in self.expected_error.items()},
-            "intervals": {g: asdict(i) for g, i in self.intervals.items()},
-            "calibrated": self.calibrated,
-        }
-        write_json(Path(path), content)
-        return Path(path)
+        return write_json(path, {"format": FORMAT, **asdict(self)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Thresholds:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt, map_coordinates
 
-from custom.data.diffeomorphism import random_diffeomorphism
+from custom.data.diffeomorphism import random_diffeomorphism, rotation_matrix
 
 COARSE_MM = 5.0
 FAR_MM = 60.0
@@ -55,7 +55,7 @@ class Canvas:
         self.size = np.asarray(size, dtype=np.float64)
         self.mean_size = float(np.prod(self.size) ** (1 / 3))
         self.origin = np.asarray(origin_mm, dtype=np.float64)
-        self.rotation = _rotation(tilt_deg)
+        self.rotation = rotation_matrix(tilt_deg)
         self.first = -(np.asarray(self.shape) - 1) / 2 * self.spacing
         span = [(n - 1) * self.step for n in self.nodes]
         self.warp = np.zeros((3, *self.nodes), dtype=np.float32)
@@ -273,15 +273,6 @@ def ellipsoid(canvas: Canvas, centre: Points, radii: Points, axes: Array | None 
     k0 = np.sqrt(sum((v / np.float32(r)) ** 2 for v, r in zip(d, radii, strict=True)))
     k1 = np.sqrt(sum((v / np.float32(r) ** 2) ** 2 for v, r in zip(d, radii, strict=True)))
     return np.clip(k0 * (k0 - 1) / np.maximum(k1, 1e-6), -FAR_MM, FAR_MM)
-
-
-def _rotation(degrees: Sequence[float]) -> Array:
-    (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    return (
-        np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-        @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-        @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    )
 
 
 def _splat(

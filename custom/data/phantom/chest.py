@@ -297,10 +297,8 @@ def paint_mediastinum(canvas: Canvas, person: Person, chest: Chest, above: Array
     """Paint heart, great vessels, oesophagus and airways over the fat between the lungs."""
     hu = person.hu
     texture = canvas.fine(4.0 * canvas.noise(rng, 9.0))
-    for name, wall in (("veins_low", "veins_low"), ("esophagus", "esophagus")):
-        value = hu["esophagus"] if name == "esophagus" else 0.5 * (hu["liver"] + hu["right_heart"])
-        label = LABELS["esophagus"] if name == "esophagus" else LABELS["great_vessels"]
-        _paint_tubes(canvas, chest.tubes[wall], value, label)
+    _paint_tubes(canvas, chest.tubes["veins_low"], 0.5 * (hu["liver"] + hu["right_heart"]), LABELS["great_vessels"])
+    _paint_tubes(canvas, chest.tubes["esophagus"], hu["esophagus"], LABELS["esophagus"])
     clip = np.float32(-1) - above  # the heart ends at the diaphragm
     for name in ("right_atrium", "left_atrium", "right_ventricle", "left_ventricle"):
         value = {"right_atrium": hu["right_heart"], "left_atrium": hu["left_heart"]}.get(name, hu["myocardium"])

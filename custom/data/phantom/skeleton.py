@@ -56,8 +56,8 @@ def paint_skeleton(
     _paint_spine(canvas, person, spine, rng)
 
 
-def rib_points(number: int, side: int, spine: Spine) -> tuple[Array, Array]:
-    """Knots (N, 3) of a rib's centre line from head to front end, and polar angles of the knots from the front."""
+def _rib_points(number: int, side: int, spine: Spine) -> Array:
+    """Knots (N, 3) of a rib's centre line from head to front end."""
     row = FIRST_THORACIC + number - 1
     z0 = float(spine.z[row]) + 7.0
     x0, y0 = spine.at(z0)
@@ -71,8 +71,7 @@ def rib_points(number: int, side: int, spine: Spine) -> tuple[Array, Array]:
     on_cage = cage_point(angle, z, side, spine, RIB_OFFSET_MM)
     head = np.array([x0 + side * (half_width + 3), y0 - half_depth + 2, z0])
     neck = np.array([x0 + side * (half_width + 16), y0 - half_depth - 15, z0 + 1])
-    knots = np.concatenate([[head, neck], on_cage])
-    return knots, np.concatenate([[np.pi, start], angle])
+    return np.concatenate([[head, neck], on_cage])
 
 
 def _paint_ribs(canvas: Canvas, person: Person, spine: Spine, rng: np.random.RandomState) -> None:
@@ -80,7 +79,7 @@ def _paint_ribs(canvas: Canvas, person: Person, spine: Spine, rng: np.random.Ran
     thickness = rng.normal(1.0, 0.07) - 0.08 * person.female
     for side in (-1, 1):
         for number in range(1, 13):
-            knots, _ = rib_points(number, side, spine)
+            knots = _rib_points(number, side, spine)
             knots = knots + np.concatenate([np.zeros((2, 3)), rng.normal(0, 1.0, size=(len(knots) - 2, 3))])
             radius = thickness * (5.2 if 2 < number < 11 else 4.6)
             centre, widths = curve(knots, np.linspace(0.92, 1.08, len(knots)) * radius)

@@ -51,12 +51,11 @@ def body_fields(
     skin = muscle - fat - np.float32(SKIN_MM)
     skin = smooth_intersection([skin, couch - 0.55 * person.fat_mm - SKIN_MM - canvas.y], 10.0)
     if person.female and rng.random_sample() < 0.9:
-        skin = smooth_union([skin, *_breasts(canvas, person, spine, skin, rng)], 9.0)
+        skin = smooth_union([skin, *_breasts(canvas, person, skin, rng)], 9.0)
     return muscle, skin
 
 
-def _breasts(canvas: Canvas, person: Person, spine: Spine, skin: Array, rng: np.random.RandomState) -> list[Array]:
-    del spine
+def _breasts(canvas: Canvas, person: Person, skin: Array, rng: np.random.RandomState) -> list[Array]:
     radius = float(np.clip(36 + 0.9 * person.fat_mm + rng.normal(0, 8), 36, 82))
     z = rng.uniform(-35, 15)
     depth = radius * rng.uniform(0.55, 0.75)
@@ -117,17 +116,15 @@ def diaphragm_field(canvas: Canvas, person: Person, spine: Spine) -> Array:
     return canvas.normalised((canvas.z - (share * heights[0] + (1 - share) * heights[1])).astype(np.float32))
 
 
-def paint_abdomen(
-    canvas: Canvas, person: Person, cage: Array, above: Array, rng: np.random.RandomState
-) -> dict[str, Array]:
-    """Paint what lies below the diaphragm; returns the coarse distances of liver and spleen."""
+def paint_abdomen(canvas: Canvas, person: Person, cage: Array, above: Array, rng: np.random.RandomState) -> None:
+    """Paint what lies below the diaphragm."""
     cavity = smooth_intersection([cage + 2.5, above + 2.0], 2.0)
     below = np.maximum(cavity, -20 - np.minimum(-cavity, 0))
     dome = person.dome_mm
     mixture = canvas.noise(rng, 24.0) + 0.5 * canvas.noise(rng, 12.0)
     box = canvas.box(below)
     if box is None:
-        return {}
+        return
     # The muscle of the diaphragm, then fat and loops of bowel.
     canvas.paint(canvas.fine(smooth_intersection([cage, above], 2.0), box), person.hu["muscle"], LABELS["muscle"], box)
     canvas.paint(canvas.fine(cavity, box), person.hu["fat"] + 6, LABELS["fat"], box)
@@ -179,7 +176,6 @@ def paint_abdomen(
     canvas.paint_coarse(liver, person.hu["liver"], LABELS["liver"], texture=0.5 * fold)
     if rng.random_sample() < 0.75:
         _paint_colon(canvas, person, cavity, level, rng)
-    return {"liver": liver, "spleen": spleen}
 
 
 def _paint_colon(canvas: Canvas, person: Person, cavity: Array, level: float, rng: np.random.RandomState) -> None:

@@ -60,9 +60,6 @@ def make_thorax(
         noise_hu: standard deviation of the scanner's noise at this voxel size; None draws 2 to 10 HU.
         limit_scan: cut the volume as scanners do: scan range along z, and now and then a round field of view.
 
-    Returns:
-        The phantom.
-
     Raises:
         ValueError: for a shape, spacing or ``arms`` that is not usable.
     """

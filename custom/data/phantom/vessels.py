@@ -9,14 +9,12 @@ Array = np.ndarray
 PIECE_MM = 9.0
 # Murray's law: the cube of a vessel's radius is the sum of its branches' cubes.
 MURRAY = 3.0
+# Weight of the way to the root: 0 gives a minimal spanning tree, large values a star.
+_DETOUR = 0.35
 
 
 def grow_tree(
-    root: Array,
-    targets: Array,
-    rng: np.random.RandomState,
-    tip_mm: float = 0.6,
-    detour: float = 0.35,
+    root: Array, targets: Array, rng: np.random.RandomState, tip_mm: float = 0.6
 ) -> tuple[Array, Array, Array]:
     """Connect all targets to a root, each where the new piece plus its way to the root is shortest.
 
@@ -25,7 +23,6 @@ def grow_tree(
         targets: (M, 3) ends to reach, mm.
         rng: source of the pieces' bends.
         tip_mm: radius of an end, mm.
-        detour: weight of the way to the root; 0 gives a minimal spanning tree, large values a star.
 
     Returns:
         Starts (P, 3), ends (P, 3) and radii (P,) of straight pieces in mm.
@@ -42,7 +39,7 @@ def grow_tree(
     leaves = []
     for target in targets[order]:
         distance = np.linalg.norm(nodes[:count] - target, axis=1)
-        best = int(np.argmin(distance + detour * way[:count]))
+        best = int(np.argmin(distance + _DETOUR * way[:count]))
         pieces = max(1, int(distance[best] / PIECE_MM))
         if count + pieces > capacity:
             break

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,8 @@ from starlette.testclient import TestClient
 
 from custom.app.case_folder import Case, Cases, Refused
 from custom.app.work_queue import WorkQueue, _failure, _take_fetched
-from tests.custom.app.test_app_more_files import finish, send
-from tests.custom.app.test_app_pages import LIMITS, client_of, new_case, record, settled
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
-    with client_of(tmp_path / "cases") as client:
-        yield client
+from tests.custom.app.test_app_more_files import finish
+from tests.custom.app.test_app_pages import LIMITS, new_case, record, send, settled
 
 
 def read_already(client: TestClient, tmp_path: Path, questions: int = 0) -> tuple[str, Path]:

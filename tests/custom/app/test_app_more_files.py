@@ -13,7 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from custom.app.case_folder import Case
-from tests.custom.app.test_app_pages import client_of, new_case, radiograph, record, settled
+from tests.custom.app.test_app_pages import client_of, new_case, radiograph, record, send, settled
 
 FOREIGN = {"letter.pdf": b"%PDF-1.7 " + bytes(200), "photo.jpg": b"\xff\xd8\xff\xe0" + bytes(200)}
 
@@ -22,10 +22,6 @@ FOREIGN = {"letter.pdf": b"%PDF-1.7 " + bytes(200), "photo.jpg": b"\xff\xd8\xff\
 def client(tmp_path: Path) -> Iterator[TestClient]:
     with client_of(tmp_path / "cases", files=6) as client:
         yield client
-
-
-def send(client: TestClient, case: str, **files: bytes) -> list[int]:
-    return [client.post(f"{case}/files?name={name}", content=data).status_code for name, data in files.items()]
 
 
 def read(client: TestClient, case: str) -> str:
@@ -124,7 +120,11 @@ def test_all_that_cannot_be_read_is_left_out_at_once_and_nothing_else(client: Te
     send(client, case, **FOREIGN, **{"a.png": picture, "a.json": sidecar, "b.png": picture + b" ", "b.json": b"{"})
     page = read(client, case)
     assert "3 of 4 files cannot be read" in page and "Leave out all 3 that cannot be read" in page
-    for said in ("<small>A PDF, neither DICOM", "<small>A JPEG picture, neither DICOM", "<small>Is not a JSON file"):
+    for said in (
+        "<small>A PDF, neither DICOM nor PNG",
+        "<small>A JPEG picture, neither DICOM",
+        "<small>Is not a JSON file",
+    ):
         assert page.count(said) == 1
     form = page.split("Leave out all")[0].split("<form")[-1]
     wrong = [part.split('"')[0] for part in form.split('value="')[1:]]

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 
 from custom.app.serve import _listen
-from custom.cli import main
+from tests.fewview_command import fewview_ct
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(["app", *words])
+    assert fewview_ct("app", *words) == 2
     said = capsys.readouterr().err.strip()
-    assert ended.value.code == 2 and said.startswith("error: ") and "\n" not in said
+    assert said.startswith("error: ") and "\n" not in said
     return said
 
 

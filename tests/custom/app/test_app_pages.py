@@ -38,18 +38,17 @@ def client_of(folder: Path, token: str | None = None, **changes: object) -> Test
     return TestClient(app, f"http://{HOST}", headers=OURS, follow_redirects=False)
 
 
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
-    with client_of(tmp_path / "cases") as client:
-        yield client
-
-
 def new_case(client: TestClient) -> str:
     return f"/cases/{client.post('/cases').json()['id']}"
 
 
 def record(folder: Path, case: str) -> dict:
     return json.loads((folder / "cases" / case.split("/")[-1] / "case.json").read_text())
+
+
+def send(client: TestClient, case: str, **files: bytes) -> list[int]:
+    """Answers to sending files, by name."""
+    return [client.post(f"{case}/files?name={name}", content=data).status_code for name, data in files.items()]
 
 
 def radiograph(folder: Path, **sidecar: object) -> tuple[bytes, bytes]:
@@ -59,6 +58,15 @@ def radiograph(folder: Path, **sidecar: object) -> tuple[bytes, bytes]:
     grey = (60000 * np.exp(-3 * path)).astype(np.uint16)
     Image.fromarray(grey).save(folder / "a.png")
     return (folder / "a.png").read_bytes(), json.dumps({**SIDECAR, **sidecar}).encode()
+
+
+def received(cases: Cases, **files: bytes) -> Case:
+    """A new case with files."""
+    case = cases.create()
+    for name, content in files.items():
+        with case.new_file(name, 3) as stream:
+            stream.write(content)
+    return case
 
 
 def settled(client: TestClient, case: str) -> str:
@@ -73,8 +81,7 @@ def settled(client: TestClient, case: str) -> str:
 def test_a_missing_fact_is_asked_for_and_the_answer_is_used(client: TestClient, tmp_path: Path) -> None:
     picture, sidecar = radiograph(tmp_path)
     case = new_case(client)
-    assert client.post(f"{case}/files?name=../../Frontal 1.PNG", content=picture).status_code == 201
-    assert client.post(f"{case}/files?name=../../frontal 1.json", content=sidecar).status_code == 201
+    assert send(client, case, **{"../../Frontal 1.PNG": picture, "../../frontal 1.json": sidecar}) == [201, 201]
     assert sorted(record(tmp_path, case)["files"]) == ["radiograph_1.json", "radiograph_1.png"]
     assert client.post(f"{case}/read").status_code == 303
     page = settled(client, case)
@@ -116,10 +123,7 @@ def test_a_restart_loses_no_step(tmp_path: Path) -> None:
     cases = Cases(tmp_path / "cases", LIMITS)
     names = []
     for state in ("waiting", "running"):  # the second one was killed in its midst
-        case = cases.create()
-        for name, content in (("a.png", picture), ("a.json", sidecar)):
-            with case.new_file(name, 3) as stream:
-                stream.write(content)
+        case = received(cases, **{"a.png": picture, "a.json": sidecar})
         case.wait_for("read")
         case.save(state=state)
         names.append(f"/cases/{case.id}")
@@ -134,10 +138,7 @@ def test_a_restart_loses_no_step(tmp_path: Path) -> None:
 def test_a_file_that_was_coming_when_the_server_ended_is_left_out_and_named(tmp_path: Path) -> None:
     picture, sidecar = radiograph(tmp_path, source_to_detector_mm=1800)
     cases = Cases(tmp_path / "cases", LIMITS)
-    case = cases.create()
-    for name, content in (("a.png", picture), ("a.json", sidecar)):
-        with case.new_file(name, 3) as stream:
-            stream.write(content)
+    case = received(cases, **{"a.png": picture, "a.json": sidecar})
     coming = case.new_file("Second <b>.png", 3)
     stream = coming.__enter__()
     stream.write(picture[:100])
@@ -159,9 +160,7 @@ def test_a_file_that_was_coming_when_the_server_ended_is_left_out_and_named(tmp_
 
 def test_a_fetch_that_runs_again_takes_nothing_twice(tmp_path: Path) -> None:
     cases = Cases(tmp_path / "cases", LIMITS)
-    case = cases.create()
-    with case.new_file("1 from the PACS.dcm", 3):
-        pass
+    case = received(cases, **{"1 from the PACS.dcm": b""})
     case.save(state="running", task="fetch", options={"by": "accession", "value": "A1"}, since=0)
     cases.close()
     with client_of(tmp_path / "cases") as client:
@@ -185,8 +184,7 @@ def test_a_step_that_is_cut_off_by_the_end_of_the_server_waits_again(tmp_path: P
     picture, sidecar = radiograph(tmp_path)
     with client_of(tmp_path / "cases") as client:
         case = new_case(client)
-        client.post(f"{case}/files?name=a.png", content=picture)
-        client.post(f"{case}/files?name=a.json", content=sidecar)
+        send(client, case, **{"a.png": picture, "a.json": sidecar})
         client.post(f"{case}/read")
     assert record(tmp_path, case)["state"] in ("waiting", "running")
     Cases(tmp_path / "cases", LIMITS).close()
@@ -204,9 +202,7 @@ def test_files_are_bounded_while_they_come(client: TestClient, tmp_path: Path) -
     for content in (bytes(1_000_001), endless()):
         assert client.post(f"{case}/files?name=a.dcm", content=content).status_code == 413
         assert list(folder.iterdir()) == [] and record(tmp_path, case)["files"] == {}
-    for number in range(3):
-        assert client.post(f"{case}/files?name=IM{number}", content=b"x").status_code == 201
-    assert client.post(f"{case}/files?name=IM3", content=b"x").status_code == 413
+    assert send(client, case, **{f"IM{number}": b"x" for number in range(4)}) == [201] * 3 + [413]
     assert sorted(path.name for path in folder.iterdir()) == [f"radiograph_{n}.dcm" for n in (2, 3, 4)]
     assert client.post(f"{case}/answers", content=bytes(100_000)).status_code == 413
     for _ in range(3):
@@ -238,12 +234,10 @@ def test_no_path_comes_from_a_client(client: TestClient, tmp_path: Path, name: s
 
 def test_a_sidecar_of_no_radiograph_and_two_of_one_name_are_refused(client: TestClient) -> None:
     case = new_case(client)
-    client.post(f"{case}/files?name=a.dcm", content=b"x")
-    client.post(f"{case}/files?name=b.json", content=b"{}")
+    send(client, case, **{"a.dcm": b"x", "b.json": b"{}"})
     answer = client.post(f"{case}/read")
     assert answer.status_code == 400 and answer.text.startswith("b.json: no radiograph has this name")
-    assert client.post(f"{case}/files?name=A.dcm.json", content=b"{}").status_code == 201
-    assert client.post(f"{case}/files?name=a.json", content=b"{}").status_code == 413, "too many files"
+    assert send(client, case, **{"A.dcm.json": b"{}", "a.json": b"{}"}) == [201, 413], "too many files"
     assert client.post(f"{case}/remove-files", data={"file": "../case.json"}).status_code == 404
     assert client.post(f"{case}/remove-files", data={"file": "radiograph_2.json"}).status_code == 303
 
@@ -348,8 +342,7 @@ def test_a_removed_case_does_not_stop_the_queue(
     picture, sidecar = radiograph(tmp_path, source_to_detector_mm=1800)
     for removed in (True, False):
         case = new_case(client)
-        client.post(f"{case}/files?name=a.png", content=picture)
-        client.post(f"{case}/files?name=a.json", content=sidecar)
+        send(client, case, **{"a.png": picture, "a.json": sidecar})
         client.post(f"{case}/read")
         if removed:
             while client.get(f"{case}/state").json()["seconds"] < 1:
@@ -369,10 +362,8 @@ def test_a_full_disk_is_seen_while_a_file_comes(
 
 
 def test_names_of_files_are_not_mixed_up(tmp_path: Path) -> None:
-    case = Cases(tmp_path / "cases", LIMITS).create()
-    for name in ("radiograph_2.dcm", "radiograph_1.dcm"):  # the client's; ours count from 1
-        with case.new_file(name, 3):
-            pass
+    names = ("radiograph_2.dcm", "radiograph_1.dcm")  # the client's; ours count from 1
+    case = received(Cases(tmp_path / "cases", LIMITS), **dict.fromkeys(names, b""))
     assert case.shown("files/radiograph_1.dcm and radiograph_2.dcm") == "radiograph_2.dcm and radiograph_1.dcm"
 
 

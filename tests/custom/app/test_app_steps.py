@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +18,7 @@ from custom.app.question_fields import asked_about, sentence
 from custom.app.work_queue import WorkQueue, _environment, _failure
 from custom.radiographs import read_radiographs
 from custom.sampling.atlas import WHOSE_DETAIL
-from tests.custom.app.test_app_pages import HERE, LIMITS, client_of, new_case, radiograph, record, settled
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
-    with client_of(tmp_path / "cases") as client:
-        yield client
+from tests.custom.app.test_app_pages import HERE, LIMITS, new_case, radiograph, record, send, settled
 
 
 def test_a_package_that_is_called_as_a_module_of_python_does_not_take_its_place(
@@ -45,8 +38,7 @@ def test_a_step_is_stopped_and_nothing_is_lost(client: TestClient, tmp_path: Pat
     content, sidecar = radiograph(tmp_path, source_to_detector_mm=1800)
     cases = [new_case(client), new_case(client)]
     for case in cases:
-        client.post(f"{case}/files?name=a.png", content=content)
-        client.post(f"{case}/files?name=a.json", content=sidecar)
+        send(client, case, **{"a.png": content, "a.json": sidecar})
         client.post(f"{case}/read")
     running, waiting = cases
     end = time.monotonic() + 60
@@ -89,24 +81,11 @@ def test_the_users_own_name_of_a_file_stands_beside_ours(tmp_path: Path) -> None
     assert one.name == "radiograph_1.png" and one.label == f"radiograph_1.png ({one.called})"
 
 
-def test_every_file_that_is_no_radiograph_is_named_at_once(client: TestClient, tmp_path: Path) -> None:
-    content, _ = radiograph(tmp_path)
-    case = new_case(client)
-    files = {"letter.pdf": b"%PDF-1.7 " + bytes(200), "photo.jpg": b"\xff\xd8\xff\xe0" + bytes(200), "a.png": content}
-    for name, data in files.items():
-        client.post(f"{case}/files?name={name}", content=data)
-    client.post(f"{case}/read")
-    page = settled(client, case)
-    assert "2 of 3 files cannot be read" in page and "A PDF, neither DICOM nor PNG" in page
-    assert "A JPEG picture, neither" in page
-
-
 def test_the_patients_of_two_radiographs_are_named_where_they_differ(client: TestClient, tmp_path: Path) -> None:
     save(tmp_path / "1.dcm", dx("L\\F", "PA", PatientName="Meyer^Anna", PatientID="1"))
     save(tmp_path / "2.dcm", dx("A\\F", "LL", PatientName="Schmidt^Karl", PatientID="2"))
     case = new_case(client)
-    for name in ("1.dcm", "2.dcm"):
-        client.post(f"{case}/files?name={name}", content=(tmp_path / name).read_bytes())
+    send(client, case, **{name: (tmp_path / name).read_bytes() for name in ("1.dcm", "2.dcm")})
     client.post(f"{case}/read")
     page = settled(client, case)
     assert "PatientName (0010,0010) differs from 1.dcm" in page

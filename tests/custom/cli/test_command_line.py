@@ -19,12 +19,7 @@ import pytest
 
 from custom import __version__
 from custom.cli import command_line
-
-
-def call(*words: str) -> int:
-    with pytest.raises(SystemExit) as end:
-        command_line.main(list(words))
-    return end.value.code if isinstance(end.value.code, int) else 1
+from tests.fewview_command import fewview_ct
 
 
 @pytest.fixture
@@ -66,15 +61,15 @@ def keep(calls: list[tuple[Any, ...]]) -> Callable[..., Any]:
 def test_values_arrive_as_the_types_of_the_signature(verb: Any, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[tuple[Any, ...]] = []
     verb(keep(calls))
-    assert call("try", "0001") == 0
+    assert fewview_ct("try", "0001") == 0
     assert calls.pop() == ("0001", None, (0.0, 90.0), (-1000.0, 1000.0), 1, 1.0, None, False)
     words = "try 7 --target a/b --angles_deg 0,45,90 --hu_window=-500,500 --workers 3 --scale 2 --seed 5 --fine"
-    assert call(*words.split()) == 0
+    assert fewview_ct(*words.split()) == 0
     source, target, angles, window, workers, scale, seed, fine = calls.pop()
     assert (source, target, angles, window) == ("7", Path("a/b"), (0.0, 45.0, 90.0), (-500.0, 500.0))
     assert (workers, scale, seed, fine) == (3, 2.0, 5, True)
     assert isinstance(scale, float)
-    assert call("try", "7", "--angles_deg", "90", "--seed", "None") == 0
+    assert fewview_ct("try", "7", "--angles_deg", "90", "--seed", "None") == 0
     assert calls[0][2] == (90.0,)
     assert calls[0][6] is None
     assert capsys.readouterr().out == ""
@@ -87,22 +82,20 @@ def test_files_and_words_stay_as_they_were_typed(verb: Any, capsys: pytest.Captu
         calls.append((files, to, names, count, angles_deg))
 
     verb(job)
-    assert (
-        call("try", "0001", "1e5", "a,b", "--to", "007", "--names", "a-b,01", "--count", "3", "c", "--angles_deg=90")
-        == 0
-    )
+    words = "try 0001 1e5 a,b --to 007 --names a-b,01 --count 3 c --angles_deg=90"
+    assert fewview_ct(*words.split()) == 0
     assert calls.pop() == (("0001", "1e5", "a,b", "c"), "007", ("a-b", "01"), 3, (90.0,))
-    assert call("try", "--to", "x", "--names", "[one]") == 0
+    assert fewview_ct("try", "--to", "x", "--names", "[one]") == 0
     assert calls.pop() == ((), "x", ("one",), 0, ())
-    assert call("try", "a") == 2
+    assert fewview_ct("try", "a") == 2
     assert "to" in capsys.readouterr().err and not calls
 
 
 def test_a_verb_ends_with_the_code_that_it_returns(verb: Any) -> None:
     verb(lambda: command_line.ExitCode.TO_REVIEW)
-    assert call("try") == 4
+    assert fewview_ct("try") == 4
     verb(lambda: 4)
-    assert call("try") == 0
+    assert fewview_ct("try") == 0
 
 
 def test_an_option_that_is_gone_says_what_is_there_instead(
@@ -114,7 +107,7 @@ def test_an_option_that_is_gone_says_what_is_there_instead(
         command_line.VERBS, "try", command_line.VERBS["try"]._replace(replaced={"--old": "it is --workers"})
     )
     for words in (["--old", "3"], ["--old=3"]):
-        assert call("try", "a", *words) == 2
+        assert fewview_ct("try", "a", *words) == 2
         assert capsys.readouterr().err == "error: --old is no longer an option of try: it is --workers\n"
     assert not calls
 
@@ -140,7 +133,7 @@ def test_mistyped_arguments_run_nothing(
 ) -> None:
     calls: list[tuple[Any, ...]] = []
     verb(keep(calls))
-    assert call(*words.split()) == 2
+    assert fewview_ct(*words.split()) == 2
     out, err = capsys.readouterr()
     assert not calls
     assert out == ""
@@ -172,7 +165,7 @@ def test_errors_are_one_line(
         raise error
 
     verb(fail)
-    assert call("try") == code
+    assert fewview_ct("try") == code
     assert capsys.readouterr().err == line
 
 
@@ -183,7 +176,7 @@ def test_debug_shows_the_traceback(
         raise ValueError("spacing 0 mm")
 
     verb(fail)
-    assert call("try", "--debug") == 2
+    assert fewview_ct("try", "--debug") == 2
     assert "Traceback" in caplog.text
     assert "spacing 0 mm" in caplog.text
 
@@ -191,7 +184,7 @@ def test_debug_shows_the_traceback(
 def test_help_of_a_verb_shows_its_real_options(verb: Any, capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[tuple[Any, ...]] = []
     verb(keep(calls))
-    assert call("try", "--help") == 0
+    assert fewview_ct("try", "--help") == 0
     text = capsys.readouterr().out
     for words in ("Usage: fewview-ct try", "SOURCE", "--angles_deg FLOAT", "how many at once", "--nofine", "0,90"):
         assert words in text
@@ -202,14 +195,14 @@ def test_help_of_a_verb_shows_its_real_options(verb: Any, capsys: pytest.Capture
 def test_a_switch_is_turned_off_in_any_usual_way(words: list[str], verb: Any) -> None:
     calls: list[tuple[Any, ...]] = []
     verb(keep(calls))
-    assert call("try", "a", *words) == 0
+    assert fewview_ct("try", "a", *words) == 0
     assert calls[0][-1] is False
 
 
 def test_hyphens_pass_for_the_underscores_of_a_name(verb: Any) -> None:
     calls: list[tuple[Any, ...]] = []
     verb(keep(calls))
-    assert call("try", "a", "--angles-deg=5", "--hu-window=-1,1", "--no-fine") == 0
+    assert fewview_ct("try", "a", "--angles-deg=5", "--hu-window=-1,1", "--no-fine") == 0
     assert (calls[0][2], calls[0][3], calls[0][-1]) == ((5.0,), (-1.0, 1.0), False)
 
 
@@ -220,27 +213,27 @@ def test_every_verb_says_as_much_as_wanted(option: str, level: str, verb: Any, m
     monkeypatch.setenv("TQDM_DISABLE", "")
     levels: list[str] = []
     verb(lambda: levels.append(logging.getLevelName(logging.getLogger("custom").getEffectiveLevel())))
-    assert call("try", *filter(None, [option])) == 0
+    assert fewview_ct("try", *filter(None, [option])) == 0
     assert levels == [level] and bool(os.environ["TQDM_DISABLE"]) == (option == "--quiet")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_verbs_and_options(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("completion", shell) == 0
+    assert fewview_ct("completion", shell) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in command_line.VERBS)
     assert all(option in text for option in ("source_to_isocenter_mm", "overwrite"))
 
 
 def test_bash_reads_the_completion(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert call("completion", "bash") == 0
+    assert fewview_ct("completion", "bash") == 0
     (tmp_path / "script").write_text(capsys.readouterr().out)
     assert subprocess.run(["bash", "-n", str(tmp_path / "script")], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
 def test_overview_lists_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(*words) == 0
+    assert fewview_ct(*words) == 0
     text = capsys.readouterr().out
     assert all(f" {name} " in text for name in command_line.VERBS)
     assert all(f" {verb.group} " in text for verb in command_line.VERBS.values()), "in groups"
@@ -248,7 +241,7 @@ def test_overview_lists_every_verb(words: list[str], capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("name", sorted(command_line.VERBS))
 def test_every_verb_exists_with_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(name, "--help") == 0
+    assert fewview_ct(name, "--help") == 0
     text = " ".join(re.sub(r"[│]", " ", capsys.readouterr().out).split())
     function = getattr(importlib.import_module(command_line.VERBS[name].module), command_line.VERBS[name].function)
     assert f"Usage: fewview-ct {name}" in text
@@ -284,7 +277,7 @@ def test_what_a_message_quotes_does_not_reach_the_terminal_as_a_command(
         raise ValueError("a name \x1b[2J\x07 of a file")
 
     verb(job)
-    assert call("try") == 2
+    assert fewview_ct("try") == 2
     assert capsys.readouterr().err == "error: a name ?[2J? of a file\n"
     record = logging.makeLogRecord({"msg": "two\nlines, %s", "args": ("\x1b]0;x",)})
     assert command_line._Printable("%(message)s").format(record) == "two\nlines, ?]0;x"

@@ -11,22 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from custom.cli import ExitCode, main
+from custom.cli import ExitCode
 from custom.cli.drift_command import MEANINGS
 from custom.core.files import sha256_file, write_json
 from custom.geometry import Geometry
 from custom.trust import Thresholds
 from custom.trust.check_statistics import STATISTICS
 from custom.trust.thresholds import TrainedRange
+from tests.fewview_command import fewview_ct
 
 TRAINED = TrainedRange((2,), ("cone",), (700.0, 1700.0), (1000.0, 1900.0), 5.0, 0.5)
 VIEWS = Geometry.from_angles([0.0, 90.0], "cone", 1000.0, 1500.0, (8, 8), 10.0).tensor().tolist()
 
 
 def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main(["drift", *map(str, words)])
-    return int(end.value.code or 0)
+    return fewview_ct("drift", *words)
 
 
 @pytest.fixture

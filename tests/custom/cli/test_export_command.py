@@ -8,19 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from custom.cli import main
 from custom.core.checkpoints import save_checkpoint
 from custom.core.files import sha256_file
 from custom.trust import Thresholds
 from tests.custom.benchmark.tiny_benchmark import tiny_network
+from tests.fewview_command import fewview_ct
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "bundles" / "inr_recon" / "models" / "thresholds.json"
 
 
 def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main(["export", *map(str, words)])
-    return int(end.value.code or 0)
+    return fewview_ct("export", *words)
 
 
 def test_thresholds_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

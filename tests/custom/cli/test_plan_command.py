@@ -14,13 +14,13 @@ import numpy as np
 import pydicom
 import pytest
 
-from custom.cli import main
 from custom.core.files import read_json_object, sha256_file, write_json, write_nifti
 from custom.data.sample import sample_ct
 from custom.dicom.write_ct import SyntheticCT, write_ct_series
 from custom.radiotherapy import PencilBeamEngine, dose_rules
 from custom.reconstruct.outputs import series_sha256
 from custom.reconstruct.result import FORMAT
+from tests.fewview_command import fewview_ct
 
 SEGMENTER = str(Path(__file__).resolve().parents[3] / "bundles" / "seg_guidance" / "models" / "model.pt")
 
@@ -31,9 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(*words: object) -> int:
-    with pytest.raises(SystemExit) as end:
-        main(["plan", *map(str, words), "--segmenter", SEGMENTER])
-    return int(end.value.code or 0)
+    return fewview_ct("plan", *words, "--segmenter", SEGMENTER)
 
 
 def result_folder(

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import requests
 
-from custom.cli import command_line
 from custom.data import fetch_cohort as module
 from custom.data.fetch_cohort import fetch_cohort
 from custom.data.prepare import prepare
 from tests.ct_samples import ROOT, SPACING, chest, write_series
 from tests.custom.data.s3_stand_in import Store, serving
+from tests.fewview_command import fewview_ct
 
 
 class Library:
@@ -203,9 +203,7 @@ def test_without_network_one_line_and_exit_code_2(
     pytest.importorskip("idc_index_data", reason="the extra 'cohort' is not installed")
     monkeypatch.setattr(module.requests, "head", _unreachable)
     words = ["fetch-cohort", str(tmp_path / "c"), "--collections", "lctsc", "--count", "2", "--licences", "CC BY 3.0"]
-    with pytest.raises(SystemExit) as ended:
-        command_line.main(words)
-    assert ended.value.code == 2
+    assert fewview_ct(*words) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and "https://s3.amazonaws.com cannot be reached (ConnectionError)" in error[0]
     assert len(json.loads((tmp_path / "c" / "cohort.json").read_text())["cases"]) == 2

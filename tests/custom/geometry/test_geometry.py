@@ -26,6 +26,7 @@ from custom.geometry import (
     rays,
     views_from_angles,
 )
+from tests.analytic import turned
 
 few = settings(max_examples=40, deadline=None)
 angles = st.lists(st.floats(-720, 720), min_size=1, max_size=5)
@@ -45,14 +46,9 @@ def geometries(draw: st.DrawFn) -> Geometry:
         (draw(st.floats(0.5, 6)), draw(st.floats(0.5, 6))),
         (draw(st.floats(-40, 40)), draw(st.floats(-40, 40))),
     )
-    seed = draw(st.integers(0, 2**16))
-    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(seed)).double())[0]
-    rotation = rotation * torch.linalg.det(rotation)
-    turned = (views[:, :12].reshape(-1, 4, 3) @ rotation.mT).reshape(-1, 12)
+    views = turned(views, draw(st.integers(0, 2**16)))
     shape = (draw(st.integers(40, 200)), draw(st.integers(40, 200)))
-    return Geometry(
-        torch.cat([turned, views[:, 12:]], -1), shape, isocenter_mm=draw(st.sampled_from([None, (1, 2, 3)]))
-    )
+    return Geometry(views, shape, isocenter_mm=draw(st.sampled_from([None, (1, 2, 3)])))
 
 
 @few

@@ -12,16 +12,10 @@ from torch import Tensor
 from custom.geometry import Geometry, VolumeGrid, views_from_angles
 from custom.projection import JosephOperator, ParallelOperator, Projector, ProjectorCache, joseph, make_operator
 from custom.projection.column_kernels import _compiled
+from tests.analytic import turned
 
 GRID = VolumeGrid((20, 24, 16), (6.0, 5.0, 7.0), (4.0, -3.0, 6.0))
 SHAPE = (18, 30)
-
-
-def turned(views: Tensor, seed: int = 3) -> Tensor:
-    """The views after an arbitrary rotation of the gantry."""
-    rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(seed)).double())[0]
-    rotation = rotation * torch.linalg.det(rotation)
-    return torch.cat([(views[:, :12].reshape(-1, 4, 3) @ rotation.mT).reshape(-1, 12), views[:, 12:]], -1)
 
 
 ANGLES = [0.0, 33.0, 90.0, 201.0]

@@ -78,15 +78,19 @@ def item(**values: Any) -> Dataset:
     return made
 
 
+def _at(dataset: Dataset, place: tuple[Any, ...]) -> Dataset:
+    for step in place:
+        dataset = dataset[step].value if isinstance(step, str) else dataset[step]
+    return dataset
+
+
 def raw(keyword: str, value: str, *place: Any) -> Change:
     """Text as it stands in the file, whatever pydicom thinks of it."""
 
     def change(dataset: Dataset) -> None:
-        for step in place:
-            dataset = dataset[step].value if isinstance(step, str) else dataset[step]
         tag = Tag(keyword)
         kind = pydicom.datadict.dictionary_VR(tag)
-        dataset._dict[tag] = RawDataElement(tag, kind, len(value), value.encode(), 0, False, True)
+        _at(dataset, place)._dict[tag] = RawDataElement(tag, kind, len(value), value.encode(), 0, False, True)
 
     return change
 
@@ -102,12 +106,7 @@ def point(index: int, **values: Any) -> Change:
 
 
 def without(keyword: str, *place: Any) -> Change:
-    def change(dataset: Dataset) -> None:
-        for step in place:
-            dataset = dataset[step].value if isinstance(step, str) else dataset[step]
-        delattr(dataset, keyword)
-
-    return change
+    return lambda d: delattr(_at(d, place), keyword)
 
 
 def leaves(boundaries: list[float], positions: list[float], kind: str = "MLCX") -> Change:
@@ -147,6 +146,33 @@ JAWS = (*FIRST, "BeamLimitingDevicePositionSequence", 0)
 X_TWICE = item(RTBeamLimitingDeviceType="X", LeafJawPositions=[-10, 10])
 
 REFUSED: dict[str, tuple[Change, str]] = {
+    "electrons": (beam(RadiationType="ELECTRON"), "radiation is ELECTRON"),
+    "wedge": (beam(NumberOfWedges=1), "has wedges"),
+    "block": (beam(NumberOfBlocks=1), "has blocks"),
+    "bolus": (beam(NumberOfBoli=1), "has boli"),
+    "distance": (beam(SourceAxisDistance=800), "source to axis 800 mm"),
+    "arc": (point(0, GantryRotationDirection="CW"), "an arc"),
+    "turned on": (point(1, GantryAngle=10.0), "an arc"),
+    "collimator": (point(1, BeamLimitingDeviceAngle=30.0), "collimator turns"),
+    "couch": (point(0, PatientSupportAngle=90.0), "PatientSupportAngle is 90"),
+    "moving jaws": (
+        point(1, BeamLimitingDevicePositionSequence=[item(RTBeamLimitingDeviceType="ASYMX", LeafJawPositions=[-9, 9])]),
+        "while the beam is on",
+    ),
+    "energies": (point(0, NominalBeamEnergy=10.0), "several isocentres or energies"),
+    "energy": (
+        lambda d: [setattr(one.ControlPointSequence[0], "NominalBeamEnergy", 4) for one in d.BeamSequence],
+        "beam quality '4 MV' is not known",
+    ),
+    "isocentres": (point(0, IsocenterPosition=[9, 0, 0]), "several isocentres"),
+    "frame": (lambda d: setattr(d, "FrameOfReferenceUID", "1.2.3"), "another CT"),
+    "position": (lambda d: setattr(d.PatientSetupSequence[0], "PatientPosition", "FFS"), "Patient Position is FFS"),
+    "no meterset": (without("BeamMeterset", *MU), r"BeamMeterset .* is missing"),
+    "no prescription": (without("DoseReferenceSequence"), "Target Prescription Dose"),
+    "no points": (without("ControlPointSequence", "BeamSequence", 0), "0 control points"),
+    "crossed": (point(0, BeamLimitingDevicePositionSequence=[]), "how large the field is"),
+    "many": (lambda d: setattr(d, "BeamSequence", Sequence([d.BeamSequence[0]] * 61)), "61 beams"),
+    "no plan": (lambda d: setattr(d, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.481.2"), "no RT Plan"),
     "beam twice": (lambda d: setattr(d.BeamSequence[1], "BeamNumber", 1), "the plan has beam 1 twice"),
     "reference twice": (references(ReferencedBeamNumber=1), "its fraction group has beam 1 twice"),
     "no such beam": (
@@ -209,12 +235,6 @@ REFUSED: dict[str, tuple[Change, str]] = {
 }  # fmt: skip
 
 
-def _at(dataset: Dataset, place: tuple[Any, ...]) -> Dataset:
-    for step in place:
-        dataset = dataset[step].value if isinstance(step, str) else dataset[step]
-    return dataset
-
-
 def setup_field(dataset: Dataset) -> None:
     other = copy.deepcopy(dataset.BeamSequence[0])
     other.BeamNumber, other.TreatmentDeliveryType = 9, "SETUP"
@@ -256,6 +276,21 @@ def test_what_conforms_is_read(name: str, reference: CTReference, written: bytes
     found = read_rt_plan(edited(written, tmp_path, READ[name]), reference)
     assert [one.monitor_units for one in found.fields] == pytest.approx([100, 100], rel=1e-6)
     assert found.prescription_gy == 2 and found.beam_quality == "6 MV"
+
+
+def test_step_and_shoot_becomes_a_field_for_each_aperture(
+    reference: CTReference, written: bytes, tmp_path: Path
+) -> None:
+    def change(dataset: Dataset) -> None:
+        points = dataset.BeamSequence[0].ControlPointSequence
+        points[1].CumulativeMetersetWeight = 0.25
+        narrow = item(RTBeamLimitingDeviceType="ASYMY", LeafJawPositions=[-20, 20])
+        moved = item(ControlPointIndex=2, CumulativeMetersetWeight=0.25, BeamLimitingDevicePositionSequence=[narrow])
+        points.extend([moved, item(ControlPointIndex=3, CumulativeMetersetWeight=1.0)])
+
+    found = read_rt_plan(edited(written, tmp_path, change), reference)
+    assert [one.monitor_units for one in found.fields] == pytest.approx([25, 75, 100], rel=1e-6)
+    assert found.fields[1].jaws_mm == pytest.approx((-50, 50, -20, 20), abs=1e-3)
 
 
 def test_a_plan_that_was_cut_off_is_refused_or_whole(reference: CTReference, written: bytes, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,8 @@ import pydicom
 import pytest
 import torch
 from matplotlib import path as polygon
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
 from thorax_phantom import patient, plan, thorax
 
-from custom.dicom.strict import encode
 from custom.dicom.write_ct import SyntheticCT, write_ct_series
 from custom.geometry import VolumeGrid
 from custom.radiotherapy import (
@@ -181,95 +177,6 @@ def test_leaves_shape_the_field_and_come_back(reference: CTReference, tmp_path: 
     write_rt_objects(whole, reference, tmp_path)
     (found,) = read_rt_plan(tmp_path / "rtplan.dcm", reference).fields
     assert found.leaves == leaves and found.jaws_mm == one.jaws_mm and found.collimator_deg == 90.0
-
-
-def _edited(source: Path, change: Callable[[Dataset], None]) -> Path:
-    dataset = pydicom.dcmread(source)
-    change(dataset)
-    target = source.with_name("edited.dcm")
-    target.write_bytes(encode(dataset))
-    return target
-
-
-def _beam(**values: object) -> Callable[[Dataset], None]:
-    return lambda d: [setattr(d.BeamSequence[0], key, value) for key, value in values.items()] and None
-
-
-def _point(index: int, **values: object) -> Callable[[Dataset], None]:
-    def change(dataset: Dataset) -> None:
-        for key, value in values.items():
-            setattr(dataset.BeamSequence[0].ControlPointSequence[index], key, value)
-
-    return change
-
-
-def _moving(dataset: Dataset) -> None:
-    jaws = Dataset()
-    jaws.RTBeamLimitingDeviceType, jaws.LeafJawPositions = "ASYMX", [-10, 10]
-    dataset.BeamSequence[0].ControlPointSequence[1].BeamLimitingDevicePositionSequence = Sequence([jaws])
-
-
-REFUSED: dict[str, tuple[Callable[[Dataset], None], str]] = {
-    "electrons": (_beam(RadiationType="ELECTRON"), "radiation is ELECTRON"),
-    "wedge": (_beam(NumberOfWedges=1), "has wedges"),
-    "block": (_beam(NumberOfBlocks=1), "has blocks"),
-    "bolus": (_beam(NumberOfBoli=1), "has boli"),
-    "distance": (_beam(SourceAxisDistance=800), "source to axis 800 mm"),
-    "arc": (_point(0, GantryRotationDirection="CW"), "an arc"),
-    "turned on": (_point(1, GantryAngle=10.0), "an arc"),
-    "collimator": (_point(1, BeamLimitingDeviceAngle=30.0), "collimator turns"),
-    "couch": (_point(0, PatientSupportAngle=90.0), "PatientSupportAngle is 90"),
-    "moving jaws": (_moving, "while the beam is on"),
-    "energies": (_point(0, NominalBeamEnergy=10.0), "several isocentres or energies"),
-    "energy": (
-        lambda d: [setattr(one.ControlPointSequence[0], "NominalBeamEnergy", 4) for one in d.BeamSequence] and None,
-        "beam quality '4 MV' is not known",
-    ),
-    "isocentres": (_point(0, IsocenterPosition=[0, 0, 0]), "several isocentres"),
-    "frame": (lambda d: setattr(d, "FrameOfReferenceUID", "1.2.3"), "another CT"),
-    "position": (lambda d: setattr(d.PatientSetupSequence[0], "PatientPosition", "FFS"), "Patient Position is FFS"),
-    "no meterset": (
-        lambda d: delattr(d.FractionGroupSequence[0].ReferencedBeamSequence[0], "BeamMeterset"),
-        r"BeamMeterset .* is missing",
-    ),
-    "no prescription": (lambda d: delattr(d, "DoseReferenceSequence"), "Target Prescription Dose"),
-    "no points": (lambda d: delattr(d.BeamSequence[0], "ControlPointSequence"), "0 control points"),
-    "crossed": (_point(0, BeamLimitingDevicePositionSequence=Sequence()), "how large the field is"),
-    "many": (lambda d: setattr(d, "BeamSequence", Sequence([d.BeamSequence[0]] * 61)), "61 beams"),
-    "no plan": (lambda d: setattr(d, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.481.2"), "no RT Plan"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_computed_is_refused(name: str, reference: CTReference, rt_plan: Path) -> None:
-    change, said = REFUSED[name]
-    path = _edited(rt_plan, change)
-    with pytest.raises(ValueError, match=said) as error:
-        read_rt_plan(path, reference)
-    assert str(path) in str(error.value)
-
-
-def test_step_and_shoot_becomes_a_field_for_each_aperture(
-    case: PlannedCase, reference: CTReference, rt_plan: Path
-) -> None:
-    def change(dataset: Dataset) -> None:
-        points = dataset.BeamSequence[0].ControlPointSequence
-        points[1].CumulativeMetersetWeight = 0.25
-        moved, end = Dataset(), Dataset()
-        narrow = Dataset()
-        narrow.RTBeamLimitingDeviceType, narrow.LeafJawPositions = "ASYMY", [-20, 20]
-        moved.ControlPointIndex, moved.CumulativeMetersetWeight = 2, 0.25
-        moved.BeamLimitingDevicePositionSequence = Sequence([narrow])
-        end.ControlPointIndex, end.CumulativeMetersetWeight = 3, 1.0
-        points.extend([moved, end])
-
-    found = read_rt_plan(_edited(rt_plan, change), reference)
-    first, second, other = found.fields
-    whole = case.plan.fields[0]
-    assert first.monitor_units == pytest.approx(whole.monitor_units / 4, rel=1e-6)
-    assert second.monitor_units == pytest.approx(whole.monitor_units * 3 / 4, rel=1e-6)
-    assert second.jaws_mm == pytest.approx((*whole.jaws_mm[:2], -20, 20), abs=1e-3)
-    assert other.monitor_units == pytest.approx(case.plan.fields[1].monitor_units, rel=1e-6)
 
 
 def test_what_is_no_dicom_is_refused(tmp_path: Path, reference: CTReference) -> None:

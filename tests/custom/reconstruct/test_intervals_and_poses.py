@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from custom.cli import ExitCode, command_line
+from custom.cli import ExitCode
 from custom.dicom.write_map import why_no_map
 from custom.geometry import ViewRow
 from custom.models import Model, load_model
 from custom.radiographs import read_radiographs
-from custom.reconstruct import pipeline, reconstruct
+from custom.reconstruct import reconstruct
 from custom.trust import CheckResult, Verdict
 from custom.trust.calibrated_intervals import CalibratedIntervals
 from custom.trust.measure_intervals import MeasureInterval
@@ -28,6 +28,9 @@ from custom.trust.voxel_intervals import TISSUES, VoxelIntervals
 from tests.custom.dicom.stored_volumes import read_ct_series, read_uncertainty_map
 from tests.custom.reconstruct.dx_pair import write_pair
 from tests.custom.reconstruct.only_check import the_only_check
+from tests.fewview_command import fewview_ct
+
+AS_USUAL = CheckResult("population", Verdict.PASS, 0.1, 1.0, 2.0, "As usual.")
 
 
 def known_intervals(patients: int = 20) -> CalibratedIntervals:
@@ -40,15 +43,17 @@ def known_intervals(patients: int = 20) -> CalibratedIntervals:
     return CalibratedIntervals(0.9, patients, (20.0,) * 3, ((0.0, 90.0),), 0, None, voxels, {"frontal_depth_mm": depth})
 
 
+def limits_of(views: str) -> Mock:
+    """Thresholds with `known_intervals` of these views."""
+    return Mock(intervals={views: known_intervals()}, of=lambda beam, count: ({}, views))
+
+
 @pytest.mark.parametrize("views", ["parallel 2", "cone 2"])
 def test_intervals_are_written_or_a_reason(
     folder: Path, case: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, views: str
 ) -> None:
     pytest.importorskip("highdicom")
-    check = CheckResult("population", Verdict.PASS, 0.1, 1.0, 2.0, "As usual.")
-    thresholds = the_only_check(monkeypatch, check, tmp_path)
-    limits = Mock(intervals={views: known_intervals()}, of=lambda beam, count: ({}, views))
-    monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: limits))
+    thresholds = the_only_check(monkeypatch, AS_USUAL, tmp_path, limits_of(views))
     output, options = tmp_path / "out", {"geometry": case["geometry"], "model": folder / "inr.pt"}
     found = reconstruct([case["image"]], output=output, thresholds=thresholds, grey_wider_than_hu=39.0, **options)
     record = json.loads((output / "result.json").read_text())
@@ -86,10 +91,8 @@ def test_without_highdicom_all_but_the_dicom_maps_is_written_and_said(
         options |= {"model": folder / "ldm", "samples": 2}
         names = ["uncertainty"]
     else:
-        check = CheckResult("population", Verdict.PASS, 0.1, 1.0, 2.0, "As usual.")
-        options |= {"model": folder / "inr.pt", "thresholds": the_only_check(monkeypatch, check, tmp_path)}
-        limits = Mock(intervals={"parallel 2": known_intervals()}, of=lambda beam, count: ({}, "parallel 2"))
-        monkeypatch.setattr(pipeline.Thresholds, "load", classmethod(lambda cls, path: limits))
+        thresholds = the_only_check(monkeypatch, AS_USUAL, tmp_path, limits_of("parallel 2"))
+        options |= {"model": folder / "inr.pt", "thresholds": thresholds}
         names = ["interval_lower", "interval_upper"]
     reconstruct([case["image"]], output=output, **options)
     record = json.loads((output / "result.json").read_text())
@@ -111,9 +114,8 @@ def test_dicom_that_is_asked_for_is_refused_without_highdicom_before_the_network
     ran = Mock(side_effect=AssertionError("the network ran"))
     monkeypatch.setattr(Model, "samples", ran)
     words = ["reconstruct", case["image"], "--geometry", case["geometry"], "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit) as end:
-        command_line.main([*words, "--model", str(folder / "ldm"), "--samples", "2", "--dicom"])
-    assert end.value.code == ExitCode.BAD_INPUT and not ran.called
+    assert fewview_ct(*words, "--model", folder / "ldm", "--samples", 2, "--dicom") == ExitCode.BAD_INPUT
+    assert not ran.called
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"error: --dicom: {why_no_map()}") and "\n" not in said
     assert list(tmp_path.iterdir()) == []

@@ -29,6 +29,7 @@ from tests.custom.benchmark.tiny_benchmark import GRID, ISOCENTER
 from tests.custom.dicom.stored_volumes import read_ct_series, read_uncertainty_map
 from tests.custom.reconstruct.dx_pair import write_pair
 from tests.custom.reconstruct.only_check import the_only_check
+from tests.fewview_command import fewview_ct
 
 
 def refuse_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,9 +75,7 @@ def test_one_volume_in_every_form(folder: Path, case: dict[str, str], tmp_path: 
 
 def test_the_hash_is_of_the_values_in_ras_order() -> None:
     volume = torch.arange(24).reshape(2, 3, 4)
-    import struct
-
-    expected = hashlib.sha256(b"".join(struct.pack("<h", value) for value in range(24))).hexdigest()
+    expected = hashlib.sha256(b"".join(value.to_bytes(2, "little") for value in range(24))).hexdigest()
     assert hu_sha256(volume.to(torch.int16)) == hu_sha256(volume.numpy().astype(">i4")) == expected
     assert hu_sha256(volume.flip(0)) != expected
 
@@ -176,24 +175,20 @@ def test_two_dx_files_become_a_series_of_the_same_patient_and_study(folder: Path
 def test_a_pair_without_distances_is_refused_before_anything_runs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from custom.cli import command_line
-
     place = tmp_path / "in"
     place.mkdir()
     keywords = ["DistanceSourceToDetector", "DistanceSourceToPatient", "EstimatedRadiographicMagnificationFactor"]
     write_pair(place, drop=keywords)
     refuse_to_run(monkeypatch)
     words = ["reconstruct", str(place), "--output", str(tmp_path / "out"), "--model", str(folder / "inr.pt")]
-    with pytest.raises(SystemExit) as end:
-        command_line.main(words)
+    assert fewview_ct(*words) == ExitCode.BAD_INPUT
     error = capsys.readouterr().err
-    assert end.value.code == ExitCode.BAD_INPUT and error.count("\n") == 1
+    assert error.count("\n") == 1
     assert all(part in error for part in ("view0.dcm", "view270.dcm", "(0018,1110)", "--accept default-distances"))
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
     monkeypatch.undo()
-    with pytest.raises(SystemExit) as end:
-        command_line.main([*words, "--accept", "default-distances", "--noreport"])
-    assert end.value.code == ExitCode.DONE, capsys.readouterr().err
+    code = fewview_ct(*words, "--accept", "default-distances", "--noreport")
+    assert code == ExitCode.DONE, capsys.readouterr().err
     record = json.loads((tmp_path / "out/result.json").read_text())
     assert record["settings"]["accept"] == ["default-distances"]
     assert record["radiographs"][0]["metadata"]["source_to_detector_mm"] == {
@@ -336,17 +331,11 @@ def test_the_arguments_of_the_first_version_are_explained(tmp_path: Path) -> Non
 def test_the_command_line_reads_files_and_options(
     folder: Path, case: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from custom.cli import command_line
-
     words = ["reconstruct", case["image"], "--geometry", case["geometry"], "--output", str(tmp_path / "out")]
     words += ["--model", str(folder / "inr.pt"), "--angles_deg", "90", "--nodicom", "--report=False", "--strict"]
-    with pytest.raises(SystemExit) as end:
-        command_line.main(words)
-    assert end.value.code == ExitCode.TO_REVIEW, capsys.readouterr().err
+    assert fewview_ct(*words) == ExitCode.TO_REVIEW, capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ct.nii.gz", "result.json"]
-    with pytest.raises(SystemExit) as end:
-        command_line.main([*words, "--checkpoint", "x.pt"])
-    assert end.value.code == ExitCode.BAD_INPUT
+    assert fewview_ct(*words, "--checkpoint", "x.pt") == ExitCode.BAD_INPUT
     assert "--checkpoint is no longer an option of reconstruct: it is --model" in capsys.readouterr().err
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +12,9 @@ import pytest
 from PIL import Image
 
 from custom.report.document import picture, write_page
+from tests.custom.report.page_reader import Page
 
 EVIL = '<script src="https://example.org/x.js">alert(1)</script>" onload="x'
-
-
-class Reader(HTMLParser):
-    """Tags with their attributes, and what is left open."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 @pytest.fixture
@@ -68,8 +51,7 @@ def page(tmp_path: Path) -> str:
 
 
 def test_nothing_is_fetched_and_nothing_runs(page: str) -> None:
-    reader = Reader()
-    reader.feed(page)
+    reader = Page(page)
     assert not reader.open, "every tag is closed"
     names = {tag for tag, _ in reader.tags}
     assert not names & {"script", "link", "iframe", "object", "base", "form"}

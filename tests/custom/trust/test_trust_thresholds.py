@@ -106,18 +106,11 @@ def test_no_thresholds_for_another_beam_or_a_single_view() -> None:
     assert only_one.of("parallel", 2) is None
 
 
-def _without(key: str) -> Any:
-    def change(content: dict[str, Any]) -> None:
-        del content[key]
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("groups"), "'groups' is missing"),
-        (_without("format"), "format"),
+        (lambda c: c.pop("groups"), "'groups' is missing"),
+        (lambda c: c.pop("format"), "format"),
         (lambda c: c["trained"].pop("tilt_deg"), "'trained.tilt_deg' is missing"),
         (lambda c: c["trained"].update(beams=["fan"]), "beams"),
         (lambda c: c["trained"].update(source_to_isocenter_mm=[5, 1]), "smallest first"),
