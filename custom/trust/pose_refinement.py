@@ -44,8 +44,8 @@ _PIECES = 10.0
 _LEAST = 0.01
 #: Of what planes show, round by round: a vertical shift is found from afar.
 _BLUR_MM = (40.0, 15.0, 0.0)
-#: Of a move that is believed, from cone and from parallel beams: with scatter and noise, gains of correct poses reached 7
-#: and 22 on training and validation CTs and phantoms; those of 10 degrees are mostly above 50.
+#: Of a move that is believed, from cone and from parallel beams: with scatter and noise, gains of correct poses reached
+#: 7 and 22 on training and validation CTs and phantoms; those of 10 degrees are mostly above 50.
 _LEAST_GAIN, _LEAST_GAIN_PARALLEL = 10.0, 30.0
 #: What it must cost to leave out a number of a move (a turn, a shift), as twice a log likelihood.
 _LEAST_PART = 6.0
@@ -223,9 +223,9 @@ def _fitted(residuals: _Function, jacobian: _Function, z: np.ndarray) -> np.ndar
 def _simplest(residuals: _Function, jacobian: _Function, z: np.ndarray) -> np.ndarray:
     """The best fit of as few numbers as do nearly as well.
 
-    Two pictures hardly tell a turn from a shift, and what is a bit of both spoils more than the turn alone did; one view
-    that is shifted looks like two others shifted by less. Stepwise selection, from all numbers and from none (Draper and
-    Smith, Applied Regression Analysis), in what the fit says of their errors; what is chosen is fitted again.
+    Two pictures hardly tell a turn from a shift, and what is a bit of both spoils more than the turn alone did; one
+    view that is shifted looks like two others shifted by less. Stepwise selection, from all numbers and from none
+    (Draper and Smith, Applied Regression Analysis), in what the fit says of their errors; the chosen are fitted again.
     """
     slope = jacobian(z)
     information = slope.T @ slope

@@ -225,22 +225,19 @@ def test_nifti_stack(tmp_path: Path) -> None:
     geometry.save(tmp_path / "case.json")
     for keywords in ({}, {"geometry": tmp_path / "case.json"}):
         first, second = read_radiographs([tmp_path / "case.nii.gz"], **keywords)  # type: ignore[arg-type]
-        assert first.name == "case.nii.gz[0]"
+        assert first.name == "case.nii.gz[0]" and not first.warnings
         assert torch.equal(torch.stack([first.view, second.view]), geometry.views)
-        assert np.array_equal(second.line_integrals.numpy(), image[1])
+        assert np.array_equal(second.line_integrals.numpy(), image[1]) and second.modality == "NIfTI"
         assert second.metadata.isocenter_mm.value == (1.0, 2.0, 3.0)
-        assert second.modality == "NIfTI"
     write_nifti(tmp_path / "case.nii.gz", np.rint(image).transpose(2, 1, 0), np.eye(4))
-    warnings = [one.warnings for one in read_radiographs([tmp_path / "case.nii.gz"])]
-    assert all("different values: it was rounded" in own[0] for own in warnings) and not first.warnings
+    assert all("it was rounded" in one.warnings[0] for one in read_radiographs([tmp_path / "case.nii.gz"]))
     write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0) * 100, np.eye(4))
     with pytest.raises(ValueError, match="are no line integrals"):
         read_radiographs([tmp_path / "case.nii.gz"])
     write_nifti(tmp_path / "case.nii.gz", image.transpose(2, 1, 0)[:-1], np.eye(4))
     with pytest.raises(ValueError, match=r"of 119 x 96 pixels .* describes 2 views of 120 x 96"):
         read_radiographs([tmp_path / "case.nii.gz"])
-    raw = (tmp_path / "case.nii.gz").read_bytes()
-    (tmp_path / "case.nii.gz").write_bytes(raw[: len(raw) // 2])
+    (tmp_path / "case.nii.gz").write_bytes((tmp_path / "case.nii.gz").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"case\.nii\.gz"):
         read_radiographs([tmp_path / "case.nii.gz"])
 
